@@ -1,0 +1,1 @@
+"""Jobs: TorchX components and submitit launchers around `lgd.train`."""

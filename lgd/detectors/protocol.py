@@ -1,0 +1,55 @@
+"""What a detector must offer so that the engine can train it and the distiller can teach it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from lgd.structures import Batch, Detections, Features
+
+Assignment = Any
+"""A detector's own record of which prediction answers for which object; opaque to the others."""
+
+
+class Detector(Protocol):
+    """A detector as the engine and the distiller see it. Implementations are `nn.Module`s.
+
+    Attributes:
+        channels: C, the channels of every feature level.
+        strides: pixels of the canvas per cell by level, fine to coarse: {"p3": 8, ...}.
+        num_classes: K.
+    """
+
+    channels: int
+    strides: Mapping[str, int]
+    num_classes: int
+
+    def extract_features(self, batch: Batch) -> Features:
+        """Normalise the images, run backbone and neck: {level: (B, C, H_l, W_l)}."""
+        ...
+
+    def compute_losses(
+        self, features: Features, batch: Batch, assignment: Assignment | None = None
+    ) -> tuple[dict[str, Tensor], Assignment | None]:
+        """Run the head on `features` and hold it against the ground truth.
+
+        Args:
+            features: as from `extract_features`, or the teacher's of the same shapes.
+            batch: images and targets.
+            assignment: the assignment of an earlier call on the same batch, to be used again.
+
+        Returns:
+            Scalar losses by name ("loss_cls", ...), and the assignment (None where a detector
+            samples anew on every call).
+        """
+        ...
+
+    def detect(self, features: Features, batch: Batch) -> list[Detections]:
+        """Run the head on `features`; one `Detections` per image, in original pixels."""
+        ...
+
+    def backbone_parameters(self) -> Iterable[nn.Parameter]:
+        """The parameters that the freeze phase freezes (the backbone without the neck)."""
+        ...

@@ -1,0 +1,106 @@
+"""The tensors that pass between the rooms of the library: batches, targets, detections.
+
+Legend: B images of a batch, padded bottom and right to one canvas H x W; N object slots per image
+(the largest count of the batch, at least 1); D detections of one image. All boxes are xyxy pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Features = Mapping[str, Tensor]
+"""Feature maps by level name, fine to coarse: {"p3": (B, C, H_3, W_3), ...}."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of a batch, padded to N slots per image.
+
+    Attributes:
+        boxes: (B, N, 4) float, xyxy, pixels of the canvas; zeros in the unused slots.
+        labels: (B, N) int64 in [0, num_classes); 0 in the unused slots.
+        valid: (B, N) bool, True where a slot holds an object.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    valid: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
+        """Return a copy on `device`."""
+        return Targets(
+            boxes=self.boxes.to(device, non_blocking=non_blocking),
+            labels=self.labels.to(device, non_blocking=non_blocking),
+            valid=self.valid.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> Targets:
+        """Return a copy in page-locked memory (called by the data loader)."""
+        return Targets(self.boxes.pin_memory(), self.labels.pin_memory(), self.valid.pin_memory())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images and ground truth of one step.
+
+    Attributes:
+        images: (B, 3, H, W) uint8 or float, raw pixels in [0, 255] in the model's channel order,
+            zero in the padding. Detectors normalise them.
+        sizes: (B, 2) int64, (height, width) of each image on the canvas.
+        original_sizes: (B, 2) int64, (height, width) of each image before resizing.
+        image_ids: (B,) int64, the ids of the data set.
+        targets: ground truth on the canvas.
+        skipped: one message per unreadable image that was replaced in this batch.
+    """
+
+    images: Tensor
+    sizes: Tensor
+    original_sizes: Tensor
+    image_ids: Tensor
+    targets: Targets
+    skipped: tuple[str, ...] = ()
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Return a copy on `device`."""
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=non_blocking),
+            sizes=self.sizes.to(device, non_blocking=non_blocking),
+            original_sizes=self.original_sizes.to(device, non_blocking=non_blocking),
+            image_ids=self.image_ids.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking),
+        )
+
+    def pin_memory(self) -> Batch:
+        """Return a copy in page-locked memory (called by the data loader)."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            sizes=self.sizes.pin_memory(),
+            original_sizes=self.original_sizes.pin_memory(),
+            image_ids=self.image_ids.pin_memory(),
+            targets=self.targets.pin_memory(),
+        )
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector found on one image, best first.
+
+    Attributes:
+        boxes: (D, 4) float, xyxy, pixels of the original image, clipped to it.
+        scores: (D,) float in [0, 1], descending.
+        labels: (D,) int64 in [0, num_classes).
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device | str) -> Detections:
+        """Return a copy on `device`."""
+        return Detections(self.boxes.to(device), self.scores.to(device), self.labels.to(device))
