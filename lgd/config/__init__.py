@@ -1,0 +1,1 @@
+"""Configuration: the typed tree and its YAML surface."""

@@ -1,0 +1,1 @@
+"""Data: annotations, images, samplers, loaders."""

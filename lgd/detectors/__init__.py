@@ -1,0 +1,1 @@
+"""Detectors, all behind the protocol of `protocol.py`."""

@@ -1,0 +1,1 @@
+"""Label-guided self-distillation: label encoder, teacher, distiller, schedule."""

@@ -1,0 +1,1 @@
+"""Evaluation: COCO AP and drawn detections."""

@@ -1,0 +1,165 @@
+"""Process groups: the only file that starts, asks or closes them.
+
+Every function works without a process group too, as one rank of one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LaunchInfo:
+    """Where this process stands among all: set by torchrun, or one process alone."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+
+    @classmethod
+    def from_environment(cls) -> LaunchInfo:
+        """Read RANK, LOCAL_RANK and WORLD_SIZE as torchrun sets them; (0, 0, 1) without."""
+        return cls(
+            rank=int(os.environ.get("RANK", "0")),
+            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        )
+
+
+def select_device(name: str, local_rank: int) -> torch.device:
+    """Choose this rank's device.
+
+    Args:
+        name: "auto" (CUDA where there is one), "cuda" or "cpu".
+        local_rank: which device of this machine.
+
+    Raises:
+        ValueError: CUDA asked for and not there, or more ranks than devices.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"MODEL.DEVICE is {name!r} but torch sees no CUDA device; set MODEL.DEVICE cpu or auto"
+        )
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"local rank {local_rank} has no device: this machine shows {torch.cuda.device_count()}; "
+            "start fewer processes per node"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def init(device: torch.device, timeout_seconds: float) -> None:
+    """Join the process group that the launcher's environment describes (nccl on CUDA, else gloo).
+
+    Does nothing for a single process that no launcher started.
+    """
+    if LaunchInfo.from_environment().world_size == 1:
+        return
+    dist.init_process_group(
+        backend="nccl" if device.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=timeout_seconds),
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one."""
+    if is_initialized():
+        dist.destroy_process_group()
+
+
+def is_initialized() -> bool:
+    """Whether this process belongs to a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def get_rank() -> int:
+    """This process's rank, 0 alone."""
+    return dist.get_rank() if is_initialized() else 0
+
+
+def get_world_size() -> int:
+    """The number of processes, 1 alone."""
+    return dist.get_world_size() if is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, the one that writes files."""
+    return get_rank() == 0
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if is_initialized():
+        dist.barrier()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Return the sum of `tensor` over the ranks, as a new tensor on its device; no gradient."""
+    if not is_initialized():
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is true on any rank; every rank gets the same answer."""
+    if not is_initialized():
+        return flag
+    tensor = torch.tensor([int(flag)], device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return bool(tensor.item())
+
+
+def gather_objects(value: Any) -> list[Any] | None:
+    """Collect a picklable value of every rank on rank 0, in rank order; None on the others."""
+    if not is_initialized():
+        return [value]
+    gathered: list[Any] | None = [None] * get_world_size() if is_main() else None
+    dist.gather_object(value, gathered)
+    return gathered
+
+
+def broadcast_object(value: Any) -> Any:
+    """Return rank 0's value on every rank."""
+    if not is_initialized():
+        return value
+    holder = [value]
+    dist.broadcast_object_list(holder)
+    return holder[0]
+
+
+def on_main_first(function: Callable[[], T]) -> T:
+    """Run `function` on rank 0, then on the others, so that one rank fills a cache for all.
+
+    Raises:
+        Exception: whatever `function` raises; a failure of rank 0 is raised on every rank.
+    """
+    if not is_initialized():
+        return function()
+    error: Exception | None = None
+    result: T | None = None
+    if is_main():
+        try:
+            result = function()
+        except Exception as caught:
+            error = caught
+    error = broadcast_object(error)
+    if error is not None:
+        raise error
+    return result if is_main() else function()  # type: ignore[return-value]

@@ -1,0 +1,204 @@
+"""Checkpoints that survive a crash: written aside, flushed, renamed, and sealed by a checksum.
+
+`OUTPUT_DIR/checkpoints/step_0000500.pth` holds the state, `step_0000500.json` beside it its size and
+SHA-256. The seal is written last, so a checkpoint without a fitting seal is not whole and never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "lgd"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written, read or used."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint found on disk.
+
+    Attributes:
+        path: the `.pth` file.
+        step: steps done when it was written.
+        state: its content.
+    """
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+
+
+def save_file(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` so that `path` holds either the old file or the whole new one.
+
+    Raises:
+        CheckpointError: the disk is full or the folder not writable; an older `path` stays.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
+        _discard(temporary)
+        raise CheckpointError(f"could not write {path}: {_reason(error)}") from error
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
+    """Write and seal the checkpoint of `step`, then drop all but the newest `keep`.
+
+    Args:
+        folder: where the checkpoints lie.
+        step: steps done.
+        state: what `load_newest` gives back; tensors and plain containers only.
+        keep: how many to keep, at least 1.
+
+    Raises:
+        CheckpointError: it could not be written; the earlier ones stay as they are.
+    """
+    path = folder / f"step_{step:07d}.pth"
+    seal = path.with_suffix(".json")
+    # A seal must never outlive its file: take an old one away before the file is replaced.
+    try:
+        seal.unlink(missing_ok=True)
+        save_file(path, {"format": FORMAT, "step": step, **state})
+        record = {"step": step, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+        _write_text(seal, json.dumps(record))
+    except (CheckpointError, OSError) as error:
+        kept = _newest_path(folder, before=step)
+        stays = f"{kept.name} stays" if kept else "there is no earlier checkpoint"
+        reason = str(error) if isinstance(error, CheckpointError) else f"{path}: {_reason(error)}"
+        raise CheckpointError(f"checkpoint of step {step} not saved ({reason}); {stays}") from error
+    for old in _steps_on_disk(folder)[keep:]:
+        _discard(old.with_suffix(".json"))
+        _discard(old)
+    return path
+
+
+def load_newest(folder: Path) -> Checkpoint | None:
+    """Read the newest whole checkpoint; a damaged one is named in the log and passed over.
+
+    Returns:
+        The checkpoint, or None where the folder holds none at all.
+
+    Raises:
+        CheckpointError: there are checkpoints, but not one of them is whole.
+    """
+    damaged: list[str] = []
+    for path in _steps_on_disk(folder):
+        problem = check_seal(path)
+        if problem is None:
+            state = read_file(path)
+            if damaged:
+                logger.warning("falling back to %s", path)
+            return Checkpoint(path, int(state["step"]), state)
+        logger.warning("damaged checkpoint passed over: %s (%s)", path, problem)
+        damaged.append(path.name)
+    if damaged:
+        raise CheckpointError(
+            f"no whole checkpoint in {folder}: {', '.join(damaged)} damaged; "
+            "start without --resume, or from MODEL.WEIGHTS"
+        )
+    return None
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read one of our files with `weights_only=True`, on the CPU.
+
+    Raises:
+        CheckpointError: it is not there, not readable, or not ours.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds on a broken file
+        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this library")
+    return content
+
+
+def check_seal(path: Path) -> str | None:
+    """Hold a checkpoint against its seal; return what is wrong, or None."""
+    try:
+        seal = json.loads(path.with_suffix(".json").read_text())
+        size, digest = int(seal["bytes"]), str(seal["sha256"])
+    except FileNotFoundError:
+        return "no seal: writing it did not finish"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unreadable seal"
+    if path.stat().st_size != size:
+        return f"{path.stat().st_size} bytes instead of {size}"
+    return None if _sha256(path) == digest else "its checksum differs"
+
+
+def _steps_on_disk(folder: Path) -> list[Path]:
+    """The checkpoint files, newest first."""
+    return sorted(folder.glob("step_*.pth"), reverse=True) if folder.is_dir() else []
+
+
+def _newest_path(folder: Path, before: int) -> Path | None:
+    earlier = (path for path in _steps_on_disk(folder) if path.stem < f"step_{before:07d}")
+    return next((path for path in earlier if path.with_suffix(".json").exists()), None)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _discard(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("could not remove %s: %s", path, error)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def list_changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield one line for every leaf at which two plain trees differ."""
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from list_changes(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key}: {before!r} -> {after!r}"

@@ -1,0 +1,119 @@
+"""Optimizers, learning-rate schedules and gradient clipping, as plain functions of the step."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+def build_optimizer(
+    parameters: Iterable[nn.Parameter],
+    *,
+    kind: str,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    fused: bool = False,
+) -> torch.optim.Optimizer:
+    """Build one side's optimizer: one group, the same lr and weight decay for every parameter.
+
+    Args:
+        parameters: parameters of the student and adapter, or of the teacher.
+        kind: "SGD" or "ADAMW" (betas 0.9 and 0.999).
+        lr: learning rate of the first step; the schedule sets it anew before every step.
+        momentum: SGD's momentum.
+        weight_decay: coupled for SGD, decoupled for AdamW.
+        fused: one kernel for all parameters (CUDA).
+
+    Raises:
+        ValueError: unknown `kind`.
+    """
+    parameters = list(parameters)
+    if kind == "SGD":
+        return torch.optim.SGD(
+            parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused or None
+        )
+    if kind == "ADAMW":
+        return torch.optim.AdamW(
+            parameters, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, fused=fused or None
+        )
+    raise ValueError(f"unknown optimizer {kind!r}; known: SGD, ADAMW")
+
+
+@dataclass(frozen=True)
+class LRSchedule:
+    """Learning rate as a pure function of the step, so that resuming needs no state.
+
+    Attributes:
+        base_lr: learning rate after the warm-up.
+        kind: "WarmupMultiStepLR" or "WarmupCosineLR".
+        steps: steps at which the rate is multiplied by `gamma` (multi-step only).
+        gamma: factor at each of `steps`.
+        warmup_factor: share of the rate at step 0.
+        warmup_iters: steps until the full rate.
+        warmup_method: "linear" or "constant".
+        max_iter: where the cosine reaches zero.
+    """
+
+    base_lr: float
+    kind: str
+    steps: Sequence[int]
+    gamma: float
+    warmup_factor: float
+    warmup_iters: float
+    warmup_method: str
+    max_iter: int
+
+    def at(self, step: int) -> float:
+        """The learning rate that step `step` (from 0) uses."""
+        if self.kind == "WarmupCosineLR":
+            decay = 0.5 * (1.0 + math.cos(math.pi * min(step, self.max_iter) / self.max_iter))
+        else:
+            decay = self.gamma ** bisect_right(self.steps, step)
+        return self.base_lr * self._warmup(step) * decay
+
+    def _warmup(self, step: int) -> float:
+        if step >= self.warmup_iters:
+            return 1.0
+        if self.warmup_method == "constant":
+            return self.warmup_factor
+        done = step / self.warmup_iters
+        return self.warmup_factor * (1.0 - done) + done
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], *, kind: Literal["value", "norm", "none"], limit: float
+) -> Tensor:
+    """Clip gradients in place.
+
+    Args:
+        parameters: those to clip together.
+        kind: "value" limits every element to [-limit, limit]; "norm" scales all of them so that
+            their joint L2 norm is at most `limit`; "none" leaves them.
+        limit: the bound.
+
+    Returns:
+        The joint L2 norm before clipping, a scalar on the gradients' device.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    if kind == "value":
+        torch._foreach_clamp_min_(gradients, -limit)
+        torch._foreach_clamp_max_(gradients, limit)
+    elif kind == "norm":
+        torch._foreach_mul_(gradients, torch.clamp(limit / (norm + 1e-6), max=1.0))
+    return norm
