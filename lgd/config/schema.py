@@ -1,0 +1,199 @@
+"""The configuration tree: every setting with its type, its default and one line on what it does.
+
+The tree is made of frozen dataclasses, a section each (those under MODEL are in `model_schema.py` and
+`distillator_schema.py`). A YAML key is the attribute in upper case: `SOLVER.MAX_ITER` is
+`cfg.solver.max_iter` (`LAMBDA` is `lambda_`, since Python has taken the word). Keys, meanings and
+defaults are those of detectron2 v0.3 and of the reference's LGD. Where detectron2's default describes its
+C4 models, which are not here, ours is the value of the FPN recipes.
+
+NUM_CLASSES is the one place of the class count, `cfg.num_classes`, for every detector. The reference's
+MODEL.RETINANET.NUM_CLASSES, MODEL.FCOS.NUM_CLASSES and MODEL.ROI_HEADS.NUM_CLASSES are other spellings of
+it (`ALIASES`): the later of two files or overrides wins, and two different values in one file are an
+error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from lgd.config.model_schema import ModelConfig
+from lgd.config.values import (
+    Interval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    UnitFloat,
+)
+
+ALIASES = {
+    "MODEL.RETINANET.NUM_CLASSES": "NUM_CLASSES",
+    "MODEL.FCOS.NUM_CLASSES": "NUM_CLASSES",
+    "MODEL.ROI_HEADS.NUM_CLASSES": "NUM_CLASSES",
+}
+"""Keys of the reference that set another key of this tree."""
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """INPUT.CROP: random crops of the training images."""
+
+    enabled: Annotated[bool, "Crop the training images before they are resized."] = False
+    type: Annotated[
+        Literal["relative", "relative_range", "absolute", "absolute_range"],
+        "What SIZE means: a fraction of the image, the least fraction, pixels, or a range of pixels.",
+    ] = "relative_range"
+    size: Annotated[tuple[PositiveFloat, PositiveFloat], "(height, width), or (least, most) in pixels."] = (
+        0.9,
+        0.9,
+    )
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """INPUT: from the file's pixels to the model's."""
+
+    format: Annotated[Literal["BGR", "RGB"], "Order of the channels that the model sees."] = "BGR"
+    min_size_train: Annotated[tuple[PositiveInt, ...], "Lengths of the short side in training, pixels."] = (
+        800,
+    )
+    min_size_train_sampling: Annotated[
+        Literal["choice", "range"], "Take one of MIN_SIZE_TRAIN, or any length between its two."
+    ] = "choice"
+    max_size_train: Annotated[PositiveInt, "Longest long side in training, pixels."] = 1333
+    min_size_test: Annotated[PositiveInt, "Length of the short side in testing, pixels."] = 800
+    max_size_test: Annotated[PositiveInt, "Longest long side in testing, pixels."] = 1333
+    random_flip: Annotated[Literal["horizontal", "none"], "Flip half of the training images."] = "horizontal"
+    mask_format: Annotated[Literal["polygon", "bitmask"], "How instance masks travel to the model."] = (
+        "polygon"
+    )
+    crop: CropConfig = CropConfig()
+
+
+@dataclass(frozen=True)
+class DatasetsConfig:
+    """DATASETS: what to train and to test on."""
+
+    root: Annotated[str, "Folder of the data sets that are known by name (ROOT/coco/...)."] = "datasets"
+    train: Annotated[
+        tuple[str, ...], "Training sets: coco_2017_train, coco:FOLDER:SPLIT or synthetic:FOLDER:SPLIT."
+    ] = ()
+    test: Annotated[tuple[str, ...], "Test sets, written in the same way; each is evaluated by itself."] = ()
+
+
+@dataclass(frozen=True)
+class DataloaderConfig:
+    """DATALOADER: how images reach the model."""
+
+    num_workers: Annotated[
+        NonNegativeInt, "Loader processes of each rank; 0 loads in the trainer itself."
+    ] = 4
+    aspect_ratio_grouping: Annotated[bool, "Batch landscapes with landscapes, portraits with portraits."] = (
+        True
+    )
+    filter_empty_annotations: Annotated[bool, "Leave images without usable boxes out of training."] = True
+    sampler_train: Annotated[
+        Literal["TrainingSampler", "RepeatFactorTrainingSampler"],
+        "Every image alike, or rare classes more often.",
+    ] = "TrainingSampler"
+    repeat_threshold: Annotated[UnitFloat, "Share of images below which a class is repeated."] = 0.0
+    on_bad_image: Annotated[
+        Literal["fail", "skip"], "An unreadable image: stop with its name, or count it and go on."
+    ] = "fail"
+
+
+@dataclass(frozen=True)
+class ClipGradientsConfig:
+    """SOLVER.CLIP_GRADIENTS: applied parameter by parameter, before each step."""
+
+    enabled: Annotated[bool, "Clip the gradients."] = False
+    clip_type: Annotated[Literal["value", "norm"], "Clip each element, or the norm of each parameter."] = (
+        "value"
+    )
+    clip_value: Annotated[PositiveFloat, "Largest element or norm."] = 1.0
+    norm_type: Annotated[PositiveFloat, "p of the p-norm where CLIP_TYPE is norm."] = 2.0
+
+
+@dataclass(frozen=True)
+class AmpConfig:
+    """SOLVER.AMP: mixed precision."""
+
+    enabled: Annotated[bool, "Train under bfloat16 autocast (no loss scaling needed)."] = False
+
+
+@dataclass(frozen=True)
+class SolverConfig:
+    """SOLVER: optimizer and schedule, for student and teacher where these do not have their own."""
+
+    optimizer: Annotated[Literal["SGD", "ADAMW"], "Optimizer."] = "SGD"
+    base_lr: Annotated[PositiveFloat, "Learning rate after the warm-up."] = 0.001
+    momentum: Annotated[UnitFloat, "Momentum of SGD."] = 0.9
+    weight_decay: Annotated[NonNegativeFloat, "Weight decay, the same for every parameter."] = 0.0001
+    ims_per_batch: Annotated[PositiveInt, "Images of one step, over all ranks and accumulation steps."] = 16
+    max_iter: Annotated[PositiveInt, "Steps of the whole training."] = 40_000
+    lr_scheduler_name: Annotated[
+        Literal["WarmupMultiStepLR", "WarmupCosineLR"], "Learning rate over time: in steps, or half a cosine."
+    ] = "WarmupMultiStepLR"
+    steps: Annotated[tuple[PositiveInt, ...], "Iterations at which the rate is multiplied by GAMMA."] = (
+        30_000,
+    )
+    gamma: Annotated[PositiveFloat, "Factor at each of STEPS."] = 0.1
+    warmup_factor: Annotated[UnitFloat, "The rate starts at this share of BASE_LR."] = 0.001
+    warmup_iters: Annotated[NonNegativeInt, "Iterations of the warm-up."] = 1000
+    warmup_method: Annotated[Literal["linear", "constant"], "Rise through the warm-up, or stay low."] = (
+        "linear"
+    )
+    checkpoint_period: Annotated[PositiveInt, "Iterations between checkpoints."] = 5000
+    reference_world_size: Annotated[
+        NonNegativeInt,
+        "Ranks that batch, rates and schedule are written for; scaled to those at hand. 0: never.",
+    ] = 0
+    clip_gradients: ClipGradientsConfig = ClipGradientsConfig()
+    amp: AmpConfig = AmpConfig()
+
+
+@dataclass(frozen=True)
+class TestConfig:
+    """TEST: evaluation."""
+
+    __test__ = False  # not a test class, whatever pytest thinks of its name
+
+    eval_period: Annotated[NonNegativeInt, "Iterations between evaluations; 0 evaluates at the end only."] = 0
+    detections_per_image: Annotated[PositiveInt, "Detections kept of an image."] = 100
+    ims_per_batch: Annotated[PositiveInt, "Images of equal canvas evaluated together, on each rank."] = 8
+    vis_images: Annotated[NonNegativeInt, "Validation images drawn to TensorBoard."] = 8
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """TRAIN: how the training runs on the machine; none of it changes what is learnt."""
+
+    accumulate_steps: Annotated[PositiveInt, "Forward and backward passes that make up one step."] = 1
+    keep_checkpoints: Annotated[PositiveInt, "Newest checkpoints kept beside the best."] = 3
+    channels_last: Annotated[Literal["auto"] | bool, "NHWC memory layout; auto: on CUDA."] = "auto"
+    compile: Annotated[bool, "torch.compile the training step."] = False
+    fused_optimizer: Annotated[Literal["auto"] | bool, "One kernel for all parameters; auto: on CUDA."] = (
+        "auto"
+    )
+    process_group_timeout: Annotated[PositiveInt, "Seconds that a rank waits for the others."] = 600
+    eval_backend: Annotated[Literal["hotcoco", "pycocotools"], "What computes the COCO metrics."] = "hotcoco"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole tree."""
+
+    version: Annotated[Literal[2], "Version of the key names (detectron2's)."] = 2
+    num_classes: Annotated[PositiveInt, "Classes of the data, for every detector."] = 80
+    model: ModelConfig = field(default_factory=ModelConfig)
+    input: InputConfig = InputConfig()
+    datasets: DatasetsConfig = DatasetsConfig()
+    dataloader: DataloaderConfig = DataloaderConfig()
+    solver: SolverConfig = SolverConfig()
+    train: TrainConfig = TrainConfig()
+    test: TestConfig = TestConfig()
+    log_period: Annotated[PositiveInt, "Iterations between log lines."] = 20
+    output_dir: Annotated[str, "Folder of everything that a run writes."] = "./outputs"
+    seed: Annotated[int, Interval(-1), "Seed of every random number; -1 draws one anew."] = -1
+    cudnn_benchmark: Annotated[bool, "Let cuDNN try its algorithms out on each new shape."] = False
