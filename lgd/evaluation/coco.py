@@ -1,0 +1,221 @@
+"""Box AP and AR as COCO defines them, from detections and a COCO annotation file.
+
+The counting is done by hotcoco (fast) or pycocotools (the reference); both give the same precision and recall
+tables, and one summary turns either into the same numbers.
+
+Legend: T = 10 IoU thresholds 0.50:0.05:0.95; R = 101 recall thresholds; K categories; A = 4 areas (all,
+small, medium, large); M = 3 caps on the detections of a category in an image (1, 10, 100).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lgd.structures import Detections
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, float | None]
+"""AP and AR by name, in percent; None where there is no ground truth to measure against."""
+
+Array = npt.NDArray[np.float64]
+
+_AREAS = ("", "s", "m", "l")
+_CAPS = (1, 10, 100)
+
+
+def to_coco_results(
+    detections: Detections, image_id: int, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Write the detections of one image in COCO's results format.
+
+    Args:
+        detections: D detections, xyxy boxes in pixels of the original image.
+        image_id: the image's id in the annotation file.
+        category_ids: the annotation file's category id of each class, by label.
+
+    Returns:
+        D dicts with image_id, category_id, bbox (x, y, width, height; pixels) and score.
+    """
+    boxes = detections.boxes.detach().to("cpu", torch.float64)
+    xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
+    scores = detections.scores.detach().to("cpu", torch.float64).tolist()
+    labels = detections.labels.tolist()
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for label, box, score in zip(labels, xywh, scores, strict=True)
+    ]
+
+
+def evaluate_boxes(
+    gt_json: Path | None,
+    results: Sequence[dict[str, Any]],
+    *,
+    backend: Literal["hotcoco", "pycocotools"] = "hotcoco",
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+    image_ids: Collection[int] | None = None,
+) -> Metrics | None:
+    """Measure box AP and AR.
+
+    Args:
+        gt_json: COCO annotation file; None where the set has none.
+        results: detections of all images, as from `to_coco_results`.
+        backend: what counts the matches.
+        class_names: the K class names by label.
+        category_ids: the annotation file's category id of each class, by label.
+        image_ids: the images to measure on; all of the file when None.
+
+    Returns:
+        AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl and "AP-<class name>" for each class,
+        in percent; None as a value where no object is there to be found (a class or size that does not
+        occur). None altogether when the set has no annotations.
+
+    Raises:
+        ValueError: `results` names an image or a category that the file does not have, or pycocotools is
+            asked for and not installed.
+    """
+    ground_truth = _read_ground_truth(gt_json) if gt_json is not None else None
+    if ground_truth is None:
+        logger.info(
+            "%s has no annotations: only predictions are written, there is no AP", gt_json or "The set"
+        )
+        return None
+    known_images = [image["id"] for image in ground_truth["images"]]
+    _check_ids(gt_json, "image", (result["image_id"] for result in results), known_images)
+    _check_ids(gt_json, "category", (result["category_id"] for result in results), category_ids)
+
+    count = {"hotcoco": _count_with_hotcoco, "pycocotools": _count_with_pycocotools}[backend]
+    used_images = sorted(known_images if image_ids is None else image_ids)
+    order = np.argsort(category_ids)
+    precision, recall = count(ground_truth, results, used_images, [category_ids[k] for k in order])
+    names = _distinct_names(class_names, category_ids)
+    return _summarise(precision, recall, [names[k] for k in order])
+
+
+def _read_ground_truth(gt_json: Path) -> dict[str, Any] | None:
+    """Read what box AP needs of an annotation file; None where it has no annotations.
+
+    Objects are numbered anew from 1, because pycocotools takes an object whose id is 0 for one not found. A
+    missing area is the box's, a missing iscrowd is 0.
+    """
+    with gt_json.open(encoding="utf-8") as file:
+        content = json.load(file)
+    if not content.get("annotations"):
+        return None
+    annotations = [
+        {
+            "id": number,
+            "image_id": annotation["image_id"],
+            "category_id": annotation["category_id"],
+            "bbox": annotation["bbox"],
+            "area": annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]),
+            "iscrowd": annotation.get("iscrowd", 0),
+        }
+        for number, annotation in enumerate(content["annotations"], start=1)
+    ]
+    categories = [{"id": category["id"], "name": category["name"]} for category in content["categories"]]
+    images = [
+        {"id": image["id"], "width": image["width"], "height": image["height"]} for image in content["images"]
+    ]
+    return {"images": images, "categories": categories, "annotations": annotations}
+
+
+def _check_ids(gt_json: Path | None, kind: str, used: Iterable[int], known: Sequence[int]) -> None:
+    unknown = sorted(set(used).difference(known))
+    if unknown:
+        raise ValueError(
+            f"{gt_json}: the detections name {len(unknown)} {kind} id(s) that are not in this file "
+            f"({', '.join(map(str, unknown[:5]))}{', ...' if len(unknown) > 5 else ''}); "
+            "evaluate on the file that the images were read from"
+        )
+
+
+def _distinct_names(class_names: Sequence[str], category_ids: Sequence[int]) -> list[str]:
+    """The class names, with the category id behind those that occur twice, so that no class hides another."""
+    occurrences = Counter(class_names)
+    return [
+        name if occurrences[name] == 1 else f"{name} ({category_id})"
+        for name, category_id in zip(class_names, category_ids, strict=True)
+    ]
+
+
+def _count_with_hotcoco(
+    ground_truth: dict[str, Any],
+    results: Sequence[dict[str, Any]],
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
+) -> tuple[Array, Array]:
+    """Count with hotcoco: precision (T, R, K, A, M) and recall (T, K, A, M) in [0, 1], -1 without objects."""
+    import hotcoco
+
+    gt = hotcoco.COCO(ground_truth)
+    evaluator = hotcoco.COCOeval(gt, gt.load_res(list(results)), "bbox")
+    evaluator.params.img_ids = list(image_ids)
+    evaluator.params.cat_ids = list(category_ids)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    tables = evaluator.eval
+    assert tables is not None
+    return tables["precision"], tables["recall"]
+
+
+def _count_with_pycocotools(
+    ground_truth: dict[str, Any],
+    results: Sequence[dict[str, Any]],
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
+) -> tuple[Array, Array]:
+    """Count with pycocotools; returns what `_count_with_hotcoco` returns."""
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise ValueError(
+            "pycocotools is not installed: pip install pycocotools, or evaluate with hotcoco"
+        ) from error
+
+    # Its own loadRes fails on an empty list, so the detections become a data set by hand.
+    found = [
+        {**result, "id": number, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+        for number, result in enumerate(results, start=1)
+    ]
+    gt, detected = COCO(), COCO()
+    gt.dataset, detected.dataset = ground_truth, {**ground_truth, "annotations": found}
+    with contextlib.redirect_stdout(io.StringIO()):
+        gt.createIndex()
+        detected.createIndex()
+        evaluator = COCOeval(gt, detected, "bbox")
+        evaluator.params.imgIds = list(image_ids)
+        evaluator.params.catIds = list(category_ids)
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return evaluator.eval["precision"], evaluator.eval["recall"]
+
+
+def _summarise(precision: Array, recall: Array, class_names: Sequence[str]) -> Metrics:
+    """Average precision (T, R, K, A, M) and recall (T, K, A, M) into the named numbers, in percent."""
+    best = precision[..., -1]
+    metrics = {"AP": _mean(best[..., 0]), "AP50": _mean(best[0, ..., 0]), "AP75": _mean(best[5, ..., 0])}
+    metrics |= {f"AP{area}": _mean(best[..., a]) for a, area in enumerate(_AREAS) if area}
+    metrics |= {f"AR{cap}": _mean(recall[..., 0, m]) for m, cap in enumerate(_CAPS)}
+    metrics |= {f"AR{area}": _mean(recall[..., a, -1]) for a, area in enumerate(_AREAS) if area}
+    metrics |= {f"AP-{name}": _mean(best[:, :, k, 0]) for k, name in enumerate(class_names)}
+    return metrics
+
+
+def _mean(values: Array) -> float | None:
+    """The mean in percent over the entries that have objects (-1 marks the others); None if none has."""
+    present = values[values > -1]
+    return 100 * float(present.mean()) if present.size else None

@@ -1,0 +1,105 @@
+"""Results of evaluations on disk and on the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Results = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None] | None]]]
+"""Data set -> "student" or "teacher" -> "bbox" -> metric -> percent; None where nothing can be measured."""
+
+_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_MAX_CLASSES_SHOWN = 30
+
+
+def write_predictions(path: Path, predictions: Sequence[Mapping[str, Any]]) -> None:
+    """Write detections (as from `to_coco_results`) as one JSON list; the old file stays if that fails."""
+    write_text_atomically(path, json.dumps(predictions))
+
+
+def write_results_json(path: Path, results: Results) -> None:
+    """Write the metrics as `{data set: {"student": {"bbox": {"AP": percent, ...}}, "teacher": ...}}`.
+
+    NaN and infinity, which JSON does not have, become null. The old file stays if writing fails.
+    """
+    write_text_atomically(path, json.dumps(replace_non_finite(results), indent=2) + "\n")
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` under a temporary name, flush it to the disk and rename it to `path`.
+
+    Raises:
+        OSError: the disk is full or the folder read-only; `path` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def replace_non_finite(value: Any) -> Any:
+    """Return a copy of nested mappings, lists and numbers with None in place of NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {key: replace_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [replace_non_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def results_table(results: Results) -> str:
+    """Lay out the metrics as text: a row per data set and model, then AP per class where classes are few."""
+    rows = [
+        [dataset, model, *(_percent((metrics or {}).get(column)) for column in _COLUMNS)]
+        for dataset, models in results.items()
+        for model, kinds in models.items()
+        for metrics in kinds.values()
+    ]
+    tables = [_align([["data set", "model", *_COLUMNS], *rows], num_text_columns=2)]
+    for dataset, models in results.items():
+        tables += _class_tables(dataset, models)
+    return "\n\n".join(tables)
+
+
+def _class_tables(
+    dataset: str, models: Mapping[str, Mapping[str, Mapping[str, float | None] | None]]
+) -> Iterator[str]:
+    """Yield the table of AP per class of one data set, or nothing where it would be empty or too long."""
+    columns = {model: metrics for model, kinds in models.items() for metrics in kinds.values() if metrics}
+    names = list(
+        dict.fromkeys(name for metrics in columns.values() for name in metrics if name.startswith("AP-"))
+    )
+    if 0 < len(names) <= _MAX_CLASSES_SHOWN:
+        rows = [
+            [name.removeprefix("AP-"), *(_percent(metrics.get(name)) for metrics in columns.values())]
+            for name in names
+        ]
+        yield _align([[f"AP per class, {dataset}", *columns], *rows], num_text_columns=1)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.2f}"
+
+
+def _align(rows: Sequence[Sequence[str]], num_text_columns: int) -> str:
+    """Pad the cells into columns, the first `num_text_columns` to the left and the rest to the right."""
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if c < num_text_columns else cell.rjust(width)
+            for c, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(lines)

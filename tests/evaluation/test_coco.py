@@ -1,0 +1,265 @@
+"""AP and AR against hand-computed values, and the two backends against each other."""
+
+import contextlib
+import io
+import json
+import logging
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from lgd.evaluation.coco import evaluate_boxes, to_coco_results
+from lgd.structures import Detections
+
+TWELVE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+BACKENDS = ("hotcoco", "pycocotools")
+
+
+def write_ground_truth(folder, boxes, categories=((1, "cat"), (2, "dog")), images=(1, 2)):
+    """Write a COCO file; `boxes` holds (image id, category id, xywh) with further keys in a dict."""
+    annotations = [
+        {"id": i, "image_id": image, "category_id": category, "bbox": list(box), **extra}
+        for i, (image, category, box, extra) in enumerate(boxes)
+    ]
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in images],
+        "categories": [{"id": i, "name": name} for i, name in categories],
+        "annotations": annotations,
+    }
+    path = folder / "instances.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def detection(image, category, box, score):
+    return {"image_id": image, "category_id": category, "bbox": list(box), "score": score}
+
+
+def random_case(folder, num_images, num_detections, seed):
+    """Objects with crowds, ignored ones, areas below the box's; detections near and off them; gaps in ids."""
+    random = np.random.default_rng(seed)
+    images = np.cumsum(random.integers(1, 9, num_images))
+    categories = np.array([3, 4, 17, 18, 40, 90, 41])
+    image_ids = random.choice(images[: num_images * 4 // 5], num_images * 7)  # a fifth has no objects
+    labels = random.choice(categories[:-2], len(image_ids))  # two categories have no objects
+    sizes = np.exp(random.uniform(np.log(4), np.log(300), (len(image_ids), 2)))
+    boxes = np.concatenate([random.uniform(0, 300, sizes.shape), sizes], 1).round(2)
+    extras = [
+        {"area": float(a), "iscrowd": int(crowd), "ignore": int(ignore)}
+        for a, crowd, ignore in zip(
+            boxes[:, 2] * boxes[:, 3] * random.uniform(0.4, 1, len(boxes)),
+            random.random(len(boxes)) < 0.05,
+            random.random(len(boxes)) < 0.05,
+            strict=True,
+        )
+    ]
+    path = write_ground_truth(
+        folder,
+        [
+            (int(i), int(c), b, e)
+            for i, c, b, e in zip(image_ids, labels, boxes.tolist(), extras, strict=True)
+        ],
+        [(int(c), f"class {c}") for c in categories],
+        images.tolist(),
+    )
+    near = random.integers(0, len(boxes), num_detections)
+    found_boxes = np.abs(
+        boxes[near] + random.normal(0, 0.08, (num_detections, 4)) * boxes[near][:, [2, 3, 2, 3]]
+    )
+    off = random.random(num_detections) < 0.3
+    found_images = np.where(off, random.choice(images, num_detections), image_ids[near])
+    found_labels = np.where(off, random.choice(categories, num_detections), labels[near])
+    scores = random.random(num_detections).round(2)  # many ties
+    results = [
+        detection(int(i), int(c), b, s)
+        for i, c, b, s in zip(found_images, found_labels, found_boxes.tolist(), scores.tolist(), strict=True)
+    ]
+    return path, results, [int(c) for c in categories], images.tolist()
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert (value is None) == (second[key] is None), key
+        assert value is None or abs(value - second[key]) <= 1e-9, key
+
+
+def both_backends(path, results, category_ids, **more):
+    names = [f"class {c}" for c in category_ids]
+    first, second = (
+        evaluate_boxes(path, results, backend=backend, class_names=names, category_ids=category_ids, **more)
+        for backend in BACKENDS
+    )
+    assert_same(first, second)
+    return first
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_backends_agree_on_random_detections(tmp_path, seed):
+    path, results, category_ids, images = random_case(tmp_path, 60, 8000, seed)
+    metrics = both_backends(path, results, category_ids)
+    assert all(metrics[key] is not None and 0 < metrics[key] < 100 for key in TWELVE)
+    assert metrics["AP-class 90"] is None
+    assert metrics["AP-class 41"] is None
+    subset = both_backends(path, results, category_ids, image_ids=images[5:20])
+    assert subset != metrics
+
+
+@pytest.mark.slow
+def test_backends_agree_on_100k_random_detections(tmp_path):
+    path, results, category_ids, _ = random_case(tmp_path, 2000, 100_000, seed=3)
+    both_backends(path, results, category_ids)
+
+
+def test_summary_is_that_of_pycocotools(tmp_path):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    path, results, category_ids, _ = random_case(tmp_path, 40, 3000, seed=4)
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation["id"] += 1
+    path.write_text(json.dumps(content))
+    with contextlib.redirect_stdout(io.StringIO()):
+        ground_truth = COCO(path)
+        evaluator = COCOeval(ground_truth, ground_truth.loadRes(results), "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    metrics = both_backends(path, results, category_ids)
+    assert [metrics[key] for key in TWELVE] == pytest.approx((evaluator.stats * 100).tolist(), abs=1e-9)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hand_computed(tmp_path, backend):
+    """One cat of two found exactly; a dog found at IoU 0.6, below a false one of higher score."""
+    path = write_ground_truth(
+        tmp_path,
+        [
+            (1, 1, (10, 10, 20, 20), {}),
+            (2, 1, (50, 50, 100, 100), {}),
+            (2, 2, (0, 0, 100, 200), {}),
+        ],
+    )
+    results = [
+        detection(1, 1, (10, 10, 20, 20), 0.9),
+        detection(2, 2, (300, 300, 50, 50), 0.8),
+        detection(2, 2, (0, 0, 100, 120), 0.7),
+    ]
+    metrics = evaluate_boxes(path, results, backend=backend, class_names=["cat", "dog"], category_ids=[1, 2])
+    cat = 100 * 51 / 101  # recall 0.5 reaches 51 of the 101 points, at precision 1
+    dog = 50.0  # the only object is found second: precision 1/2 at every recall
+    assert metrics["AP50"] == pytest.approx((cat + dog) / 2)
+    assert metrics["AP75"] == pytest.approx(cat / 2)
+    assert metrics["AP-cat"] == pytest.approx(cat)
+    assert metrics["AP-dog"] == pytest.approx(dog * 3 / 10)  # thresholds 0.50, 0.55, 0.60
+    assert metrics["AP"] == pytest.approx((cat + dog * 3 / 10) / 2)
+    assert metrics["APs"] == pytest.approx(100)  # the small cat; no small dog
+    assert metrics["APm"] is None
+    assert metrics["AR1"] == pytest.approx((50 + 0) / 2)
+    assert metrics["AR100"] == pytest.approx((50 + 30) / 2)
+    assert list(metrics) == [*TWELVE, "AP-cat", "AP-dog"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_predictions_are_zero(tmp_path, backend):
+    path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), {})])
+    metrics = evaluate_boxes(path, [], backend=backend, class_names=["cat", "dog"], category_ids=[1, 2])
+    assert metrics["AP"] == metrics["AP50"] == metrics["AR100"] == metrics["APs"] == metrics["AP-cat"] == 0.0
+    assert metrics["APl"] is None
+    assert metrics["AP-dog"] is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_images_without_objects_only(tmp_path, backend):
+    path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), {})])
+    metrics = evaluate_boxes(
+        path, [], backend=backend, class_names=["cat", "dog"], category_ids=[1, 2], image_ids=[2]
+    )
+    assert set(metrics.values()) == {None}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_object_with_id_zero_counts(tmp_path, backend):
+    path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), {"area": 400, "iscrowd": 0})])
+    assert json.loads(path.read_text())["annotations"][0]["id"] == 0
+    metrics = evaluate_boxes(
+        path,
+        [detection(1, 1, (10, 10, 20, 20), 0.5)],
+        backend=backend,
+        class_names=["cat"],
+        category_ids=[1],
+    )
+    assert metrics["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_more_than_100_detections_of_a_class_in_an_image(tmp_path, backend):
+    path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), {})])
+    wrong = [detection(1, 1, (300, 300, 9, 9), 0.9)] * 100
+    right = [detection(1, 1, (10, 10, 20, 20), 0.1)]
+    kwargs = {"backend": backend, "class_names": ["cat"], "category_ids": [1]}
+    assert evaluate_boxes(path, wrong + right, **kwargs)["AR100"] == 0
+    assert evaluate_boxes(path, wrong[1:] + right, **kwargs)["AR100"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_is_printed(tmp_path, backend, capfd):
+    path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), {})])
+    evaluate_boxes(path, [], backend=backend, class_names=["cat", "dog"], category_ids=[1, 2])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_classes_may_be_in_any_order_and_share_a_name(tmp_path):
+    path = write_ground_truth(
+        tmp_path, [(1, 7, (10, 10, 20, 20), {}), (1, 2, (90, 90, 20, 20), {})], [(7, "cell"), (2, "cell")]
+    )
+    metrics = evaluate_boxes(
+        path,
+        [detection(1, 7, (10, 10, 20, 20), 0.5)],
+        class_names=["cell", "cell"],
+        category_ids=[7, 2],
+    )
+    assert metrics["AP-cell (7)"] == pytest.approx(100)
+    assert metrics["AP-cell (2)"] == 0
+
+
+def test_without_annotations_there_is_no_ap(tmp_path, caplog):
+    path = tmp_path / "image_info.json"
+    path.write_text(json.dumps({"images": [{"id": 1, "width": 5, "height": 5}], "categories": []}))
+    with caplog.at_level(logging.INFO):
+        assert evaluate_boxes(path, [], class_names=[], category_ids=[]) is None
+        assert evaluate_boxes(None, [], class_names=[], category_ids=[]) is None
+    assert f"{path} has no annotations: only predictions are written, there is no AP" in caplog.text
+
+
+def test_detections_of_another_set_are_refused(tmp_path):
+    path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), {})])
+    kwargs = {"class_names": ["cat", "dog"], "category_ids": [1, 2]}
+    with pytest.raises(ValueError, match=r"instances\.json.* 1 image id\(s\) .*\(77\)"):
+        evaluate_boxes(path, [detection(77, 1, (0, 0, 1, 1), 0.5)], **kwargs)
+    with pytest.raises(ValueError, match=r"6 category id\(s\) .*\(3, 4, 5, 6, 7, \.\.\.\)"):
+        evaluate_boxes(path, [detection(1, c, (0, 0, 1, 1), 0.5) for c in range(3, 9)], **kwargs)
+
+
+def test_missing_pycocotools_says_what_to_do(tmp_path, monkeypatch):
+    path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), {})])
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    with pytest.raises(ValueError, match="pip install pycocotools, or evaluate with hotcoco"):
+        evaluate_boxes(path, [], backend="pycocotools", class_names=["cat", "dog"], category_ids=[1, 2])
+
+
+def test_to_coco_results():
+    detections = Detections(
+        boxes=torch.tensor([[1.0, 2.0, 4.5, 8.0], [0.0, 0.0, 10.0, 20.0]]),
+        scores=torch.tensor([0.75, 0.5]),
+        labels=torch.tensor([1, 0]),
+    )
+    assert to_coco_results(detections, 42, [3, 90]) == [
+        {"image_id": 42, "category_id": 90, "bbox": [1.0, 2.0, 3.5, 6.0], "score": 0.75},
+        {"image_id": 42, "category_id": 3, "bbox": [0.0, 0.0, 10.0, 20.0], "score": 0.5},
+    ]
+    empty = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    assert to_coco_results(empty, 42, [3, 90]) == []
