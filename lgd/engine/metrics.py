@@ -1,0 +1,358 @@
+"""What there is to watch of a run: progress lines, metrics.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import resource
+import statistics
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lgd.distill.schedule import Phase
+from lgd.evaluation.results import replace_non_finite, write_text_atomically
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
+
+TIMING_KEYS = frozenset({"time", "data_time", "images_per_second", "memory", "eta_seconds"})
+"""The keys of metrics.jsonl that depend on the machine; all others repeat bit by bit."""
+
+ModelMetrics = Mapping[str, Mapping[str, Mapping[str, float | None] | None]]
+""""student" or "teacher" -> "bbox" -> metric -> percent."""
+
+_TEACHER_SUFFIX = ".tea"
+_PERIODS_FOR_ETA = 10
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A log period in numbers.
+
+    Attributes:
+        iteration: steps done.
+        total_loss: what was minimised, mean of the period.
+        losses: its parts by name ("loss_cls", "loss_cls.tea", "loss_distill", ...), means of the period.
+        learning_rates: by side: "student" and, with LGD, "teacher".
+        grad_norm: L2 norm of all gradients before clipping, mean of the period.
+        seconds: wall time of one step, mean of the period.
+        data_seconds: of these, spent waiting for data.
+        images_per_second: of all ranks together.
+        memory: MiB, as from `measure_memory`.
+        skipped_images: unreadable images that were replaced since the run began.
+        phase: what held during the last step.
+    """
+
+    iteration: int
+    total_loss: float
+    losses: Mapping[str, float]
+    learning_rates: Mapping[str, float]
+    grad_norm: float
+    seconds: float
+    data_seconds: float
+    images_per_second: float
+    memory: float
+    skipped_images: int
+    phase: Phase
+
+    @property
+    def distills(self) -> bool:
+        """Whether the student learned from a teacher: a plain student has none."""
+        return self.phase.distill and "teacher" in self.learning_rates
+
+    @property
+    def phase_name(self) -> str:
+        """The phase in words: "freeze", "distill", both joined by "+", or "train" where neither holds."""
+        names = [
+            name for name, on in (("freeze", self.phase.freeze_backbone), ("distill", self.distills)) if on
+        ]
+        return "+".join(names) or "train"
+
+
+class MetricsWriter:
+    """Writes progress lines, OUTPUT_DIR/metrics.jsonl and TensorBoard events.
+
+    The student's curves and all that both sides share are the TensorBoard run OUTPUT_DIR, the teacher's are
+    the run OUTPUT_DIR/teacher under the same tags, so that each chart shows the two together.
+
+    On a resume everything later than the checkpoint is taken back, so that a run that was killed and resumed
+    leaves what an uninterrupted one leaves.
+    """
+
+    def __init__(self, output_dir: Path | None, max_iter: int, resume_iteration: int | None = None) -> None:
+        """Open the files.
+
+        Args:
+            output_dir: where to write; None on every rank but the first, whose writer then does nothing.
+            max_iter: steps of the run.
+            resume_iteration: steps done by the checkpoint that training goes on from, 0 for a resume that
+                found none; None for a new run, which puts the metrics of an older one aside.
+
+        Raises:
+            ValueError: TensorBoard is not installed.
+            OSError: the folder cannot be written.
+        """
+        self._max_iter = max_iter
+        self._step_seconds: deque[float] = deque(maxlen=_PERIODS_FOR_ETA)
+        self._files: tuple[_LineFile, _TensorBoard] | None = None
+        if output_dir is not None:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            first_step = 0 if resume_iteration is None else resume_iteration + 1
+            self._files = (
+                _LineFile(output_dir / "metrics.jsonl", resume_iteration),
+                _TensorBoard(output_dir, first_step),
+            )
+
+    def log(self, record: StepRecord) -> None:
+        """Write the numbers of a log period everywhere."""
+        if self._files is None:
+            return
+        self._step_seconds.append(record.seconds)
+        eta_seconds = statistics.median(self._step_seconds) * (self._max_iter - record.iteration)
+        lines, board = self._files
+        lines.write(_flatten(record) | {"eta_seconds": eta_seconds})
+        board.add_record(record)
+        logger.info("%s", format_progress(record, self._max_iter, eta_seconds))
+
+    def log_evaluation(self, iteration: int, dataset: str, results: ModelMetrics) -> None:
+        """Write AP and AR of an evaluation to metrics.jsonl and TensorBoard.
+
+        Args:
+            iteration: steps done.
+            dataset: name of the test set.
+            results: {"student": {"bbox": {"AP": percent, ...}}, "teacher": ...}; None where not measurable.
+        """
+        if self._files is None:
+            return
+        lines, board = self._files
+        lines.write({"iteration": iteration, "eval": {dataset: results}})
+        board.add_evaluation(iteration, dataset, results)
+
+    def log_images(self, tag: str, iteration: int, images: Sequence[Tensor]) -> None:
+        """Show (3, H, W) uint8 RGB images in TensorBoard, as `tag`/0, `tag`/1, ..."""
+        if self._files is not None:
+            self._files[1].add_images(tag, iteration, images)
+
+    def log_text(self, tag: str, text: str) -> None:
+        """Show a preformatted text, such as the configuration, in TensorBoard."""
+        if self._files is not None:
+            self._files[1].add_text(tag, f"```\n{text}\n```", 0)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        if self._files is not None:
+            for file in self._files:
+                file.close()
+            self._files = None
+
+
+def measure_memory(device: torch.device) -> float:
+    """Return the peak so far in MiB: of this process's tensors on CUDA, of its resident memory on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB on Linux
+
+
+def format_progress(record: StepRecord, max_iter: int, eta_seconds: float) -> str:
+    """Lay out a log period as one line for a terminal or a log file."""
+    count = f"[{record.iteration:>{len(str(max_iter))}}/{max_iter}] {record.iteration / max_iter:6.1%}"
+    fields = [
+        count,
+        f"loss {record.total_loss:.3f} ({_format_losses(record.losses)})",
+        "lr " + "/".join(f"{lr:.2e}" for lr in record.learning_rates.values()),
+        f"{record.images_per_second:.1f} img/s",
+        f"data {record.data_seconds / max(record.seconds, 1e-9):.0%}",
+        f"ETA {_format_duration(eta_seconds)}",
+        f"mem {record.memory / 1024:.1f} GiB" if record.memory >= 1024 else f"mem {record.memory:.0f} MiB",
+        f"phase {record.phase_name}",
+    ]
+    if record.skipped_images:
+        fields.append(f"skipped {record.skipped_images} images")
+    return "  ".join(fields)
+
+
+def _format_losses(losses: Mapping[str, float]) -> str:
+    """The parts of the loss in groups: the student's, the teacher's, the distillation."""
+    teacher = {name: value for name, value in losses.items() if name.endswith(_TEACHER_SUFFIX)}
+    distill = {name: value for name, value in losses.items() if name == "loss_distill"}
+    student = {name: value for name, value in losses.items() if name not in teacher | distill}
+    groups = (("", student), ("tea ", teacher), ("", distill))
+    return " | ".join(prefix + _format_group(group) for prefix, group in groups if group)
+
+
+def _format_group(losses: Mapping[str, float]) -> str:
+    short = {
+        name.removesuffix(_TEACHER_SUFFIX).removeprefix("loss_").removesuffix("_reg"): value
+        for name, value in losses.items()
+    }
+    return " ".join(f"{name} {value:.3f}" for name, value in short.items())
+
+
+def _format_duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return (f"{days}d " if days else "") + f"{hour}:{minute:02}:{second:02}"
+
+
+def _flatten(record: StepRecord) -> dict[str, Any]:
+    """A line of metrics.jsonl, with the timing-dependent values last."""
+    return {
+        "iteration": record.iteration,
+        "total_loss": record.total_loss,
+        **record.losses,
+        **{f"lr_{side}": lr for side, lr in record.learning_rates.items()},
+        "grad_norm": record.grad_norm,
+        "phase": record.phase_name,
+        "skipped_images": record.skipped_images,
+        "time": record.seconds,
+        "data_time": record.data_seconds,
+        "images_per_second": record.images_per_second,
+        "memory": record.memory,
+    }
+
+
+class _LineFile:
+    """metrics.jsonl: a JSON object a line, each on disk before training goes on."""
+
+    def __init__(self, path: Path, resume_iteration: int | None) -> None:
+        if path.exists():
+            if resume_iteration is None:
+                _put_aside(path)
+            else:
+                _drop_lines_after(path, resume_iteration)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Append `entry` with every digit of its numbers; NaN and infinity become null."""
+        self._file.write(json.dumps(replace_non_finite(entry)) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _put_aside(path: Path) -> None:
+    """Rename the metrics of an older run to metrics.1.jsonl, metrics.2.jsonl, ..."""
+    names = (path.with_suffix(f".{number}{path.suffix}") for number in itertools.count(1))
+    aside = next(name for name in names if not name.exists())
+    path.rename(aside)
+    logger.info("the metrics of an earlier run are kept as %s", aside)
+
+
+def _drop_lines_after(path: Path, iteration: int) -> None:
+    """Take back the lines of later steps, and those that a crash left half-written."""
+    kept, num_damaged = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            if line and json.loads(line)["iteration"] <= iteration:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            num_damaged += 1
+    if num_damaged:
+        logger.warning("%s: dropped %d damaged line(s)", path, num_damaged)
+    write_text_atomically(path, "".join(kept))
+
+
+class _TensorBoard:
+    """The runs OUTPUT_DIR (student and all that is shared) and OUTPUT_DIR/teacher."""
+
+    def __init__(self, output_dir: Path, first_step: int) -> None:
+        self._output_dir = output_dir
+        self._first_step = first_step
+        self._phase_name = ""
+        self._runs: dict[str, SummaryWriter] = {}
+        self._run("student")
+
+    def add_record(self, record: StepRecord) -> None:
+        """Add the scalars of a log period; the phase in words where it changes."""
+        for model, tag, value in _scalars(record):
+            self._run(model).add_scalar(tag, value, record.iteration)
+        if record.phase_name != self._phase_name:
+            self._phase_name = record.phase_name
+            self.add_text("phase", record.phase_name, record.iteration)
+        self._flush()
+
+    def add_evaluation(self, iteration: int, dataset: str, results: ModelMetrics) -> None:
+        """Add each metric that could be measured."""
+        for model, kinds in results.items():
+            for kind, metrics in kinds.items():
+                for name, value in (metrics or {}).items():
+                    if value is not None and math.isfinite(value):
+                        tag = _metric_tag(kind, dataset, name)
+                        self._run(model).add_scalar(tag, value, iteration)
+        self._flush()
+
+    def add_images(self, tag: str, iteration: int, images: Sequence[Tensor]) -> None:
+        """Add (3, H, W) uint8 images under tags with their index."""
+        for index, image in enumerate(images):
+            self._run("student").add_image(f"{tag}/{index}", image, iteration)
+        self._flush()
+
+    def add_text(self, tag: str, text: str, iteration: int) -> None:
+        """Add a Markdown text."""
+        self._run("student").add_text(tag, text, iteration)
+        self._flush()
+
+    def close(self) -> None:
+        for run in self._runs.values():
+            run.close()
+
+    def _flush(self) -> None:
+        for run in self._runs.values():
+            run.flush()
+
+    def _run(self, model: str) -> SummaryWriter:
+        if model not in self._runs:
+            folder = self._output_dir if model == "student" else self._output_dir / model
+            self._runs[model] = _open_summary_writer(folder, self._first_step)
+        return self._runs[model]
+
+
+def _open_summary_writer(folder: Path, first_step: int) -> SummaryWriter:
+    """Open a TensorBoard run whose earlier events from `first_step` on no longer count."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("TensorBoard is not installed: pip install tensorboard") from error
+    return SummaryWriter(str(folder), purge_step=first_step)
+
+
+def _scalars(record: StepRecord) -> Iterator[tuple[str, str, float]]:
+    """Yield (model, tag, value); a teacher's loss has the tag of the student's, for one chart."""
+    yield "student", "loss/total_loss", record.total_loss
+    for name, value in record.losses.items():
+        model = "teacher" if name.endswith(_TEACHER_SUFFIX) else "student"
+        yield model, f"loss/{name.removesuffix(_TEACHER_SUFFIX)}", value
+    for side, lr in record.learning_rates.items():
+        yield side, "lr/lr", lr
+    yield "student", "gradient/norm", record.grad_norm
+    yield "student", "phase/freeze", float(record.phase.freeze_backbone)
+    yield "student", "phase/distill", float(record.distills)
+    yield "student", "speed/images_per_second", record.images_per_second
+    yield "student", "speed/seconds_per_iteration", record.seconds
+    yield "student", "speed/data_seconds_per_iteration", record.data_seconds
+    yield "student", "system/memory_MiB", record.memory
+    yield "student", "system/skipped_images", float(record.skipped_images)
+
+
+def _metric_tag(kind: str, dataset: str, name: str) -> str:
+    """The chart of a metric: AP, then AR, then the classes, each as a group of TensorBoard's."""
+    dataset = dataset.replace("/", "_")
+    if name.startswith("AP-"):
+        return f"AP_{kind}_of_each_class/{name.removeprefix('AP-').replace('/', '_')}/{dataset}"
+    return f"{name[:2]}_{kind}/{name}/{dataset}"

@@ -1,0 +1,264 @@
+"""Progress lines, metrics.jsonl and TensorBoard events, through kills and resumes too."""
+
+import json
+import logging
+import math
+import sys
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lgd.distill.schedule import Phase
+from lgd.engine.metrics import (
+    TIMING_KEYS,
+    MetricsWriter,
+    StepRecord,
+    format_progress,
+    measure_memory,
+)
+
+LOSSES = {
+    "loss_cls": 0.61,
+    "loss_box_reg": 0.42,
+    "loss_cls.tea": 0.33,
+    "loss_box_reg.tea": 0.21,
+    "loss_distill": 0.26,
+}
+
+
+def record(iteration=120, **changes):
+    values = {
+        "iteration": iteration,
+        "total_loss": 1.0 / 3.0 + iteration,
+        "losses": LOSSES,
+        "learning_rates": {"student": 0.01, "teacher": 0.01},
+        "grad_norm": 2.5,
+        "seconds": 0.5,
+        "data_seconds": 0.015,
+        "images_per_second": 31.23,
+        "memory": 1229.0,
+        "skipped_images": 0,
+        "phase": Phase(freeze_backbone=False, distill=True),
+    }
+    return StepRecord(**{**values, **changes})
+
+
+def read_lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_events(folder):
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0, "images": 0})
+    events.Reload()
+    return events
+
+
+def scalars(events, tag):
+    return [(event.step, pytest.approx(event.value, rel=1e-6)) for event in events.Scalars(tag)]
+
+
+def test_progress_line():
+    assert format_progress(record(total_loss=1.832), 3000, 751) == (
+        "[ 120/3000]   4.0%  loss 1.832 (cls 0.610 box 0.420 | tea cls 0.330 box 0.210 | distill 0.260)  "
+        "lr 1.00e-02/1.00e-02  31.2 img/s  data 3%  ETA 0:12:31  mem 1.2 GiB  phase distill"
+    )
+
+
+def test_progress_line_of_a_plain_student_with_other_losses():
+    line = format_progress(
+        record(
+            iteration=1000,
+            losses={"loss_rpn_cls": 0.1, "loss_mask": 12.5, "centerness": 1e-9},
+            learning_rates={"student": 1e-4},
+            memory=812.4,
+            skipped_images=3,
+            seconds=0.0,
+            phase=Phase(freeze_backbone=True, distill=True),
+        ),
+        1000,
+        100_000,
+    )
+    assert line.startswith(
+        "[1000/1000] 100.0%  loss 1000.333 (rpn_cls 0.100 mask 12.500 centerness 0.000)  lr 1.00e-04  "
+    )
+    assert line.endswith("ETA 1d 3:46:40  mem 812 MiB  phase freeze  skipped 3 images")
+
+
+@pytest.mark.parametrize(
+    ("freeze", "distill", "sides", "name"),
+    [
+        (True, False, ("student", "teacher"), "freeze"),
+        (True, True, ("student", "teacher"), "freeze+distill"),
+        (False, True, ("student", "teacher"), "distill"),
+        (False, False, ("student", "teacher"), "train"),
+        (False, True, ("student",), "train"),
+    ],
+)
+def test_phase_name(freeze, distill, sides, name):
+    phase = Phase(freeze_backbone=freeze, distill=distill)
+    assert record(phase=phase, learning_rates=dict.fromkeys(sides, 0.1)).phase_name == name
+
+
+def test_eta_is_the_median_step_times_the_steps_left(tmp_path, caplog):
+    writer = MetricsWriter(tmp_path, max_iter=100)
+    with caplog.at_level(logging.INFO):
+        for iteration, seconds in ((10, 90.0), (20, 1.0), (30, 1.0)):
+            writer.log(record(iteration, seconds=seconds))
+    writer.close()
+    assert [line["eta_seconds"] for line in read_lines(tmp_path)] == [8100.0, 45.5 * 80, 70.0]
+    assert "ETA 0:01:10" in caplog.messages[-1]
+
+
+def test_line_holds_every_number_exactly(tmp_path):
+    writer = MetricsWriter(tmp_path, max_iter=3000)
+    writer.log(record(20, grad_norm=math.inf))
+    (line,) = read_lines(tmp_path)  # on disk before the file is closed
+    writer.close()
+    eta_seconds = line.pop("eta_seconds")
+    assert eta_seconds == 0.5 * 2980
+    assert line == {
+        "iteration": 20,
+        "total_loss": 1.0 / 3.0 + 20,
+        **LOSSES,
+        "lr_student": 0.01,
+        "lr_teacher": 0.01,
+        "grad_norm": None,
+        "phase": "distill",
+        "skipped_images": 0,
+        "time": 0.5,
+        "data_time": 0.015,
+        "images_per_second": 31.23,
+        "memory": 1229.0,
+    }
+    assert TIMING_KEYS - {"eta_seconds"} < line.keys()
+
+
+def write_run(folder, iterations, resume=None):
+    writer = MetricsWriter(folder, max_iter=100, resume_iteration=resume)
+    for iteration in iterations:
+        writer.log(record(iteration))
+        if iteration % 40 == 0:
+            writer.log_evaluation(iteration, "val", {"student": {"bbox": {"AP": float(iteration)}}})
+    writer.close()
+
+
+def test_killed_and_resumed_run_leaves_the_lines_of_an_uninterrupted_one(tmp_path):
+    write_run(tmp_path / "whole", range(20, 101, 20))
+    write_run(tmp_path / "killed", (20, 40, 60))
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 80, "total_lo')
+    write_run(tmp_path / "killed", (60, 80, 100), resume=40)
+    assert (tmp_path / "killed" / "metrics.jsonl").read_bytes() == (
+        tmp_path / "whole" / "metrics.jsonl"
+    ).read_bytes()
+    for tag in ("loss/total_loss", "AP_bbox/AP/val"):
+        killed, whole = (scalars(read_events(tmp_path / name), tag) for name in ("killed", "whole"))
+        assert killed == whole
+
+
+def test_damaged_lines_are_dropped_and_counted(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"iteration": 20}\n\xff\x00\n[1]\n{"no": 1}\n{"iteration": 40}\n{"itera')
+    MetricsWriter(tmp_path, max_iter=100, resume_iteration=40).close()
+    assert [line["iteration"] for line in read_lines(tmp_path)] == [20, 40]
+    assert "dropped 4 damaged line(s)" in caplog.text
+
+
+def test_resume_without_a_checkpoint_begins_anew(tmp_path):
+    write_run(tmp_path, (20, 40))
+    write_run(tmp_path, (20,), resume=0)
+    assert [line["iteration"] for line in read_lines(tmp_path)] == [20]
+
+
+def test_new_run_puts_older_metrics_aside(tmp_path):
+    for iterations in ((20, 40), (20, 60), (20,)):
+        write_run(tmp_path, iterations)
+    assert [line["iteration"] for line in read_lines(tmp_path)] == [20]
+    assert len((tmp_path / "metrics.1.jsonl").read_text().splitlines()) == 3
+    assert '"iteration": 60' in (tmp_path / "metrics.2.jsonl").read_text()
+    assert scalars(read_events(tmp_path), "loss/total_loss") == [(20, 20 + 1 / 3)]
+
+
+def test_tensorboard_scalars(tmp_path):
+    writer = MetricsWriter(tmp_path, max_iter=3000)
+    writer.log(record(20, phase=Phase(freeze_backbone=True, distill=False)))
+    writer.log(record(40))
+    metrics = {"AP": 41.5, "APs": None, "APl": math.nan, "AR100": 50.0, "AP-a/b": 7.0}
+    writer.log_evaluation(40, "val", {"student": {"bbox": metrics}, "teacher": {"bbox": {"AP": 60.0}}})
+    writer.log_evaluation(40, "test", {"student": {"bbox": None}})
+    writer.close()
+    student, teacher = read_events(tmp_path), read_events(tmp_path / "teacher")
+    assert set(student.Tags()["scalars"]) == {
+        "loss/total_loss",
+        "loss/loss_cls",
+        "loss/loss_box_reg",
+        "loss/loss_distill",
+        "lr/lr",
+        "gradient/norm",
+        "phase/freeze",
+        "phase/distill",
+        "speed/images_per_second",
+        "speed/seconds_per_iteration",
+        "speed/data_seconds_per_iteration",
+        "system/memory_MiB",
+        "system/skipped_images",
+        "AP_bbox/AP/val",
+        "AR_bbox/AR100/val",
+        "AP_bbox_of_each_class/a_b/val",
+    }
+    assert set(teacher.Tags()["scalars"]) == {
+        "loss/loss_cls",
+        "loss/loss_box_reg",
+        "lr/lr",
+        "AP_bbox/AP/val",
+    }
+    assert scalars(student, "loss/loss_cls") == [(20, 0.61), (40, 0.61)]
+    assert scalars(teacher, "loss/loss_cls") == [(20, 0.33), (40, 0.33)]
+    assert scalars(student, "phase/freeze") == [(20, 1), (40, 0)]
+    assert scalars(student, "phase/distill") == [(20, 0), (40, 1)]
+    assert scalars(student, "AP_bbox/AP/val") == [(40, 41.5)]
+    assert scalars(teacher, "AP_bbox/AP/val") == [(40, 60.0)]
+
+
+def test_tensorboard_texts_and_images(tmp_path):
+    writer = MetricsWriter(tmp_path, max_iter=3000)
+    writer.log_text("config", "MODEL:\n  DEVICE: cpu")
+    for iteration, freeze in ((20, True), (40, True), (60, False)):
+        writer.log(record(iteration, phase=Phase(freeze_backbone=freeze, distill=False)))
+    writer.log_images("val", 60, [torch.full((3, 4, 6), 200, dtype=torch.uint8)] * 2)
+    writer.close()
+    events = read_events(tmp_path)
+    assert events.Tags()["images"] == ["val/0", "val/1"]
+    assert (events.Images("val/1")[0].step, events.Images("val/1")[0].width) == (60, 6)
+    texts = {
+        tag: [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(tag)]
+        for tag in events.Tags()["tensors"]
+    }
+    assert texts == {
+        "config/text_summary": [(0, "```\nMODEL:\n  DEVICE: cpu\n```")],
+        "phase/text_summary": [(20, "freeze"), (60, "train")],
+    }
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    writer = MetricsWriter(None, max_iter=100)
+    with caplog.at_level(logging.INFO):
+        writer.log(record(20))
+        writer.log_evaluation(20, "val", {"student": {"bbox": {"AP": 1.0}}})
+        writer.log_images("val", 20, [torch.zeros(3, 4, 4, dtype=torch.uint8)])
+        writer.log_text("config", "text")
+        writer.close()
+    assert list(tmp_path.iterdir()) == []
+    assert caplog.messages == []
+
+
+def test_missing_tensorboard_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="TensorBoard is not installed: pip install tensorboard"):
+        MetricsWriter(tmp_path, max_iter=100)
+
+
+def test_memory_of_this_process_in_mib():
+    assert 50 < measure_memory(torch.device("cpu")) < 100_000
