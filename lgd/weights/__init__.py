@@ -1,1 +1,28 @@
-"""Importers and exporters of foreign weights."""
+"""Weights of the reference, of detectron2 and of torchvision, to and from ours."""
+
+from lgd.weights.convention import check_input_convention
+from lgd.weights.files import LoadedWeights, read_checkpoint_file
+from lgd.weights.load import load_into, load_weights
+from lgd.weights.reference import (
+    from_detectron2_model,
+    from_reference,
+    reference_constants,
+    reference_name,
+    to_reference,
+)
+from lgd.weights.report import LoadReport, WeightsError
+
+__all__ = [
+    "LoadReport",
+    "LoadedWeights",
+    "WeightsError",
+    "check_input_convention",
+    "from_detectron2_model",
+    "from_reference",
+    "load_into",
+    "load_weights",
+    "read_checkpoint_file",
+    "reference_constants",
+    "reference_name",
+    "to_reference",
+]

@@ -1,0 +1,155 @@
+"""Read weights files and tell what they are by what they hold, never by their names."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lgd.weights.pickles import read_numeric_pickle
+from lgd.weights.report import WeightsError
+
+Kind = Literal[
+    "lgd", "reference", "detectron2-model", "detectron2-backbone", "msra-backbone", "torchvision-backbone"
+]
+"""What a file holds: our own checkpoint or state dict; the reference's LGD checkpoint; a plain detector of
+detectron2; a ResNet by detectron2's names (its conversions of torchvision's), by Caffe2's names (MSRA and
+FAIR, from detectron2's ImageNet models) or by torchvision's names."""
+
+KIND_IN_WORDS: Mapping[Kind, str] = {
+    "lgd": "lgd checkpoint",
+    "reference": "checkpoint of the reference",
+    "detectron2-model": "detectron2 model",
+    "detectron2-backbone": "backbone converted for detectron2",
+    "msra-backbone": "detectron2's ImageNet backbone",
+    "torchvision-backbone": "torchvision backbone",
+}
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_MODEL_ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """The tensors of a file under the names that the file gives them.
+
+    Attributes:
+        kind: what the file is.
+        tensors: tensors by name, on the CPU.
+        metadata: the rest of the file's top level (iteration, config, class names, author, ...).
+    """
+
+    kind: Kind
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def read_checkpoint_file(path: str | Path) -> LoadedWeights:
+    """Read a weights file of any known kind.
+
+    Args:
+        path: what torch.save wrote (`.pth`, read with `weights_only=True`), or a pickle of numpy arrays
+            (`.pkl`).
+
+    Raises:
+        WeightsError: no such file, a URL, a damaged file, one that holds more than numbers, or none we know.
+    """
+    file = _local_file(path)
+    content = _read_content(file)
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{file}: holds a {type(content).__name__}, not weights by name")
+    state, metadata = _split_content(content)
+    tensors = {_without_ddp_prefix(name): _to_tensor(file, name, value) for name, value in state.items()}
+    return LoadedWeights(_recognise(file, tensors, metadata), tensors, metadata)
+
+
+def _local_file(path: str | Path) -> Path:
+    text = str(path)
+    if "://" in text:
+        scheme, rest = text.split("://", 1)
+        url = _MODEL_ZOO + rest if scheme == "detectron2" else text
+        raise WeightsError(f"{text}: weights are not downloaded; fetch {url} and give the path of the file")
+    file = Path(path).expanduser()
+    if not file.exists():
+        raise WeightsError(f"{text}: no such weights file")
+    if not file.is_file():
+        raise WeightsError(f"{text}: a folder, where a weights file is needed")
+    return file
+
+
+def _read_content(file: Path) -> Any:
+    with file.open("rb") as stream:
+        head = stream.read(len(_LEGACY_TORCH_MAGIC))
+    if not head.startswith((_ZIP_MAGIC, _LEGACY_TORCH_MAGIC)):
+        return read_numeric_pickle(file)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = _refused_global(str(error))
+        raise WeightsError(
+            f"{file}: refused, it holds more than tensors and plain values ({reason}); "
+            "save its 'model' entry alone"
+        ) from None
+    except Exception as error:  # the bytes are anybody's: a damaged archive fails in any way it likes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{file}: not a readable torch file ({reason})") from None
+
+
+def _refused_global(message: str) -> str:
+    """The class that torch refused, out of its long advice."""
+    marker = "Unsupported global: GLOBAL "
+    if marker in message:
+        return message.split(marker, 1)[1].split()[0]
+    return message.splitlines()[0]
+
+
+def _split_content(content: Mapping[Any, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The weights, and everything beside them."""
+    for key in ("model", "blobs", "state_dict"):
+        if isinstance(content.get(key), Mapping):
+            return content[key], {name: value for name, value in content.items() if name != key}
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor | np.ndarray)}
+    return tensors, {name: value for name, value in content.items() if name not in tensors}
+
+
+def _without_ddp_prefix(name: object) -> str:
+    return str(name).removeprefix("module.")
+
+
+def _to_tensor(file: Path, name: object, value: object) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        native = value.astype(value.dtype.newbyteorder("="))  # also a copy: torch wants writable memory
+        return torch.from_numpy(np.ascontiguousarray(native)).reshape(value.shape)
+    raise WeightsError(
+        f"{file}: {name!r} is a {type(value).__name__}, not a tensor; this is not a weights file"
+    )
+
+
+def _recognise(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Kind:
+    roots = {".".join(name.split(".")[:2]) for name in tensors}
+    if metadata.get("format") == "lgd" or "student.neck" in roots:
+        return "lgd"
+    if "student.raw_backbone" in roots:
+        return "reference"
+    if "backbone.bottom_up" in roots:
+        return "detectron2-model"
+    if "conv1_w" in tensors:
+        return "msra-backbone"
+    if "stem.conv1" in roots:
+        return "detectron2-backbone"
+    if "layer1.0" in roots and "conv1.weight" in tensors:
+        return "torchvision-backbone"
+    names = ", ".join(list(tensors)[:3])
+    raise WeightsError(
+        f"{file}: weights of an unknown kind (first names: {names or 'none'}); known: "
+        + ", ".join(KIND_IN_WORDS.values())
+    )

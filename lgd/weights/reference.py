@@ -1,0 +1,172 @@
+"""Names of the reference's LGD checkpoints, to and from ours.
+
+The reference keeps the FPN as `student.backbone` and once more as `student.fpn`, the ResNet as
+`student.raw_backbone`, its label encoder's Linears as Conv1d of kernel 1, and some constants as buffers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lgd.weights.report import WeightsError, list_names
+
+_PREFIXES = (
+    ("student.raw_backbone.", "student.backbone."),
+    ("student.backbone.", "student.neck."),
+    ("teacher.label_encoder_.", "teacher.label_encoder."),
+    ("teacher.canoni_proj_1D.0.0.", "teacher.label_projection."),
+    ("teacher.student_proj_2D.0.0.", "teacher.student_projection."),
+    ("teacher.local_inst_proj_1D.", "teacher.instance_projection."),
+    ("teacher.local_inst_proj_2D.", "teacher.instance_conv."),
+    ("teacher.global_ctx_proj_1D.", "teacher.context_projection."),
+    ("teacher.refinement_module.", "teacher.refinement."),
+    ("teacher.multi_head_attn.", "teacher.attention."),
+    ("adapter.distill.adapter.", "adapter."),
+)
+"""The reference's prefix and ours; the first that fits is taken, other names are the same on both sides."""
+
+_ALIAS, _ALIASED = "student.fpn.", "student.backbone."
+_CELL_ANCHORS = "student.anchor_generator.cell_anchors."
+_CONSTANT = re.compile(
+    r"student\.(pixel_(mean|std)|(proposal_generator\.)?anchor_generator\.cell_anchors\.\d+)$"
+)
+_KERNEL_1_CONV = re.compile(r"teacher\.label_encoder\.(stn_\w+\.)?conv\d\.weight$")
+
+OURS_ONLY = ("student.loss_normalizer",)
+"""State of ours that the reference does not save."""
+
+PATTERN_DEPENDENT = ("teacher.context_projection.", "teacher.attention.")
+"""Parameters that the reference always has and ours only where the context box or the pattern uses them."""
+
+
+def reference_name(name: str) -> str:
+    """The reference's name for our parameter or buffer `name`."""
+    for theirs, ours in _PREFIXES:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def reference_constants(
+    *, pixel_mean: Sequence[float], pixel_std: Sequence[float], cell_anchors: Sequence[Tensor] = ()
+) -> dict[str, Tensor]:
+    """The buffers of the reference's checkpoints that the config decides.
+
+    Args:
+        pixel_mean: (3,) in the images' channel order.
+        pixel_std: (3,).
+        cell_anchors: RetinaNet's, per level (A, 4) xyxy around the origin, pixels; may be left out.
+
+    Returns:
+        float32 tensors by the reference's names.
+    """
+    constants = {
+        "student.pixel_mean": torch.tensor(list(pixel_mean), dtype=torch.float32).reshape(3, 1, 1),
+        "student.pixel_std": torch.tensor(list(pixel_std), dtype=torch.float32).reshape(3, 1, 1),
+    }
+    for level, anchors in enumerate(cell_anchors):
+        constants[f"{_CELL_ANCHORS}{level}"] = anchors.detach().to(torch.float32)
+    return constants
+
+
+def from_reference(
+    tensors: Mapping[str, Tensor], constants: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Rename a reference checkpoint's tensors to ours.
+
+    Args:
+        tensors: the checkpoint's `model` entry.
+        constants: from `reference_constants`; those that the checkpoint has too must agree.
+
+    Returns:
+        Tensors by our names, values untouched. The aliases and the constant buffers are left out.
+
+    Raises:
+        WeightsError: an alias differs from what it repeats, or a constant from the config's.
+    """
+    _check_aliases(tensors)
+    _check_constants(tensors, constants or {})
+    converted = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(_ALIAS) and not _CONSTANT.match(name):
+            ours = _our_name(name)
+            converted[ours] = tensor.squeeze(-1) if _KERNEL_1_CONV.match(ours) else tensor
+    return converted
+
+
+def from_detectron2_model(
+    tensors: Mapping[str, Tensor], constants: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Rename a plain detector of detectron2 (`backbone.bottom_up.*`, `head.*`) to our student.
+
+    The reference's student is that detector under other roots; arguments and errors are `from_reference`'s.
+    """
+    as_reference = {
+        "student." + name.replace("backbone.bottom_up.", "raw_backbone."): tensor
+        for name, tensor in tensors.items()
+    }
+    return from_reference(as_reference, constants)
+
+
+def to_reference(state: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename our state dict to the reference's names, with its aliases and constant buffers.
+
+    Parameters that ours leaves out because the interaction pattern does not use them stay out.
+
+    Args:
+        state: the state dict of a distiller.
+        constants: from `reference_constants`.
+    """
+    exported = dict(constants)
+    for name, tensor in state.items():
+        if name not in OURS_ONLY:
+            value = tensor.unsqueeze(-1) if _KERNEL_1_CONV.match(name) else tensor
+            exported[reference_name(name)] = value.detach().clone()
+    for name in [name for name in exported if name.startswith(_ALIASED)]:
+        exported[_ALIAS + name.removeprefix(_ALIASED)] = exported[name]
+    return exported
+
+
+def _our_name(name: str) -> str:
+    for theirs, ours in _PREFIXES:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def _check_aliases(tensors: Mapping[str, Tensor]) -> None:
+    differing = []
+    for name in tensors:
+        if name.startswith(_ALIAS):
+            aliased = tensors.get(_ALIASED + name.removeprefix(_ALIAS))
+            if aliased is None or not torch.equal(aliased, tensors[name]):
+                differing.append(name)
+    if differing:
+        raise WeightsError(
+            f"{len(differing)} tensors of {_ALIAS}* differ from the ones of {_ALIASED}* that they repeat: "
+            + list_names(differing)
+        )
+
+
+def _check_constants(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name, value in expected.items():
+        found = tensors.get(name)
+        if found is None:
+            continue
+        if found.shape != value.shape or not torch.allclose(found.float(), value, rtol=1e-5, atol=1e-4):
+            raise WeightsError(
+                f"{name} is {_brief(found)} in the weights and {_brief(value)} in the config; "
+                "set MODEL.PIXEL_MEAN, MODEL.PIXEL_STD or MODEL.ANCHOR_GENERATOR as the weights were trained"
+            )
+
+
+def _brief(tensor: Tensor) -> str:
+    if tensor.numel() > 4:
+        return (
+            f"{tuple(tensor.shape)} starting {[round(value, 3) for value in tensor.flatten()[:4].tolist()]}"
+        )
+    return str([round(value, 3) for value in tensor.flatten().tolist()])

@@ -1,0 +1,116 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from lgd.weights.files import read_checkpoint_file
+from lgd.weights.report import WeightsError
+
+CONTENTS = {
+    "lgd": {"format": "lgd", "step": 3, "model": {"student.backbone.stem.conv1.weight": torch.ones(1)}},
+    "reference": {
+        "model": {"student.raw_backbone.stem.conv1.weight": torch.ones(1)},
+        "iteration": 179999,
+    },
+    "detectron2-model": {"model": {"backbone.bottom_up.stem.conv1.weight": torch.ones(1)}},
+    "torchvision-backbone": {"conv1.weight": torch.ones(1), "layer1.0.conv1.weight": torch.ones(1)},
+    "detectron2-backbone": {"stem.conv1.weight": torch.ones(1)},
+    "msra-backbone": {"conv1_w": torch.ones(1)},
+}
+
+
+def as_arrays(value):
+    if isinstance(value, dict):
+        return {name: as_arrays(item) for name, item in value.items()}
+    return value.numpy() if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+def test_kinds_are_told_by_content(tmp_path, kind, form):
+    path = tmp_path / "any_name.bin"
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(as_arrays(CONTENTS[kind])))
+    else:
+        torch.save(CONTENTS[kind], path, _use_new_zipfile_serialization=form == "zip")
+    weights = read_checkpoint_file(path)
+    assert weights.kind == kind
+    state = CONTENTS[kind].get("model", CONTENTS[kind])
+    assert weights.tensors.keys() == state.keys()
+    for name, tensor in state.items():
+        torch.testing.assert_close(weights.tensors[name], tensor)
+
+
+def test_metadata_is_what_lies_beside_the_weights(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save(CONTENTS["reference"], path)
+    assert read_checkpoint_file(path).metadata == {"iteration": 179999}
+
+
+def test_a_bare_state_dict_of_ours_and_a_ddp_prefix_are_known(tmp_path):
+    path = tmp_path / "state.pth"
+    torch.save({"module.student.neck.fpn_lateral3.weight": torch.ones(1)}, path)
+    weights = read_checkpoint_file(path)
+    assert weights.kind == "lgd"
+    assert list(weights.tensors) == ["student.neck.fpn_lateral3.weight"]
+
+
+def test_blobs_and_foreign_byte_order(tmp_path):
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps({"blobs": {"conv1_w": np.arange(3, dtype=">f4")}, "cfg": "text"}))
+    weights = read_checkpoint_file(path)
+    assert weights.kind == "msra-backbone"
+    assert weights.tensors["conv1_w"].tolist() == [0.0, 1.0, 2.0]
+    weights.tensors["conv1_w"] += 1  # the memory is the tensor's own
+
+
+def test_a_missing_file_a_folder_and_urls(tmp_path):
+    with pytest.raises(WeightsError, match=r"nowhere\.pth: no such weights file"):
+        read_checkpoint_file(tmp_path / "nowhere.pth")
+    with pytest.raises(WeightsError, match="a folder"):
+        read_checkpoint_file(tmp_path)
+    with pytest.raises(
+        WeightsError,
+        match=r"fetch https://dl\.fbaipublicfiles\.com/detectron2/ImageNetPretrained/MSRA/R-50\.pkl and",
+    ):
+        read_checkpoint_file("detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+    with pytest.raises(WeightsError, match=r"fetch https://example\.org/x\.pth and"):
+        read_checkpoint_file("https://example.org/x.pth")
+
+
+def test_damaged_torch_files_are_one_line(tmp_path):
+    whole, path = tmp_path / "whole.pth", tmp_path / "cut.pth"
+    torch.save({"model": {"student.neck.a.weight": torch.ones(1000)}}, whole)
+    path.write_bytes(whole.read_bytes()[:2000])
+    with pytest.raises(WeightsError, match=r"cut\.pth: not a readable torch file") as caught:
+        read_checkpoint_file(path)
+    assert "\n" not in str(caught.value)
+
+
+class Anything:
+    pass
+
+
+def test_a_torch_file_with_a_foreign_class_is_refused_by_name(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save({"model": {"conv1.weight": torch.ones(1)}, "hooks": Anything()}, path)
+    with pytest.raises(WeightsError, match=r"model\.pth: refused.*test_files\.Anything") as caught:
+        read_checkpoint_file(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds a list"),
+        ({"a": torch.ones(1)}, r"unknown kind \(first names: a\)"),
+        ({"iteration": 3}, r"unknown kind \(first names: none\)"),
+        ({"model": {"conv1.weight": "text"}}, "'conv1.weight' is a str"),
+    ],
+)
+def test_files_that_hold_no_weights(tmp_path, content, message):
+    path = tmp_path / "model.pth"
+    torch.save(content, path)
+    with pytest.raises(WeightsError, match=message):
+        read_checkpoint_file(path)

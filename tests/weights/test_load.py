@@ -1,0 +1,154 @@
+import pickle
+
+import pytest
+import torch
+import torchvision
+
+from lgd.weights import WeightsError, load_into, load_weights, reference_constants, to_reference
+from tests.weights.modules import module_of, randomise, small_resnet, student_with
+from tests.weights.test_backbones import NEW, caffe2_name
+
+INPUT = {
+    "stride_in_1x1": True,
+    "pixel_mean": (103.53, 116.28, 123.675),
+    "pixel_std": (1.0, 1.0, 1.0),
+    "image_format": "BGR",
+}
+CONSTANTS = reference_constants(pixel_mean=INPUT["pixel_mean"], pixel_std=INPUT["pixel_std"])
+STATE = randomise(
+    {
+        "student.backbone.stem.conv1.weight": torch.zeros(2, 3),
+        "student.neck.fpn_lateral3.weight": torch.zeros(2, 2),
+        "student.head.cls_score.bias": torch.zeros(4),
+        "student.loss_normalizer": torch.zeros(()),
+        "teacher.label_encoder.conv1.weight": torch.zeros(3, 2),
+        "teacher.context_projection.weight": torch.zeros(2, 2),
+        "teacher.attention.in_proj_bias": torch.zeros(6),
+        "adapter.0.weight": torch.zeros(2, 2),
+    }
+)
+STUDENT = {name: tensor for name, tensor in STATE.items() if name.startswith("student.")}
+
+
+def save(tmp_path, content, name="model.pth"):
+    torch.save(content, tmp_path / name)
+    return tmp_path / name
+
+
+def assert_holds(model, tensors):
+    for name, tensor in tensors.items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def test_our_checkpoint_loads_whole(tmp_path):
+    model = module_of(STATE)
+    report = load_weights(model, save(tmp_path, {"format": "lgd", "model": STATE}), **INPUT)
+    assert_holds(model, STATE)
+    assert (report.num_loaded, report.kept, report.dropped) == (8, (), ())
+    assert report.summary().endswith("model.pth (lgd checkpoint): 8 tensors loaded")
+
+
+def test_the_student_alone_loads_from_an_lgd_checkpoint_and_says_so(tmp_path):
+    model = module_of(STUDENT)
+    report = load_weights(model, save(tmp_path, {"format": "lgd", "model": STATE}), **INPUT)
+    assert_holds(model, STUDENT)
+    assert "in the file, not used: teacher.label_encoder, teacher.context_projection" in report.summary()
+    assert "adapter" in report.summary()
+
+
+def test_a_plain_student_does_not_fill_a_distiller(tmp_path):
+    model = module_of(STATE)
+    with pytest.raises(WeightsError, match=r"model\.pth: .*4 missing: adapter\.0\.weight, teacher\."):
+        load_weights(model, save(tmp_path, {"format": "lgd", "model": STUDENT}), **INPUT)
+    assert all((tensor == 0).all() for tensor in model.state_dict().values())
+
+
+def test_a_reference_checkpoint_loads_but_for_the_normalizer(tmp_path):
+    model = module_of(STATE)
+    official = {"model": to_reference(STATE, CONSTANTS), "iteration": 5}
+    report = load_weights(model, save(tmp_path, official), **INPUT)
+    assert_holds(model, {name: t for name, t in STATE.items() if name != "student.loss_normalizer"})
+    assert report.kept == ("student.loss_normalizer",)
+    assert "kept as initialised: student.loss_normalizer" in report.summary()
+
+
+def test_what_the_pattern_does_not_use_is_dropped_by_name(tmp_path):
+    state = {n: t for n, t in STATE.items() if "context" not in n and "attention" not in n}
+    model = module_of(state)
+    path = save(tmp_path, {"model": to_reference(STATE, CONSTANTS)})
+    report = load_weights(model, path, **INPUT)
+    assert set(report.dropped) == {"teacher.context_projection.weight", "teacher.attention.in_proj_bias"}
+
+
+def test_other_constants_than_the_configs_are_an_error_with_the_file(tmp_path):
+    path = save(tmp_path, {"model": to_reference(STATE, CONSTANTS)})
+    with pytest.raises(WeightsError, match=r"model\.pth: student\.pixel_std is"):
+        load_weights(module_of(STATE), path, **(INPUT | {"pixel_std": (57.375, 57.12, 58.395)}))
+
+
+def test_every_misfit_is_listed_with_its_count():
+    model = module_of({f"missing{i:02}": torch.zeros(1) for i in range(12)} | {"shape": torch.zeros(2)})
+    tensors = {"shape": torch.zeros(3), "extra": torch.zeros(1)}
+    with pytest.raises(WeightsError) as caught:
+        load_into(model, tensors, source="x.pth")
+    message = str(caught.value)
+    assert message.startswith("x.pth: these weights (weights) do not fit the model; 12 missing: missing00, ")
+    assert "missing09 and 2 more; 1 unexpected: extra; 1 of another shape: shape (3,) for (2,)" in message
+
+
+def test_values_take_the_models_type():
+    model = module_of({"a": torch.zeros(2, dtype=torch.float64)})
+    load_into(model, {"a": torch.tensor([0.1, 0.2])}, source="x")
+    assert model.state_dict()["a"].tolist() == torch.tensor([0.1, 0.2]).double().tolist()
+
+
+def test_a_pickled_msra_backbone_fills_the_backbone_alone(tmp_path):
+    backbone = small_resnet()
+    state = randomise(backbone.state_dict())
+    blobs = {caffe2_name(name, NEW): tensor.numpy() for name, tensor in state.items()}
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps(blobs | {"fc1000_w": torch.ones(2).numpy()}, protocol=2))
+    model = student_with(backbone)
+    head = model.student.head.weight.clone()
+    report = load_weights(model, path, **INPUT)
+    assert_holds(model, {"student.backbone." + name: tensor for name, tensor in state.items()})
+    assert torch.equal(model.student.head.weight, head)
+    assert report.num_loaded == len(state)
+    assert report.summary() == (
+        f"{path} (detectron2's ImageNet backbone): {len(state)} tensors loaded; "
+        "not in the file, kept as initialised: student.neck (2), student.head (2); "
+        "in the file, not used: fc1000_w"
+    )
+
+
+def test_a_backbone_that_lacks_a_layer_is_an_error(tmp_path):
+    state = small_resnet().state_dict()
+    blobs = {caffe2_name(name, NEW): tensor.numpy() for name, tensor in state.items()}
+    del blobs["res3_1_branch2a_w"]
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps(blobs))
+    with pytest.raises(
+        WeightsError, match=r"R-50\.pkl: .*1 missing: student\.backbone\.res3\.1\.conv1\.weight$"
+    ):
+        load_weights(student_with(small_resnet()), path, **INPUT)
+
+
+def test_torchvision_weights_of_another_depth_are_listed(tmp_path):
+    path = save(tmp_path, torchvision.models.resnet18().state_dict())
+    settings = INPUT | {"image_format": "RGB", "pixel_std": (58.395, 57.12, 57.375)}
+    with pytest.raises(
+        WeightsError, match=r"missing: .* and \d+ more; .*of another shape: student\.backbone"
+    ):
+        load_weights(student_with(small_resnet()), path, **settings)
+
+
+def test_weights_of_another_input_say_what_to_set(tmp_path):
+    path = save(tmp_path, torchvision.models.resnet18().state_dict())
+    with pytest.raises(WeightsError, match=r"model\.pth: .*INPUT\.FORMAT RGB"):
+        load_weights(student_with(small_resnet(18)), path, **INPUT)
+
+
+def test_errors_of_conversion_name_the_file(tmp_path):
+    path = save(tmp_path, {"conv1_w": torch.ones(1), "conv_rpn_w": torch.ones(1)})
+    with pytest.raises(WeightsError, match=r"model\.pth: 1 names that a ResNet does not have: conv_rpn_w"):
+        load_weights(student_with(small_resnet()), path, **INPUT)
