@@ -1,0 +1,305 @@
+"""RetinaNet (arXiv 1708.02002).
+
+Legend: B images on a canvas H x W, L levels, A anchors of all levels, N object slots per image, K classes,
+C channels, R anchors of one cell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lgd.backbones.resnet import ResNet
+from lgd.distributed import all_reduce_sum, get_world_size
+from lgd.layers.fpn import FPN
+from lgd.ops.anchors import cell_anchors, grid_anchors
+from lgd.ops.boxes import clip_boxes, decode_deltas, encode_deltas, scale_boxes
+from lgd.ops.losses import sigmoid_focal_loss, smooth_l1_loss
+from lgd.ops.matching import FOREGROUND, IGNORED, match_anchors
+from lgd.ops.nms import nms_per_class
+from lgd.structures import Batch, Detections, Features, Targets
+
+
+@dataclass(frozen=True)
+class AnchorAssignment:
+    """What every anchor of a batch has to predict.
+
+    Attributes:
+        labels: (B, A) int64, the class in [0, K), K for background, -1 for anchors that don't count.
+        deltas: (B, A, 4) box deltas of foreground anchors, 0 elsewhere.
+    """
+
+    labels: Tensor
+    deltas: Tensor
+
+
+class RetinaNetHead(nn.Module):
+    """Two towers of 3x3 convolutions, shared by all levels: class logits and box deltas.
+
+    Args:
+        channels: C.
+        num_classes: K.
+        num_anchors: R.
+        num_convs: convolutions of each tower before the predicting one.
+        prior_prob: foreground probability that the fresh head predicts everywhere.
+    """
+
+    def __init__(
+        self, *, channels: int, num_classes: int, num_anchors: int, num_convs: int, prior_prob: float
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.cls_subnet = _make_tower(channels, num_convs)
+        self.bbox_subnet = _make_tower(channels, num_convs)
+        self.cls_score = nn.Conv2d(channels, num_anchors * num_classes, 3, padding=1)
+        self.bbox_pred = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(_bias(module))
+        nn.init.constant_(_bias(self.cls_score), -math.log((1 - prior_prob) / prior_prob))
+
+    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, h, w) -> logits (B, h * w * R, K) and deltas (B, h * w * R, 4), row by row."""
+        logits = self.cls_score(self.cls_subnet(feature))
+        deltas = self.bbox_pred(self.bbox_subnet(feature))
+        return _flatten_predictions(logits, self.num_classes), _flatten_predictions(deltas, 4)
+
+
+class RetinaNet(nn.Module):
+    """The detector; see `lgd.detectors.protocol.Detector`.
+
+    Args:
+        backbone: bottom-up network.
+        neck: feature pyramid over it.
+        num_classes: K.
+        anchor_sizes: sizes of the anchors in pixels by level, or one row for every level.
+        aspect_ratios: height / width of the anchors by level, or one row for every level.
+        pixel_mean: of each channel of the images.
+        pixel_std: of each channel of the images.
+        num_convs: convolutions of each tower of the head.
+        prior_prob: foreground probability of the fresh head.
+        iou_thresholds: below the first an anchor is background, from the second on foreground.
+        focal_loss_alpha: weight of positives.
+        focal_loss_gamma: focusing exponent.
+        smooth_l1_beta: 0 for the L1 loss.
+        box_reg_weights: factors of the four deltas.
+        score_thresh_test: detections score more than this.
+        topk_candidates_test: candidates of each level.
+        nms_thresh_test: overlap within a class above which the worse box goes.
+        detections_per_image: at most so many.
+        reference_normalizer: count positives as the reference does: on this rank alone, and once more for
+            every further call on the same batch (the teacher's), so that student and teacher are divided by
+            different numbers. Off: over all ranks, once per step; N ranks then give the gradient of one.
+
+    Raises:
+        ValueError: anchors that don't fit the neck's levels.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    cell_anchors: Tensor
+    loss_normalizer: Tensor
+
+    def __init__(
+        self,
+        *,
+        backbone: ResNet,
+        neck: FPN,
+        num_classes: int,
+        anchor_sizes: Sequence[Sequence[float]],
+        aspect_ratios: Sequence[Sequence[float]],
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        num_convs: int = 4,
+        prior_prob: float = 0.01,
+        iou_thresholds: tuple[float, float] = (0.4, 0.5),
+        focal_loss_alpha: float = 0.25,
+        focal_loss_gamma: float = 2.0,
+        smooth_l1_beta: float = 0.0,
+        box_reg_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+        score_thresh_test: float = 0.05,
+        topk_candidates_test: int = 1000,
+        nms_thresh_test: float = 0.5,
+        detections_per_image: int = 100,
+        reference_normalizer: bool = False,
+    ) -> None:
+        super().__init__()
+        self.channels = neck.channels
+        self.strides = dict(neck.strides)
+        self.num_classes = num_classes
+        self.iou_thresholds = iou_thresholds
+        self.focal_loss_alpha = focal_loss_alpha
+        self.focal_loss_gamma = focal_loss_gamma
+        self.smooth_l1_beta = smooth_l1_beta
+        self.box_reg_weights = box_reg_weights
+        self.score_thresh_test = score_thresh_test
+        self.topk_candidates_test = topk_candidates_test
+        self.nms_thresh_test = nms_thresh_test
+        self.detections_per_image = detections_per_image
+        self.reference_normalizer = reference_normalizer
+
+        self.backbone = backbone
+        self.neck = neck
+        cells = _make_cells(anchor_sizes, aspect_ratios, len(self.strides))
+        self.head = RetinaNetHead(
+            channels=self.channels,
+            num_classes=num_classes,
+            num_anchors=cells.shape[1],
+            num_convs=num_convs,
+            prior_prob=prior_prob,
+        )
+        # Kept in float64 until used, so that a float64 model gets these numbers unrounded.
+        mean, std = (torch.tensor(x, dtype=torch.float64).view(-1, 1, 1) for x in (pixel_mean, pixel_std))
+        self.register_buffer("cell_anchors", cells, persistent=False)
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
+        self.register_buffer("loss_normalizer", torch.tensor(100.0))
+
+    def extract_features(self, batch: Batch) -> Features:
+        """See `Detector.extract_features`."""
+        features: Features = self.neck(self.backbone(self._normalize(batch)))
+        return features
+
+    def compute_losses(
+        self, features: Features, batch: Batch, assignment: AnchorAssignment | None = None
+    ) -> tuple[dict[str, Tensor], AnchorAssignment]:
+        """See `Detector.compute_losses`; gives "loss_cls" and "loss_box_reg"."""
+        predictions = [self.head(features[level]) for level in self.strides]
+        logits, deltas = (_promote(torch.cat(parts, dim=1)) for parts in zip(*predictions, strict=True))
+        first_call = assignment is None
+        if assignment is None:
+            assignment = self.assign(features, batch.targets)
+        foreground = (assignment.labels >= 0) & (assignment.labels < self.num_classes)
+        normalizer = self._update_normalizer(foreground, first_call)
+        loss_cls = sigmoid_focal_loss(
+            logits, assignment.labels, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+        )
+        loss_box_reg = smooth_l1_loss(deltas, assignment.deltas, foreground, beta=self.smooth_l1_beta)
+        return {"loss_cls": loss_cls / normalizer, "loss_box_reg": loss_box_reg / normalizer}, assignment
+
+    @torch.no_grad()
+    def assign(self, features: Features, targets: Targets) -> AnchorAssignment:
+        """Match every anchor, those in the padding too, to the objects of its image."""
+        anchors = torch.cat(self._make_anchors(features))
+        boxes = targets.boxes.to(anchors.dtype)
+        matches = match_anchors(
+            boxes, targets.valid, anchors, thresholds=self.iou_thresholds, allow_low_quality=True
+        )
+        foreground = matches.labels == FOREGROUND
+        labels = targets.labels.gather(1, matches.indices)
+        labels = torch.where(foreground, labels, self.num_classes)
+        labels = torch.where(matches.labels == IGNORED, -1, labels)
+        matched_boxes = boxes.gather(1, matches.indices[..., None].expand(-1, -1, 4))
+        # The other anchors are matched to themselves, so that their deltas are 0 and not log(0).
+        matched_boxes = torch.where(foreground[..., None], matched_boxes, anchors)
+        return AnchorAssignment(labels, encode_deltas(anchors, matched_boxes, self.box_reg_weights))
+
+    @torch.no_grad()
+    def detect(self, features: Features, batch: Batch) -> list[Detections]:
+        """See `Detector.detect`."""
+        candidates = []
+        for level, anchors in zip(self.strides, self._make_anchors(features), strict=True):
+            logits, deltas = self.head(features[level])
+            candidates.append(self._select_candidates(_promote(logits), _promote(deltas), anchors))
+        boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
+        scale = batch.original_sizes.to(boxes.dtype) / batch.sizes.to(boxes.dtype)
+        return [
+            self._suppress(*image)
+            for image in zip(boxes, scores, labels, scale, batch.original_sizes, strict=True)
+        ]
+
+    def backbone_parameters(self) -> Iterable[nn.Parameter]:
+        """See `Detector.backbone_parameters`."""
+        return self.backbone.parameters()
+
+    def _normalize(self, batch: Batch) -> Tensor:
+        """Images (B, 3, H, W) in the model's dtype with mean 0 and deviation 1, 0 in the padding."""
+        dtype = self.loss_normalizer.dtype
+        images = (batch.images.to(dtype) - self.pixel_mean.to(dtype)) / self.pixel_std.to(dtype)
+        height, width = images.shape[-2:]
+        rows = torch.arange(height, device=images.device) < batch.sizes[:, :1]
+        columns = torch.arange(width, device=images.device) < batch.sizes[:, 1:]
+        return torch.where(rows[:, None, :, None] & columns[:, None, None, :], images, 0)
+
+    def _make_anchors(self, features: Features) -> list[Tensor]:
+        """[(h_l * w_l * R, 4)] of every level, in the model's dtype."""
+        all_cells = self.cell_anchors.to(self.loss_normalizer.dtype)
+        return [
+            grid_anchors(cells, features[level].shape[-2], features[level].shape[-1], stride)
+            for cells, (level, stride) in zip(all_cells, self.strides.items(), strict=True)
+        ]
+
+    @torch.no_grad()
+    def _update_normalizer(self, foreground: Tensor, first_call: bool) -> Tensor:
+        """Advance the moving average of the number of foreground anchors; return this rank's divisor."""
+        if self.training and (first_call or self.reference_normalizer):
+            num_foreground = foreground.sum().to(self.loss_normalizer.dtype)
+            if not self.reference_normalizer:
+                num_foreground = all_reduce_sum(num_foreground)
+            self.loss_normalizer.mul_(0.9).add_(num_foreground.clamp(min=1), alpha=0.1)
+        # A copy: backward still needs this value when the buffer has moved on.
+        return self.loss_normalizer / (1 if self.reference_normalizer else get_world_size())
+
+    def _select_candidates(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Best boxes of one level for each image: boxes (B, T, 4), scores (B, T), labels (B, T)."""
+        scores = logits.sigmoid().flatten(1)
+        scores, indices = scores.topk(min(self.topk_candidates_test, scores.shape[1]), dim=1)
+        anchor_indices = indices // self.num_classes
+        deltas = deltas.gather(1, anchor_indices[..., None].expand(-1, -1, 4))
+        boxes = decode_deltas(anchors[anchor_indices], deltas, self.box_reg_weights)
+        return boxes, scores, indices % self.num_classes
+
+    def _suppress(
+        self, boxes: Tensor, scores: Tensor, labels: Tensor, scale: Tensor, original_size: Tensor
+    ) -> Detections:
+        """Threshold, suppress and bring the candidates of one image to its original size."""
+        boxes, scores, labels = (x[scores > self.score_thresh_test] for x in (boxes, scores, labels))
+        kept = nms_per_class(boxes, scores, labels, self.nms_thresh_test)[: self.detections_per_image]
+        boxes = clip_boxes(scale_boxes(boxes[kept], scale), original_size)
+        nonempty = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
+        return Detections(boxes[nonempty], scores[kept][nonempty], labels[kept][nonempty])
+
+
+def _make_tower(channels: int, num_convs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(num_convs):
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    assert conv.bias is not None
+    return conv.bias
+
+
+def _flatten_predictions(x: Tensor, width: int) -> Tensor:
+    """(B, R * width, h, w) -> (B, h * w * R, width)."""
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, width)
+
+
+def _promote(x: Tensor) -> Tensor:
+    """At least float32: losses and box arithmetic don't survive half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _make_cells(
+    sizes: Sequence[Sequence[float]], ratios: Sequence[Sequence[float]], num_levels: int
+) -> Tensor:
+    """(L, R, 4) anchors of one cell by level."""
+    for name, rows in (("anchor_sizes", sizes), ("aspect_ratios", ratios)):
+        if len(rows) not in (1, num_levels):
+            raise ValueError(f"{name} has {len(rows)} rows for {num_levels} levels; give 1 or {num_levels}")
+    per_level = [
+        cell_anchors(sizes[level % len(sizes)], ratios[level % len(ratios)]) for level in range(num_levels)
+    ]
+    counts = [len(cells) for cells in per_level]
+    if len(set(counts)) != 1 or counts[0] == 0:
+        raise ValueError(f"all levels share one head, so their anchors must be equally many, not {counts}")
+    return torch.tensor(per_level, dtype=torch.float64)

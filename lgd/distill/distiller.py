@@ -1,0 +1,122 @@
+"""Training a student with a teacher that reads the labels, for every detector alike.
+
+Source: LGD (arXiv 2109.11496, section 3.5).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lgd.detectors.protocol import Detector
+from lgd.distill.teacher import DynamicTeacher
+from lgd.structures import Batch, Features
+
+_EPS = 1e-5
+
+
+class Adapter(nn.Sequential):
+    """Three 3x3 convolutions between the student's features and the comparison, shared by all levels.
+
+    Args:
+        channels: C, in and out.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+
+class PlainStudent(nn.Module):
+    """Trains a detector alone, with the calls of `LabelGuidedDistiller`."""
+
+    def __init__(self, student: Detector) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, batch: Batch, *, distill: bool) -> dict[str, Tensor]:
+        """Return the student's losses; `distill` changes nothing."""
+        losses, _ = self.student.compute_losses(self.student.extract_features(batch), batch)
+        return losses
+
+
+class LabelGuidedDistiller(nn.Module):
+    """Trains student, teacher and adapter together.
+
+    Args:
+        student: any detector.
+        teacher: makes features of the student's shapes from them and the labels.
+        adapter: maps the student's features before they are compared, keeping their shapes.
+        weight: factor of the distillation loss.
+    """
+
+    def __init__(
+        self, *, student: Detector, teacher: DynamicTeacher, adapter: nn.Module, weight: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+        self.adapter = adapter
+        self.weight = weight
+
+    def forward(self, batch: Batch, *, distill: bool) -> dict[str, Tensor]:
+        """Compute the losses of one step.
+
+        Args:
+            batch: images and targets.
+            distill: whether the student learns from the distillation loss. If not, the loss has the
+                same value, and only the adapter learns from it.
+
+        Returns:
+            Scalars: the student's losses, the same on the teacher's features as "<name>.tea", and
+            "loss_distill".
+        """
+        features = self.student.extract_features(batch)
+        losses, assignment = self.student.compute_losses(features, batch)
+        taught = self.teach(features, batch)
+        teacher_losses, _ = self.student.compute_losses(taught, batch, assignment)
+        losses |= {f"{name}.tea": loss for name, loss in teacher_losses.items()}
+        if not distill:
+            features = {level: x.detach() for level, x in features.items()}
+        adapted = {level: self.adapter(x) for level, x in features.items()}
+        losses["loss_distill"] = self.weight * distillation_loss(adapted, taught)
+        return losses
+
+    def teach(self, features: Features, batch: Batch) -> Features:
+        """Return the teacher's features for the student's `features` and the labels of `batch`."""
+        taught: Features = self.teacher(features, batch)
+        return taught
+
+
+def distillation_loss(adapted: Features, taught: Features) -> Tensor:
+    """Mean squared difference of the normalised features over all elements of all levels.
+
+    Args:
+        adapted: {level: (B, C, h, w)} of the student.
+        taught: the teacher's, same shapes; no gradient flows into them.
+
+    Returns:
+        Scalar.
+    """
+    total = torch.stack(
+        [
+            (_instance_norm(x) - _instance_norm(taught[level].detach())).square().sum()
+            for level, x in adapted.items()
+        ]
+    ).sum()
+    return total / sum(x.numel() for x in adapted.values())
+
+
+def _instance_norm(x: Tensor) -> Tensor:
+    """Normalise each channel of each image, in at least float32; a map of one cell becomes 0.
+
+    torch's own raises on such a map in training.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(x, dim=(-2, -1), correction=0, keepdim=True)
+    return (x - mean) * (variance + _EPS).rsqrt()

@@ -1,0 +1,152 @@
+"""Label encoding: the objects of an image as descriptors, and a PointNet over them.
+
+Source: LGD (arXiv 2109.11496, section 3.2); PointNet (arXiv 1612.00593).
+Legend: B images on a canvas H x W, N object slots, S rows per image (objects and context), K classes,
+k descriptor width, C embedding width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lgd.structures import Targets
+
+CategoryFormat = Literal["one_hot", "norm_classes"]
+
+
+@dataclass(frozen=True)
+class LabelRows:
+    """What the teacher is told about a batch.
+
+    With a context box the last row of every image is the context, S = N + 1; else S = N.
+
+    Attributes:
+        boxes: (B, S, 4) xyxy pixels of the canvas, x in [0, W - 1], y in [0, H - 1].
+        descriptors: (B, S, k) in [-1, 1]: box over canvas size, then the category.
+        valid: (B, S) bool; every image has at least one valid row.
+    """
+
+    boxes: Tensor
+    descriptors: Tensor
+    valid: Tensor
+
+
+def descriptor_width(num_classes: int, category_format: CategoryFormat) -> int:
+    """Return k: 4 box coordinates and the category."""
+    return 4 + (num_classes if category_format == "one_hot" else 1)
+
+
+def describe_labels(
+    targets: Targets,
+    canvas: tuple[int, int],
+    *,
+    num_classes: int,
+    category_format: CategoryFormat,
+    add_context_box: bool,
+    dtype: torch.dtype,
+) -> LabelRows:
+    """Describe the objects of every image, and its context.
+
+    The context is one more row: the whole canvas, of no category. An image without objects has a
+    single row, the box (0, 0, 1, 1) of no category, which stands for its context where there is one.
+
+    Args:
+        targets: ground truth.
+        canvas: (H, W).
+        num_classes: K.
+        category_format: "one_hot" (K numbers), or "norm_classes" (class / K as one number).
+        add_context_box: whether to append the context row.
+        dtype: of the boxes and descriptors.
+    """
+    boxes, valid = targets.boxes.to(dtype), targets.valid
+    categories = _encode_categories(targets.labels, num_classes, category_format, dtype) * valid[..., None]
+    height, width = canvas
+    has_objects = valid.any(dim=1, keepdim=True)
+    if add_context_box:
+        corner = torch.stack([torch.where(has_objects, side, 1) for side in (width, height)], dim=-1)
+        boxes = torch.cat([boxes, F.pad(corner, (2, 0)).to(dtype)], dim=1)
+        categories = F.pad(categories, (0, 0, 0, 1))
+        valid = F.pad(valid, (0, 1), value=True)
+    else:
+        is_dummy = ~has_objects & (torch.arange(valid.shape[1], device=valid.device) == 0)
+        unit_box = F.pad(torch.ones_like(boxes[:, :1, :2]), (2, 0))
+        boxes = torch.where(is_dummy[..., None], unit_box, boxes)
+        valid = valid | is_dummy
+    x, y = boxes[..., 0::2].clamp(0, width - 1), boxes[..., 1::2].clamp(0, height - 1)
+    boxes = torch.stack([x, y], dim=-1).flatten(-2)
+    relative_boxes = torch.stack([x / width, y / height], dim=-1).flatten(-2)
+    descriptors = 2 * torch.cat([relative_boxes, categories], dim=-1) - 1
+    return LabelRows(boxes, descriptors, valid)
+
+
+def _encode_categories(
+    labels: Tensor, num_classes: int, category_format: CategoryFormat, dtype: torch.dtype
+) -> Tensor:
+    """(B, N) -> (B, N, K) or (B, N, 1), in [0, 1]."""
+    if category_format == "norm_classes":
+        return labels[..., None].to(dtype) / num_classes
+    return (labels[..., None] == torch.arange(num_classes, device=labels.device)).to(dtype)
+
+
+def _norm_relu(x: Tensor) -> Tensor:
+    """Layer norm over the channels without affine, then ReLU."""
+    return F.relu_(F.layer_norm(x, x.shape[-1:]))
+
+
+class SpatialTransformer(nn.Module):
+    """Predicts a matrix for each row and applies it (the T-Net of PointNet, without its identity).
+
+    Args:
+        width: k, of the rows.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.conv1 = nn.Linear(width, 64)
+        self.conv2 = nn.Linear(64, 128)
+        self.conv3 = nn.Linear(128, 1024)
+        self.fc1 = nn.Linear(1024, 512)
+        self.fc2 = nn.Linear(512, 256)
+        self.fc3 = nn.Linear(256, width * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, k) -> (B, S, k)."""
+        hidden = x
+        for layer in (self.conv1, self.conv2, self.conv3, self.fc1, self.fc2):
+            hidden = _norm_relu(layer(hidden))
+        matrices: Tensor = self.fc3(hidden).unflatten(-1, (self.width, self.width))
+        return (x.unsqueeze(-2) @ matrices).squeeze(-2)
+
+
+class LabelEncoder(nn.Module):
+    """PointNet over the rows of each image.
+
+    Args:
+        descriptor_width: k.
+        embedding_width: C.
+    """
+
+    def __init__(self, *, descriptor_width: int, embedding_width: int) -> None:
+        super().__init__()
+        self.stn_desc = SpatialTransformer(descriptor_width)
+        self.conv1 = nn.Linear(descriptor_width, 64)
+        self.stn_feat = SpatialTransformer(64)
+        self.conv2 = nn.Linear(64, 128)
+        self.conv3 = nn.Linear(128, 1024)
+        self.conv4 = nn.Linear(64 + 1024, embedding_width)
+
+    def forward(self, rows: LabelRows) -> Tensor:
+        """Embed every row, knowing the others of its image: (B, S, C); invalid rows without meaning."""
+        # In half precision a coordinate would be rounded to some pixels, and these layers cost nothing.
+        with torch.autocast(rows.descriptors.device.type, enabled=False):
+            local = self.stn_feat(_norm_relu(self.conv1(self.stn_desc(rows.descriptors))))
+            hidden = _norm_relu(self.conv3(_norm_relu(self.conv2(local))))
+            hidden = hidden.masked_fill(~rows.valid[..., None], -torch.inf)
+            shared = hidden.amax(dim=1, keepdim=True).expand_as(hidden)
+            return _norm_relu(self.conv4(torch.cat([local, shared], dim=-1)))

@@ -1,0 +1,191 @@
+"""The dynamic teacher: features from the labels and the student's features.
+
+Source: LGD (arXiv 2109.11496, sections 3.2-3.4).
+Legend: B images on a canvas H x W, L levels of C x h x w, N object slots, S rows per image (objects and
+context, see `LabelRows`), K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lgd.distill.label_encoder import (
+    CategoryFormat,
+    LabelEncoder,
+    LabelRows,
+    describe_labels,
+    descriptor_width,
+)
+from lgd.structures import Batch, Features
+
+InteractPattern = Literal["stuGuided", "labelGuided", "student_fill", "teacher_fill"]
+
+
+def inside_masks(boxes: Tensor, valid: Tensor, canvas: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Mark the cells of one level that lie inside each box.
+
+    The cell in row i and column j counts as the point (j, i) on the box scaled to the level; the border
+    belongs to the box, and a box without extent holds nothing.
+
+    Args:
+        boxes: (B, S, 4) xyxy pixels of the canvas; at least float32.
+        valid: (B, S) bool.
+        canvas: (H, W).
+        size: (h, w) of the level.
+
+    Returns:
+        (B, S, h, w) bool; empty for invalid rows.
+    """
+    along = []
+    for axis, (canvas_side, side) in enumerate(zip(canvas, size, strict=True)):
+        ends = boxes[..., (1 - axis) :: 2] * (side / canvas_side)
+        center, extent = ends.mean(dim=-1, keepdim=True), ends[..., 1:] - ends[..., :1]
+        cells = torch.arange(side, dtype=boxes.dtype, device=boxes.device)
+        along.append((center - cells).abs() / extent <= 0.5)
+    rows, columns = along
+    return (rows & valid[..., None])[..., :, None] & columns[..., None, :]
+
+
+class DynamicTeacher(nn.Module):
+    """Makes teacher features of the student's names and shapes; has only the parameters its pattern uses.
+
+    Args:
+        channels: C.
+        num_classes: K.
+        interact_pattern: what attends to what: "stuGuided" (appearance asks labels), "labelGuided" (labels
+            ask appearance), or no attention: "student_fill" (appearance), "teacher_fill" (labels).
+        add_context_box: one more row for the whole image, which is added to every cell.
+        detach_appearance_embed: no gradient from the teacher into the student's features.
+        category_format: see `describe_labels`.
+        num_heads: of the attention.
+
+    Raises:
+        ValueError: an unknown pattern, or channels that the heads don't divide.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        num_classes: int,
+        interact_pattern: InteractPattern = "stuGuided",
+        add_context_box: bool = False,
+        detach_appearance_embed: bool = False,
+        category_format: CategoryFormat = "one_hot",
+        num_heads: int = 8,
+    ) -> None:
+        super().__init__()
+        if interact_pattern not in get_args(InteractPattern):
+            raise ValueError(
+                f"unknown interaction pattern {interact_pattern!r}; choose one of {get_args(InteractPattern)}"
+            )
+        uses_labels, uses_appearance = interact_pattern != "student_fill", interact_pattern != "teacher_fill"
+        self.num_classes = num_classes
+        self.interact_pattern = interact_pattern
+        self.add_context_box = add_context_box
+        self.detach_appearance_embed = detach_appearance_embed
+        self.category_format: CategoryFormat = category_format
+        if uses_labels:
+            width = descriptor_width(num_classes, category_format)
+            self.label_encoder = LabelEncoder(descriptor_width=width, embedding_width=channels)
+            self.label_projection = nn.Linear(channels, channels)
+        if uses_appearance:
+            self.student_projection = nn.Conv2d(channels, channels, 3, padding=1)
+        if uses_labels and uses_appearance:
+            if channels % num_heads:
+                raise ValueError(f"{num_heads} attention heads don't divide {channels} channels")
+            self.attention = nn.MultiheadAttention(channels, num_heads, batch_first=True)
+        self.instance_projection = nn.Linear(channels, channels)
+        self.instance_conv = nn.Conv2d(channels, channels, 3, padding=1)
+        if add_context_box:
+            self.context_projection = nn.Linear(channels, channels)
+        self.refinement = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(1, channels, affine=False),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(1, channels, affine=False),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(1, channels, affine=False),
+        )
+
+    def forward(self, features: Features, batch: Batch) -> Features:
+        """Make the teacher's features.
+
+        Args:
+            features: the student's, {level: (B, C, h, w)}.
+            batch: its targets, and the canvas they are measured on.
+
+        Returns:
+            {level: (B, C, h, w)}, the student's levels and shapes.
+        """
+        height, width = batch.images.shape[-2:]
+        rows = describe_labels(
+            batch.targets,
+            (height, width),
+            num_classes=self.num_classes,
+            category_format=self.category_format,
+            add_context_box=self.add_context_box,
+            dtype=self.instance_projection.weight.dtype,
+        )
+        masks = {
+            level: inside_masks(rows.boxes, rows.valid, (height, width), (x.shape[-2], x.shape[-1]))
+            .flatten(2)
+            .to(rows.boxes.dtype)
+            for level, x in features.items()
+        }
+        embeddings = self._interact(features, masks, rows)
+        return {
+            level: self._render(embeddings[:, index], masks[level], (x.shape[-2], x.shape[-1]))
+            for index, (level, x) in enumerate(features.items())
+        }
+
+    def _interact(self, features: Features, masks: Features, rows: LabelRows) -> Tensor:
+        """Relate the rows of an image to each other by the pattern: (B, L, S, C)."""
+        if self.interact_pattern == "student_fill":
+            return self._embed_appearance(features, masks)
+        labels = self._embed_labels(rows)
+        if self.interact_pattern == "teacher_fill":
+            return labels.unsqueeze(1).expand(-1, len(features), -1, -1)
+        appearance = self._embed_appearance(features, masks)
+        if self.interact_pattern == "stuGuided":
+            # The keys are the same at every level, so that all levels' queries share one projection of them.
+            queries, keys, unused = appearance.flatten(1, 2), labels, ~rows.valid
+        else:
+            queries = labels.repeat_interleave(len(features), dim=0)
+            keys = appearance.flatten(0, 1)
+            unused = (~rows.valid).repeat_interleave(len(features), dim=0)
+        attended: Tensor
+        attended, _ = self.attention(queries, keys, keys, key_padding_mask=unused, need_weights=False)
+        return attended.reshape(appearance.shape)
+
+    def _embed_labels(self, rows: LabelRows) -> Tensor:
+        """(B, S, C)."""
+        x = self.label_projection(self.label_encoder(rows))
+        return F.relu(F.layer_norm(x, x.shape[-1:]))
+
+    def _embed_appearance(self, features: Features, masks: Features) -> Tensor:
+        """Mean of the projected features inside each row's mask, 0 where it is empty: (B, L, S, C)."""
+        pooled = []
+        for level, feature in features.items():
+            x = self.student_projection(feature.detach() if self.detach_appearance_embed else feature)
+            x = F.relu(F.group_norm(x, 1)).flatten(2).transpose(1, 2)
+            area = masks[level].sum(dim=-1, keepdim=True).clamp(min=1)
+            pooled.append(masks[level] @ x / area)
+        return torch.stack(pooled, dim=1)
+
+    def _render(self, embeddings: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
+        """Paint one level's objects where they are, the context everywhere: (B, S, C) -> (B, C, h, w)."""
+        num_objects = embeddings.shape[1] - int(self.add_context_box)
+        vectors = self.instance_projection(embeddings[:, :num_objects])
+        painted = vectors.transpose(1, 2) @ masks[:, :num_objects]
+        x = self.instance_conv(painted.unflatten(-1, size))
+        if self.add_context_box:
+            x = x + self.context_projection(embeddings[:, -1])[..., None, None]
+        taught: Tensor = self.refinement(F.relu(x))
+        return taught

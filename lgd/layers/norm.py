@@ -1,0 +1,80 @@
+"""Normalisation layers by the names that recipes use."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_GROUPS = 32
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm whose statistics and affine parameters never change.
+
+    Attributes:
+        weight, bias, running_mean, running_var: (C,) buffers.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features) - eps)
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Return (C,) scale and (C,) shift such that the layer is x * scale + shift."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (B, C, H, W)."""
+        scale, shift = self.scale_and_shift()
+        return x * scale[:, None, None] + shift[:, None, None]
+
+
+def make_norm(name: str, num_features: int) -> nn.Module | None:
+    """Make the norm layer called `name` ("FrozenBN", "BN", "SyncBN", "GN", or "" for none).
+
+    Raises:
+        ValueError: an unknown name, or channels that 32 groups don't divide.
+    """
+    if name == "GN" and num_features % _GROUPS:
+        raise ValueError(
+            f"GN needs a multiple of {_GROUPS} channels, not {num_features}; "
+            "choose FrozenBN or BN, or other widths"
+        )
+    match name:
+        case "":
+            return None
+        case "FrozenBN":
+            return FrozenBatchNorm2d(num_features)
+        case "BN":
+            return nn.BatchNorm2d(num_features)
+        case "SyncBN":
+            return nn.SyncBatchNorm(num_features)
+        case "GN":
+            return nn.GroupNorm(_GROUPS, num_features)
+    raise ValueError(f"unknown norm {name!r}; choose 'FrozenBN', 'BN', 'SyncBN', 'GN' or ''")
+
+
+def freeze(module: nn.Module) -> None:
+    """Stop `module`'s parameters from training and turn its batch norms into frozen ones, in place."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                setattr(parent, name, _frozen_copy(child))
+
+
+def _frozen_copy(norm: nn.modules.batchnorm._BatchNorm) -> FrozenBatchNorm2d:
+    frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
+    frozen.load_state_dict({name: norm.state_dict()[name] for name in frozen.state_dict()})
+    return frozen

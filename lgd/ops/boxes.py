@@ -1,0 +1,104 @@
+"""Boxes in xyxy pixels: areas, overlaps, deltas, clipping and scaling.
+
+Every function works on any leading (batch) dimensions, written `...`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+MAX_LOG_SCALE = math.log(1000.0 / 16.0)
+"""Largest dw or dh that `decode_deltas` follows, so that exp() cannot overflow."""
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """Compute areas of `boxes` (..., 4): (...), square pixels."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def box_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
+    """Intersection over union of every pair.
+
+    Args:
+        boxes_a: (..., N, 4) xyxy.
+        boxes_b: (..., M, 4) xyxy; leading dimensions broadcast against those of `boxes_a`.
+
+    Returns:
+        (..., N, M) in [0, 1]; 0 where the boxes don't overlap, so also for boxes without area.
+    """
+    a, b = boxes_a.unsqueeze(-2), boxes_b.unsqueeze(-3)
+    widths = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])).clamp(min=0)
+    heights = (torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])).clamp(min=0)
+    intersection = widths * heights
+    union = box_area(a) + box_area(b) - intersection
+    return torch.where(intersection > 0, intersection / union, 0)
+
+
+def _centers_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., 4) xyxy -> centers (..., 2) and sizes (..., 2), each (x, y)."""
+    sizes = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * sizes, sizes
+
+
+def encode_deltas(
+    anchors: Tensor, boxes: Tensor, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+) -> Tensor:
+    """Express `boxes` relative to `anchors` (R-CNN, arXiv 1311.2524, eq. 6-9).
+
+    Args:
+        anchors: (..., 4) xyxy of positive width and height.
+        boxes: (..., 4) xyxy of positive width and height; broadcasts against `anchors`.
+        weights: factors of (dx, dy, dw, dh).
+
+    Returns:
+        (..., 4): centre offsets in anchor sizes and log size ratios, times `weights`.
+    """
+    anchor_centers, anchor_sizes = _centers_and_sizes(anchors)
+    box_centers, box_sizes = _centers_and_sizes(boxes)
+    offsets = (box_centers - anchor_centers) / anchor_sizes
+    log_ratios = torch.log(box_sizes / anchor_sizes)
+    deltas = [*offsets.unbind(-1), *log_ratios.unbind(-1)]
+    return torch.stack([delta * weight for delta, weight in zip(deltas, weights, strict=True)], dim=-1)
+
+
+def decode_deltas(
+    anchors: Tensor, deltas: Tensor, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+) -> Tensor:
+    """Invert `encode_deltas`, with dw and dh held at `MAX_LOG_SCALE`.
+
+    Args:
+        anchors: (..., 4) xyxy.
+        deltas: (..., 4); broadcasts against `anchors`.
+        weights: as given to `encode_deltas`.
+
+    Returns:
+        (..., 4) xyxy, not clipped to any image.
+    """
+    dx, dy, dw, dh = (delta / weight for delta, weight in zip(deltas.unbind(-1), weights, strict=True))
+    centers, sizes = _centers_and_sizes(anchors)
+    new_centers = torch.stack([dx, dy], dim=-1) * sizes + centers
+    half = 0.5 * (torch.exp(torch.stack([dw, dh], dim=-1).clamp(max=MAX_LOG_SCALE)) * sizes)
+    return torch.cat([new_centers - half, new_centers + half], dim=-1)
+
+
+def clip_boxes(boxes: Tensor, size: Tensor) -> Tensor:
+    """Clip `boxes` to images.
+
+    Args:
+        boxes: (..., 4) xyxy pixels.
+        size: (..., 2) (height, width) in pixels; broadcasts against the boxes' leading dimensions.
+
+    Returns:
+        (..., 4) with x in [0, width] and y in [0, height].
+    """
+    xy_limits = size.to(boxes.dtype).flip(-1)
+    return torch.minimum(boxes.clamp(min=0), torch.cat([xy_limits, xy_limits], dim=-1))
+
+
+def scale_boxes(boxes: Tensor, scale: Tensor) -> Tensor:
+    """Multiply `boxes` (..., 4) by `scale` (..., 2), the factors of (y, x)."""
+    xy_scale = scale.to(boxes.dtype).flip(-1)
+    return boxes * torch.cat([xy_scale, xy_scale], dim=-1)

@@ -1,0 +1,54 @@
+"""Losses of dense detectors, summed: the caller divides by the normaliser of its choice."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+_EXACT_SOFTPLUS = 40.0  # log1p(exp(x)) is x to the last float64 digit from here on
+
+
+def sigmoid_focal_loss(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """Sum of the focal loss (arXiv 1708.02002, eq. 5) over anchors and classes.
+
+    Every class of every anchor is taken as negative first, in the logits' own layout; the one positive
+    class of a foreground anchor is then exchanged. So no one-hot target of the logits' size is made.
+
+    Args:
+        logits: (..., K).
+        labels: (...) int64, the class in [0, K), K for background, -1 for anchors to leave out.
+        alpha: weight of the positive class, in [0, 1]; the negatives get 1 - alpha.
+        gamma: focusing exponent, at least 0.
+
+    Returns:
+        Scalar.
+    """
+    num_classes = logits.shape[-1]
+    counted = (labels >= 0).to(logits.dtype)
+    foreground = ((labels >= 0) & (labels < num_classes)).to(logits.dtype)
+    negatives = _negative_loss(logits, gamma) * (1 - alpha)
+    true_logits = logits.gather(-1, labels.clamp(0, num_classes - 1).unsqueeze(-1)).squeeze(-1)
+    # A positive of logit x costs what a negative of logit -x does.
+    exchange = _negative_loss(-true_logits, gamma) * alpha - _negative_loss(true_logits, gamma) * (1 - alpha)
+    return (negatives.sum(-1) * counted).sum() + (exchange * foreground).sum()
+
+
+def _negative_loss(logits: Tensor, gamma: float) -> Tensor:
+    """p^gamma * -log(1 - p) for p = sigmoid(logits)."""
+    return logits.sigmoid() ** gamma * F.softplus(logits, threshold=_EXACT_SOFTPLUS)
+
+
+def smooth_l1_loss(predictions: Tensor, targets: Tensor, mask: Tensor, *, beta: float) -> Tensor:
+    """Sum of the smooth L1 loss (arXiv 1504.08083, eq. 3) over the rows that `mask` selects.
+
+    Args:
+        predictions: (..., D).
+        targets: (..., D), finite in every row.
+        mask: (...) bool.
+        beta: where the quadratic part ends; 0 is the L1 loss.
+
+    Returns:
+        Scalar.
+    """
+    losses = F.smooth_l1_loss(predictions, targets, reduction="none", beta=beta)
+    return (losses.sum(-1) * mask.to(losses.dtype)).sum()
