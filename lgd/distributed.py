@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lgd.config.values import ConfigError
+
 T = TypeVar("T")
 
 
@@ -44,16 +46,16 @@ def select_device(name: str, local_rank: int) -> torch.device:
         local_rank: which device of this machine.
 
     Raises:
-        ValueError: CUDA asked for and not there, or more ranks than devices.
+        ConfigError: CUDA asked for and not there, or more ranks than devices.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.DEVICE is {name!r} but torch sees no CUDA device; set MODEL.DEVICE cpu or auto"
         )
     if local_rank >= torch.cuda.device_count():
-        raise ValueError(
+        raise ConfigError(
             f"local rank {local_rank} has no device: this machine shows {torch.cuda.device_count()}; "
             "start fewer processes per node"
         )

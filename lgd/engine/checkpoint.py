@@ -10,12 +10,15 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from lgd import distributed
+from lgd.evaluation.results import write_text_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +83,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
         seal.unlink(missing_ok=True)
         save_file(path, {"format": FORMAT, "step": step, **state})
         record = {"step": step, "bytes": path.stat().st_size, "sha256": _sha256(path)}
-        _write_text(seal, json.dumps(record))
+        write_text_atomically(seal, json.dumps(record))
+        _flush_folder(folder)
     except (CheckpointError, OSError) as error:
         kept = _newest_path(folder, before=step)
         stays = f"{kept.name} stays" if kept else "there is no earlier checkpoint"
@@ -117,6 +121,30 @@ def load_newest(folder: Path) -> Checkpoint | None:
             "start without --resume, or from MODEL.WEIGHTS"
         )
     return None
+
+
+def find_newest(folder: Path) -> Checkpoint | None:
+    """`load_newest` on rank 0, and the same file on the other ranks.
+
+    Raises:
+        CheckpointError: as `load_newest` on every rank; or a rank does not see rank 0's file.
+    """
+    found: Checkpoint | None = None
+    problem: CheckpointError | None = None
+    if distributed.is_main():
+        try:
+            found = load_newest(folder)
+        except CheckpointError as error:
+            problem = error
+    path, problem = distributed.broadcast_object((found.path if found else None, problem))
+    if problem is not None:
+        raise problem
+    if path is None or found is not None:
+        return found
+    if not path.exists():
+        raise CheckpointError(f"{path} is not visible on rank {distributed.get_rank()}: share OUTPUT_DIR")
+    state = read_file(path)
+    return Checkpoint(path, int(state["step"]), state)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -163,16 +191,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _flush_folder(path.parent)
-
-
 def _flush_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -194,11 +212,10 @@ def _reason(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def list_changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield one line for every leaf at which two plain trees differ."""
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            yield from list_changes(before, after, f"{prefix}{key}.")
-        elif before != after:
-            yield f"{prefix}{key}: {before!r} -> {after!r}"
+def list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line for every key at which two flat settings differ."""
+    return [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]

@@ -94,26 +94,33 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def clip_gradients(
-    parameters: Iterable[nn.Parameter], *, kind: Literal["value", "norm", "none"], limit: float
+    parameters: Iterable[nn.Parameter],
+    *,
+    kind: Literal["value", "norm", "none"],
+    limit: float,
+    norm_type: float = 2.0,
 ) -> Tensor:
-    """Clip gradients in place.
+    """Clip gradients in place, each parameter by itself.
 
     Args:
-        parameters: those to clip together.
-        kind: "value" limits every element to [-limit, limit]; "norm" scales all of them so that
-            their joint L2 norm is at most `limit`; "none" leaves them.
+        parameters: those to clip.
+        kind: "value" limits every element to [-limit, limit]; "norm" scales a parameter's gradient
+            so that its norm is at most `limit`; "none" leaves all as they are.
         limit: the bound.
+        norm_type: p of the p-norm of "norm".
 
     Returns:
-        The joint L2 norm before clipping, a scalar on the gradients' device.
+        The joint L2 norm of all gradients before clipping, a scalar on their device.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
-    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    joint_norm = nn.utils.get_total_norm(gradients, foreach=True)
     if kind == "value":
         torch._foreach_clamp_min_(gradients, -limit)
         torch._foreach_clamp_max_(gradients, limit)
     elif kind == "norm":
-        torch._foreach_mul_(gradients, torch.clamp(limit / (norm + 1e-6), max=1.0))
-    return norm
+        norms = torch._foreach_norm(gradients, norm_type)
+        scales = [torch.clamp(limit / (norm + 1e-6), max=1.0) for norm in norms]
+        torch._foreach_mul_(gradients, scales)
+    return joint_norm

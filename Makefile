@@ -1,0 +1,33 @@
+# Everything runs in $(VENV), made anew whenever setup.py or setup.cfg changed.
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+KEY := $(shell cat setup.py setup.cfg | cksum | cut -d' ' -f1)
+RUNTIME := $(VENV)/.runtime-$(KEY)
+TESTING := $(VENV)/.testing-$(KEY)
+
+.PHONY: demo test lint clean
+
+demo: $(RUNTIME)
+	$(VENV)/bin/python -m lgd.train --config-file configs/demo.yaml
+
+test: $(TESTING)
+	$(VENV)/bin/python -m pytest
+
+lint: $(TESTING)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+$(RUNTIME):
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and not found"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(TESTING): $(RUNTIME)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

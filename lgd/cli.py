@@ -1,0 +1,31 @@
+"""The console script: `lgd train ...` is `python -m lgd.train ...`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from lgd import train
+
+COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "train": (train.main, "train a detector, or evaluate one"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments and arguments[0] in COMMANDS:
+        function, _ = COMMANDS[arguments[0]]
+        return function(arguments[1:])
+    usage = ["usage: lgd COMMAND ...", ""] + [f"  {name:<8} {help_}" for name, (_, help_) in COMMANDS.items()]
+    asked = arguments[:1] in (["-h"], ["--help"])
+    stream = sys.stdout if asked else sys.stderr
+    if arguments and not asked:
+        usage.insert(0, f"error: unknown command {arguments[0]!r}")
+    stream.write("\n".join(usage) + "\n")
+    return 0 if asked else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""The training loop: plain iterations, read from top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lgd import distributed
+from lgd.distill.distiller import LabelGuidedDistiller, PlainStudent
+from lgd.distill.schedule import DistillSchedule, Phase
+from lgd.engine.metrics import StepRecord, measure_memory
+from lgd.engine.optim import LRSchedule, clip_gradients, set_lr
+from lgd.engine.progress import Progress
+from lgd.structures import Batch
+
+
+@dataclass(frozen=True)
+class Side:
+    """One optimizer and its schedule: "student" (with the adapter) or "teacher"."""
+
+    name: str
+    optimizer: torch.optim.Optimizer
+    schedule: LRSchedule
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Every parameter that this side trains."""
+        for group in self.optimizer.param_groups:
+            yield from group["params"]
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """Numbers of the loop.
+
+    Attributes:
+        max_iter: steps to train.
+        images_per_step: images of one step over all ranks and micro-batches.
+        log_period: steps between log lines.
+        eval_period: steps between evaluations; 0 for one at the end only.
+        checkpoint_period: steps between checkpoints.
+        accumulate_steps: micro-batches whose gradients are averaged into one step.
+        clip_kind: "value", "norm" or "none", see `clip_gradients`.
+        clip_limit: the bound of the clipping.
+        clip_norm_type: p of the p-norm that "norm" limits.
+        mixed_precision: run the forward pass under bfloat16 autocast.
+        seed: seed of the random draws inside the model, together with step and rank.
+    """
+
+    max_iter: int
+    images_per_step: int
+    log_period: int = 20
+    eval_period: int = 0
+    checkpoint_period: int = 5000
+    accumulate_steps: int = 1
+    clip_kind: Literal["value", "norm", "none"] = "none"
+    clip_limit: float = 1.0
+    clip_norm_type: float = 2.0
+    mixed_precision: bool = False
+    seed: int = 0
+
+
+@dataclass
+class TrainState:
+    """What changes while training; `state_dict` is what a checkpoint holds of it.
+
+    Attributes:
+        model: distiller or plain student.
+        sides: the optimizers.
+        progress: losses of the unfinished log period.
+        step: steps done.
+        best: the best student AP so far and its step, by "AP" and "step"; empty before the first.
+    """
+
+    model: LabelGuidedDistiller | PlainStudent
+    sides: Sequence[Side]
+    progress: Progress
+    step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that an exact resume needs, as tensors and plain containers.
+
+        Every rank must call it: the unfinished log period is reduced.
+        """
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": {side.name: side.optimizer.state_dict() for side in self.sides},
+            "progress": self.progress.state(),
+            "best": dict(self.best),
+        }
+
+    def load_state_dict(self, step: int, state: Mapping[str, Any]) -> None:
+        """Restore everything as it was after `step` steps."""
+        self.model.load_state_dict(state["model"])
+        for side in self.sides:
+            side.optimizer.load_state_dict(state["optimizers"][side.name])
+        self.progress.load_state(state["progress"])
+        self.best = dict(state["best"])
+        self.step = step
+
+
+def train(
+    state: TrainState,
+    batches: Iterator[Batch],
+    schedule: DistillSchedule,
+    options: LoopOptions,
+    *,
+    device: torch.device,
+    report: Callable[[StepRecord], None],
+    evaluate: Callable[[TrainState], None],
+    save: Callable[[TrainState], None],
+) -> None:
+    """Train `state` from its step to `options.max_iter`.
+
+    Args:
+        state: model, optimizers and step; changed in place.
+        batches: micro-batches of this rank, beginning with the first of step `state.step`.
+        schedule: when the backbone is frozen and when the student is distilled.
+        options: numbers.
+        device: where the model lies.
+        report: called on every rank at the end of each log period.
+        evaluate: called on every rank when an evaluation is due.
+        save: called on every rank when a checkpoint is due.
+
+    Raises:
+        NonFiniteError: a loss became NaN or infinite.
+    """
+    backbone = [p for p in state.model.student.backbone_parameters() if p.requires_grad]
+    module: nn.Module = state.model
+    frozen: bool | None = None
+    clock = _Clock()
+    for step in range(state.step, options.max_iter):
+        phase = schedule.phase(step)
+        if phase.freeze_backbone != frozen:
+            frozen = phase.freeze_backbone
+            del module  # an old wrapper's hooks must be gone before the new one sets its own
+            module = _wrap(state.model, backbone, frozen, device)
+        _seed_step(options.seed, step)
+        for side in state.sides:
+            set_lr(side.optimizer, side.schedule.at(step))
+        losses, image_ids, num_skipped = _accumulate_gradients(module, batches, phase, options, device, clock)
+        losses["grad_norm"] = clip_gradients(
+            [p for side in state.sides for p in side.parameters()],
+            kind=options.clip_kind,
+            limit=options.clip_limit,
+            norm_type=options.clip_norm_type,
+        )
+        state.progress.add(step, losses, image_ids, num_skipped)
+        for side in state.sides:
+            side.optimizer.step()
+            side.optimizer.zero_grad(set_to_none=True)
+        state.step = step + 1
+        last = state.step == options.max_iter
+        if last or _is_due(state.step, options.log_period):
+            report(_make_record(state, phase, clock, options, device))
+        if last or _is_due(state.step, options.eval_period):
+            evaluate(state)
+            clock.restart()
+        if last or _is_due(state.step, options.checkpoint_period):
+            save(state)
+
+
+def _accumulate_gradients(
+    module: nn.Module,
+    batches: Iterator[Batch],
+    phase: Phase,
+    options: LoopOptions,
+    device: torch.device,
+    clock: _Clock,
+) -> tuple[dict[str, Tensor], list[int], int]:
+    """Forward and backward over the micro-batches of one step: mean losses, image ids, skips."""
+    totals: dict[str, Tensor] = {}
+    image_ids: list[int] = []
+    num_skipped = 0
+    for micro_step in range(options.accumulate_steps):
+        batch = clock.wait_for(batches)
+        image_ids += batch.image_ids.tolist()
+        num_skipped += len(batch.skipped)
+        batch = batch.to(device, non_blocking=True)
+        with _no_sync(module, skip=micro_step + 1 < options.accumulate_steps):
+            with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision):
+                losses = module(batch, distill=phase.distill)
+                total = torch.stack(list(losses.values())).sum() / options.accumulate_steps
+            total.backward()  # type: ignore[no-untyped-call]
+        for name, value in {**losses, "total_loss": total * options.accumulate_steps}.items():
+            share = value.detach() / options.accumulate_steps
+            totals[name] = totals[name] + share if name in totals else share
+    return totals, image_ids, num_skipped
+
+
+def _wrap(
+    model: nn.Module, backbone: Sequence[nn.Parameter], frozen: bool, device: torch.device
+) -> nn.Module:
+    """Freeze or thaw the backbone, then wrap the model for gradient averaging over the ranks.
+
+    Wrapping anew at the change of phase lets DDP know exactly which parameters get a gradient, so
+    that it never searches for unused ones; and the frozen backbone builds no graph.
+    """
+    for parameter in backbone:
+        parameter.requires_grad_(not frozen)
+        parameter.grad = None
+    if not distributed.is_initialized():
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+
+
+def _no_sync(module: nn.Module, skip: bool) -> AbstractContextManager[None]:
+    if skip and isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
+
+
+def _seed_step(seed: int, step: int) -> None:
+    """Seed the model's random draws from the step alone: a resumed run needs no saved state."""
+    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + distributed.get_rank())
+
+
+def _is_due(step: int, period: int) -> bool:
+    return period > 0 and step % period == 0
+
+
+def _make_record(
+    state: TrainState, phase: Phase, clock: _Clock, options: LoopOptions, device: torch.device
+) -> StepRecord:
+    losses = state.progress.averages()  # waits for the device, so the clock is read after it
+    seconds, data_seconds, num_batches = clock.read()
+    num_steps = max(num_batches, 1) / options.accumulate_steps
+    return StepRecord(
+        iteration=state.step,
+        total_loss=losses.pop("total_loss"),
+        grad_norm=losses.pop("grad_norm"),
+        losses=losses,
+        learning_rates={side.name: side.optimizer.param_groups[0]["lr"] for side in state.sides},
+        seconds=seconds / num_steps,
+        data_seconds=data_seconds / num_steps,
+        images_per_second=num_steps * options.images_per_step / seconds,
+        memory=measure_memory(device),
+        skipped_images=state.progress.skipped_images,
+        phase=phase,
+    )
+
+
+class _Clock:
+    """Wall time since the last report, and the part of it spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.started = time.perf_counter()
+        self.waited = 0.0
+        self.num_batches = 0
+
+    def wait_for(self, batches: Iterator[Batch]) -> Batch:
+        begin = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - begin
+        self.num_batches += 1
+        return batch
+
+    def read(self) -> tuple[float, float, int]:
+        result = time.perf_counter() - self.started, self.waited, self.num_batches
+        self.restart()
+        return result

@@ -1,0 +1,339 @@
+"""A run from its configuration to its results: data, model, training, evaluation, files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lgd import __version__, distributed
+from lgd.build import (
+    Model,
+    build_loop_options,
+    build_model,
+    build_schedule,
+    build_sides,
+    build_test_loader,
+    build_train_loader,
+    load_initial_weights,
+    micro_batch_size,
+)
+from lgd.config.keys import flatten
+from lgd.config.load import dump_config
+from lgd.config.schema import Config
+from lgd.config.solver import scale_to_world_size
+from lgd.config.values import ConfigError
+from lgd.data.catalog import open_dataset, open_datasets
+from lgd.data.index import AnnotationIndex
+from lgd.distributed import LaunchInfo
+from lgd.engine.assess import Assessment, TestSet, assess, draw_examples
+from lgd.engine.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    CheckpointError,
+    find_newest,
+    list_changes,
+    save_checkpoint,
+    save_file,
+)
+from lgd.engine.loop import TrainState, train
+from lgd.engine.metrics import MetricsWriter
+from lgd.engine.progress import Progress
+from lgd.evaluation.results import (
+    Results,
+    results_table,
+    write_predictions,
+    write_results_json,
+    write_text_atomically,
+)
+from lgd.output import OutputFolder, log_to_file, set_earlier_run_aside
+from lgd.weights.load import load_into
+
+logger = logging.getLogger(__name__)
+
+
+def run(cfg: Config, *, resume: bool = False, eval_only: bool = False) -> Results | None:
+    """Train and evaluate as `cfg` says.
+
+    Args:
+        cfg: the whole configuration.
+        resume: go on from the newest checkpoint of OUTPUT_DIR, if there is one.
+        eval_only: evaluate MODEL.WEIGHTS (or, with `resume`, the newest checkpoint) and stop.
+
+    Returns:
+        The last evaluation on rank 0, None on the others.
+
+    Raises:
+        ValueError: one of `USER_ERRORS`.
+    """
+    launch = LaunchInfo.from_environment()
+    device = distributed.select_device(cfg.model.device, launch.local_rank)
+    distributed.init(device, cfg.train.process_group_timeout)
+    cfg, changes = scale_to_world_size(cfg, launch.world_size)
+    output = OutputFolder(Path(cfg.output_dir))
+    test_indices = {
+        name: distributed.on_main_first(partial(open_dataset, name, cfg.datasets.root))
+        for name in cfg.datasets.test
+    }
+    train_index = (
+        None
+        if eval_only
+        else distributed.on_main_first(partial(open_datasets, cfg.datasets.train, cfg.datasets.root))
+    )
+    indices = [*([train_index] if train_index else []), *test_indices.values()]
+    cfg = _settle_classes(cfg, indices)
+    checkpoint = find_newest(output.checkpoints) if resume else None
+    cfg = replace(cfg, seed=_choose_seed(cfg.seed, checkpoint))
+    model = _make_model(cfg, device, checkpoint, eval_only)
+    if distributed.is_main():
+        _open_output(cfg, output, keep=resume or eval_only)
+    for line in [*changes, *_describe(cfg, model, indices, device)]:
+        logger.info("%s", line)
+    test_sets = [
+        TestSet(name, index, partial(build_test_loader, cfg, index)) for name, index in test_indices.items()
+    ]
+    if train_index is None:
+        results = _evaluate(cfg, model, test_sets, device, output, step=0, metrics=None)
+    else:
+        results = _train(cfg, model, train_index, test_sets, device, output, checkpoint)
+    if results:
+        logger.info("%s\n%s", output.results, results_table(results))
+    return results
+
+
+def _train(
+    cfg: Config,
+    model: Model,
+    index: AnnotationIndex,
+    test_sets: Sequence[TestSet],
+    device: torch.device,
+    output: OutputFolder,
+    checkpoint: Checkpoint | None,
+) -> Results | None:
+    """Run the loop from the checkpoint or from the start; return the last evaluation."""
+    classes = {"names": list(index.class_names), "category_ids": list(index.category_ids)}
+    state = TrainState(model, build_sides(cfg, model, device), Progress(device))
+    if checkpoint is not None:
+        _restore(cfg, state, checkpoint, classes)
+    metrics = MetricsWriter(
+        output.root if distributed.is_main() else None,
+        cfg.solver.max_iter,
+        None if checkpoint is None else state.step,
+    )
+    metrics.log_text("config", dump_config(cfg))
+    results: Results | None = None
+    about = {"config": flatten(cfg), "classes": classes, "version": __version__}
+
+    def evaluate(state: TrainState) -> None:
+        nonlocal results
+        results = _evaluate(cfg, model, test_sets, device, output, step=state.step, metrics=metrics)
+        ap = _first_ap(results)
+        if ap is not None and ap > state.best.get("AP", -1.0):
+            state.best = {"AP": ap, "step": state.step}
+            save_file(output.best_model, {"format": FORMAT, "model": model.state_dict(), **about})
+
+    def save(state: TrainState) -> None:
+        content = {**state.state_dict(), **about, "seed": cfg.seed}
+        if not distributed.is_main():
+            return
+        try:
+            save_checkpoint(output.checkpoints, state.step, content, keep=cfg.train.keep_checkpoints)
+        except CheckpointError as error:
+            if state.step == cfg.solver.max_iter:
+                raise
+            logger.error("%s; training goes on", error)
+
+    if state.step < cfg.solver.max_iter:
+        batches = iter(build_train_loader(cfg, index, first_step=state.step))
+        train(
+            state,
+            batches,
+            build_schedule(cfg),
+            build_loop_options(cfg),
+            device=device,
+            report=metrics.log,
+            evaluate=evaluate,
+            save=save,
+        )
+    else:
+        logger.info("step %d of %d: nothing left to train", state.step, cfg.solver.max_iter)
+        evaluate(state)
+    if distributed.is_main():
+        save_file(output.final_model, {"format": FORMAT, "model": model.state_dict(), **about})
+    metrics.close()
+    return results
+
+
+def _evaluate(
+    cfg: Config,
+    model: Model,
+    test_sets: Sequence[TestSet],
+    device: torch.device,
+    output: OutputFolder,
+    *,
+    step: int,
+    metrics: MetricsWriter | None,
+) -> Results | None:
+    """Evaluate on every test set and write what was found; results on rank 0."""
+    results = {}
+    for assessment in assess(
+        model,
+        test_sets,
+        device=device,
+        with_teacher=cfg.model.distillator.eval_teacher,
+        mixed_precision=cfg.solver.amp.enabled,
+        backend=cfg.train.eval_backend,
+        num_examples=cfg.test.vis_images,
+    ):
+        name = assessment.test_set.name
+        results[name] = assessment.metrics
+        for model_name, predictions in assessment.inference.results.items():
+            write_predictions(output.predictions(name, model_name), predictions)
+        if metrics is not None:
+            metrics.log_evaluation(step, name, assessment.metrics)
+            metrics.log_images(f"detections/{name}", step, draw_examples(assessment, cfg.input.format))
+        _log_assessment(assessment, step)
+    if not distributed.is_main():
+        return None
+    write_results_json(output.results, results)
+    return results
+
+
+def _log_assessment(assessment: Assessment, step: int) -> None:
+    for model_name, kinds in assessment.metrics.items():
+        for kind, numbers in kinds.items():
+            if numbers is not None:
+                shown = (
+                    f"{key} {numbers[key]:.2f}" for key in ("AP", "AP50", "AP75") if numbers[key] is not None
+                )
+                where = f"{assessment.test_set.name} at step {step}"
+                logger.info("%s, %s %s: %s", where, model_name, kind, "  ".join(shown))
+
+
+def _first_ap(results: Results | None) -> float | None:
+    """The student's box AP on the first test set, by which the best model is chosen."""
+    for models in (results or {}).values():
+        numbers = models["student"]["bbox"]
+        return numbers["AP"] if numbers else None
+    return None
+
+
+def _settle_classes(cfg: Config, indices: Sequence[AnnotationIndex]) -> Config:
+    """Hold every data set's classes against NUM_CLASSES; 0 takes their number from the first set."""
+    if not indices:
+        raise ConfigError("there is nothing to do: DATASETS.TRAIN and DATASETS.TEST are empty")
+    names = indices[0].class_names
+    if cfg.num_classes == 0:
+        cfg = replace(cfg, num_classes=len(names))
+    for index in indices:
+        if len(index.class_names) != cfg.num_classes:
+            raise ConfigError(
+                f"{index.name} has {len(index.class_names)} classes ({_shorten(index.class_names)}) but "
+                f"NUM_CLASSES is {cfg.num_classes}; set NUM_CLASSES {len(index.class_names)}, or 0 for "
+                "as many as the data has"
+            )
+        if index.class_names != names:
+            raise ConfigError(
+                f"{index.name} and {indices[0].name} name their classes differently: "
+                f"{_shorten(index.class_names)} and {_shorten(names)}"
+            )
+    return cfg
+
+
+def _choose_seed(seed: int, checkpoint: Checkpoint | None) -> int:
+    """The checkpoint's seed, or the configured one, or (for -1) a fresh one, the same on every rank."""
+    if checkpoint is not None:
+        return int(checkpoint.state["seed"])
+    fresh = int(torch.randint(2**31 - 1, ())) if seed < 0 else seed
+    return int(distributed.broadcast_object(fresh))
+
+
+def _make_model(cfg: Config, device: torch.device, checkpoint: Checkpoint | None, eval_only: bool) -> Model:
+    """Build the model and fill it from MODEL.WEIGHTS, or for an evaluation from the checkpoint."""
+    if eval_only and checkpoint is None and not cfg.model.weights:
+        raise ConfigError("--eval-only needs MODEL.WEIGHTS, the weights or checkpoint to evaluate")
+    torch.manual_seed(cfg.seed)
+    model = build_model(cfg)
+    if checkpoint is None:
+        load_initial_weights(cfg, model)
+    elif eval_only:
+        _load_state(model, checkpoint)
+    model = model.to(device)
+    channels_last = cfg.train.channels_last
+    if device.type == "cuda" if channels_last == "auto" else channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return model
+
+
+def _restore(cfg: Config, state: TrainState, checkpoint: Checkpoint, classes: dict[str, Any]) -> None:
+    """Put `state` back to the checkpoint, after making sure that the run can go on from it exactly."""
+    saved = checkpoint.state
+    if saved["classes"] != classes:
+        raise CheckpointError(
+            f"{checkpoint.path} was trained on other classes ({_shorten(saved['classes']['names'])}) than "
+            f"DATASETS.TRAIN has ({_shorten(classes['names'])}); choose another OUTPUT_DIR"
+        )
+    changes = list_changes(saved["config"], flatten(cfg))
+    batch = [line for line in changes if line.startswith("SOLVER.IMS_PER_BATCH")]
+    if batch:
+        raise CheckpointError(
+            f"{checkpoint.path} cannot go on with another batch ({batch[0]}): the order of the data depends "
+            "on it; keep SOLVER.IMS_PER_BATCH, or start anew with MODEL.WEIGHTS"
+        )
+    _load_state(state.model, checkpoint)
+    state.load_state_dict(checkpoint.step, saved)
+    logger.info(
+        "resumed from %s: step %d of %d, model, optimizers, loss normaliser, data order (seed %d)%s",
+        checkpoint.path,
+        checkpoint.step,
+        cfg.solver.max_iter,
+        cfg.seed,
+        f", best AP {state.best['AP']:.2f} at step {state.best['step']}" if state.best else "",
+    )
+    for line in changes:
+        logger.warning("setting changed since the checkpoint: %s", line)
+
+
+def _load_state(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    load_into(model, checkpoint.state["model"], source=str(checkpoint.path), kind="checkpoint of this run")
+
+
+def _open_output(cfg: Config, output: OutputFolder, keep: bool) -> None:
+    output.root.mkdir(parents=True, exist_ok=True)
+    if not keep:
+        set_earlier_run_aside(output.root)
+    log_to_file(output.root / "log.txt")
+    write_text_atomically(output.config, dump_config(cfg))
+
+
+def _describe(
+    cfg: Config, model: Model, indices: Sequence[AnnotationIndex], device: torch.device
+) -> Iterator[str]:
+    """Yield the lines that a run begins with: machine, data, classes, model, batch."""
+    ranks, micro_steps = distributed.get_world_size(), cfg.train.accumulate_steps
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    yield f"lgd {__version__}, torch {torch.__version__}, {ranks} x {where}, output in {cfg.output_dir}"
+    for index in indices:
+        yield f"{index.name}: {len(index)} images, {int(index.counts.sum())} objects"
+        yield from (f"  {warning}" for warning in index.warnings)
+    pairs = zip(indices[0].class_names, indices[0].category_ids, strict=True)
+    yield f"{cfg.num_classes} classes (label: name, id): " + _shorten(
+        [f"{label}: {name}, {category_id}" for label, (name, category_id) in enumerate(pairs)], "; ", 20
+    )
+    counts = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
+    yield f"{cfg.model.meta_architecture}: " + ", ".join(f"{name} {n:.1f} M" for name, n in counts.items())
+    solver = cfg.solver
+    yield (
+        f"{solver.ims_per_batch} images a step = {ranks} ranks x {micro_steps} micro-batches x "
+        f"{micro_batch_size(cfg)}, {solver.max_iter} steps, seed {cfg.seed}"
+    )
+
+
+def _shorten(names: Sequence[str], separator: str = ", ", limit: int = 8) -> str:
+    shown = separator.join(names[:limit])
+    return shown if len(names) <= limit else f"{shown}{separator}... {len(names) - limit} more"
