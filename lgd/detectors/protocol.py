@@ -22,9 +22,14 @@ class Detector(Protocol):
         num_classes: K.
     """
 
-    channels: int
-    strides: Mapping[str, int]
-    num_classes: int
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def strides(self) -> Mapping[str, int]: ...
+
+    @property
+    def num_classes(self) -> int: ...
 
     def extract_features(self, batch: Batch) -> Features:
         """Normalise the images, run backbone and neck: {level: (B, C, H_l, W_l)}."""
