@@ -44,7 +44,7 @@ class BackboneConfig:
 class ResnetsConfig:
     """MODEL.RESNETS."""
 
-    depth: Annotated[Literal[18, 34, 50, 101, 152], "Layers."] = 50
+    depth: Annotated[Literal[18, 34, 50, 101], "Layers."] = 50
     out_features: Annotated[Names, "Stages handed to the FPN."] = ("res3", "res4", "res5")
     num_groups: Annotated[PositiveInt, "Groups of the 3x3 convolutions (32 in X-101-32x8d)."] = 1
     width_per_group: Annotated[PositiveInt, "Channels of a group in res2 (8 in X-101-32x8d)."] = 64

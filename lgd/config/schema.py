@@ -34,6 +34,9 @@ ALIASES = {
 }
 """Keys of the reference that set another key of this tree."""
 
+SIDE_SOLVERS = ("MODEL.DISTILLATOR.STUDENT.SOLVER", "MODEL.DISTILLATOR.TEACHER.SOLVER")
+"""The sections that may differ from SOLVER."""
+
 
 @dataclass(frozen=True)
 class CropConfig:
@@ -185,7 +188,9 @@ class Config:
     """The whole tree."""
 
     version: Annotated[Literal[2], "Version of the key names (detectron2's)."] = 2
-    num_classes: Annotated[PositiveInt, "Classes of the data, for every detector."] = 80
+    num_classes: Annotated[
+        NonNegativeInt, "Classes of the data, for every detector; 0: as many as it has."
+    ] = 80
     model: ModelConfig = field(default_factory=ModelConfig)
     input: InputConfig = InputConfig()
     datasets: DatasetsConfig = DatasetsConfig()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
 
 UNUSED = "Accepted for the reference's files; has no effect."
 """What a key says of itself that the reference declares and reads nowhere."""
@@ -31,7 +35,7 @@ class Interval:
         """The interval in words: "above 0", "in [0, 1]"."""
         if math.isfinite(self.high):
             return f"in {'(' if self.above_low else '['}{self.low:g}, {self.high:g}]"
-        return f"above {self.low:g}" if self.above_low else f"{self.low:g} or more"
+        return f"above {self.low:g}" if self.above_low else f"of {self.low:g} or more"
 
 
 PositiveInt = Annotated[int, Interval(1)]
@@ -39,3 +43,138 @@ NonNegativeInt = Annotated[int, Interval(0)]
 PositiveFloat = Annotated[float, Interval(0, above_low=True)]
 NonNegativeFloat = Annotated[float, Interval(0)]
 UnitFloat = Annotated[float, Interval(0, 1)]
+
+_BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_NONES = ("none", "null", "~")
+_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "text", NoneType: "None"}
+
+
+def coerce(value: object, declared: Any) -> Any:
+    """Turn what YAML or the command line gave into a value of the declared type.
+
+    YAML 1.1 reads `1e-4`, `1e03` and `(60000, 80000)` as text, and the command line gives nothing but
+    text, so text counts as what it spells. A single value where a list of plain values belongs is a list
+    of one.
+
+    Args:
+        value: scalar, list, or text.
+        declared: type of the setting as its annotation has it: bool, int, float, str, None, Literal, a
+            union or tuple of these, each possibly Annotated with an `Interval`.
+
+    Raises:
+        ValueError: `value` is not such a value (without a message: the caller knows the key).
+    """
+    origin, arguments = get_origin(declared), get_args(declared)
+    if origin is Annotated:
+        result = coerce(value, arguments[0])
+        intervals = [extra for extra in arguments[1:] if isinstance(extra, Interval)]
+        if result is not None and not all(result in interval for interval in intervals):
+            raise ValueError
+        return result
+    if origin in (Union, UnionType):
+        return _first(value, sorted(arguments, key=lambda member: member is not NoneType))
+    if origin is Literal:
+        options = [option for option in arguments if _matches(value, option)]
+        return options[0] if options else _refuse()
+    if origin is tuple:
+        return _coerce_tuple(value, arguments)
+    return _coerce_scalar(value, declared)
+
+
+def describe(declared: Any) -> str:
+    """Say in words what a declared type holds: "an integer of 1 or more"."""
+    origin, arguments = get_origin(declared), get_args(declared)
+    if origin is Annotated:
+        intervals = [f" {extra}" for extra in arguments[1:] if isinstance(extra, Interval)]
+        return describe(arguments[0]) + "".join(intervals)
+    if origin in (Union, UnionType):
+        return " or ".join(describe(member) for member in arguments)
+    if origin is Literal:
+        options = ", ".join(repr(option) for option in arguments)
+        return f"one of {options}" if len(arguments) > 1 else options
+    if origin is tuple:
+        length = "" if Ellipsis in arguments else f"{len(arguments)} of them, "
+        return f"a list ({length}each {describe(arguments[0])})"
+    return _NAMES[declared]
+
+
+def _refuse() -> Any:
+    raise ValueError
+
+
+def _first(value: object, members: list[Any]) -> Any:
+    for member in members:
+        try:
+            return coerce(value, member)
+        except ValueError:
+            continue
+    raise ValueError
+
+
+def _matches(value: object, option: object) -> bool:
+    try:
+        return bool(_coerce_scalar(value, type(option)) == option)
+    except ValueError:
+        return False
+
+
+def _coerce_tuple(value: object, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    items = _parse_list(value) if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        items = [items]
+    if Ellipsis in arguments:
+        return tuple(coerce(item, arguments[0]) for item in items)
+    if len(items) != len(arguments):
+        raise ValueError
+    return tuple(coerce(item, member) for item, member in zip(items, arguments, strict=True))
+
+
+def _parse_list(text: str) -> object:
+    """Read a list as Python or YAML writes it, items quoted or not; other text is handed back as it is."""
+    if not text.strip():
+        return []
+    try:
+        parsed = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return _parse_unquoted_list(text.strip())
+    return parsed if isinstance(parsed, list | tuple | str) else text
+
+
+def _parse_unquoted_list(text: str) -> object:
+    """Read `[p3, p4]` and `(coco:a:b,)`."""
+    if (text[0], text[-1]) not in (("(", ")"), ("[", "]")):
+        return text
+    try:
+        return yaml.safe_load(f"[{text[1:-1]}]")
+    except yaml.YAMLError:
+        return text
+
+
+def _coerce_scalar(value: object, declared: type) -> Any:
+    text = value.strip() if isinstance(value, str) else None
+    if declared is NoneType:
+        return None if value is None or (text is not None and text.lower() in _NONES) else _refuse()
+    if declared is str:
+        return _unquote(text) if text is not None else _refuse()
+    if declared is bool:
+        result = _BOOLS.get(text.lower()) if text is not None else value
+        return result if isinstance(result, bool) else _refuse()
+    return _coerce_number(text if text is not None else value, declared)
+
+
+def _unquote(text: str) -> str:
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if quoted else text
+
+
+def _coerce_number(value: object, declared: type) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    if declared is int and isinstance(value, str) and value.lstrip("+-").isdigit():
+        return int(value)
+    if declared is int and isinstance(value, int):
+        return value
+    number = float(value)
+    if math.isnan(number) or (declared is int and not number.is_integer()):
+        raise ValueError
+    return int(number) if declared is int else number

@@ -1,0 +1,122 @@
+"""What settings must be together, and what is worth a word though it may be meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from lgd.config.keys import flatten, known_keys
+from lgd.config.read import COMMAND_LINE, Setting
+from lgd.config.schema import SIDE_SOLVERS, Config
+from lgd.config.values import UNUSED, ConfigError
+
+
+def check_config(cfg: Config) -> None:
+    """Check every value by itself and the settings against each other.
+
+    Raises:
+        ConfigError: naming the keys, their values and what they must be.
+    """
+    keys = known_keys()
+    for name, value in flatten(cfg).items():
+        keys[name].coerce(value, name)
+    for complaint in (*_model_complaints(cfg), *_solver_complaints(cfg), *_input_complaints(cfg)):
+        raise ConfigError(complaint)
+
+
+def find_doubtful(cfg: Config, settings: Mapping[str, Setting]) -> list[str]:
+    """Say what a user has set that will not do what it seems to.
+
+    Args:
+        cfg: the configuration.
+        settings: what files and command line have set, by key.
+
+    Returns:
+        A line for each doubt, none where there is nothing to say.
+    """
+    return [*_without_effect(settings), *_shadowed(cfg, settings), *_beyond_the_end(cfg)]
+
+
+def _model_complaints(cfg: Config) -> Iterator[str]:
+    model = cfg.model
+    for name, head in (("RETINANET", model.retinanet), ("RPN", model.rpn), ("ROI_HEADS", model.roi_heads)):
+        thresholds, labels = head.iou_thresholds, head.iou_labels
+        if len(labels) != len(thresholds) + 1 or thresholds != tuple(sorted(thresholds)):
+            yield (
+                f"MODEL.{name}.IOU_THRESHOLDS {thresholds} must rise, and "
+                f"MODEL.{name}.IOU_LABELS {labels} must have one entry more"
+            )
+    if len(model.swint.depths) != len(model.swint.num_heads):
+        yield (
+            f"MODEL.SWINT.DEPTHS {model.swint.depths} and MODEL.SWINT.NUM_HEADS {model.swint.num_heads} must "
+            "have one entry for each stage"
+        )
+    channels, heads = model.fpn.out_channels, model.distillator.teacher.nr_transformer_heads
+    if model.distillator.enabled and channels % heads:
+        yield (
+            f"MODEL.FPN.OUT_CHANNELS {channels} must be a multiple of "
+            f"MODEL.DISTILLATOR.TEACHER.NR_TRANSFORMER_HEADS {heads}"
+        )
+
+
+def _solver_complaints(cfg: Config) -> Iterator[str]:
+    values = flatten(cfg)
+    for name in (f"{solver}.STEPS" for solver in ("SOLVER", *SIDE_SOLVERS)):
+        steps = values[name] or ()
+        if steps != tuple(sorted(steps)):
+            yield f"{name} {steps} must rise"
+    batch, parts = cfg.solver.ims_per_batch, cfg.train.accumulate_steps
+    if batch % parts:
+        yield f"SOLVER.IMS_PER_BATCH {batch} must be a multiple of TRAIN.ACCUMULATE_STEPS {parts}"
+
+
+def _input_complaints(cfg: Config) -> Iterator[str]:
+    sizes, sampling = cfg.input.min_size_train, cfg.input.min_size_train_sampling
+    if not sizes:
+        yield "INPUT.MIN_SIZE_TRAIN is empty; give at least one length in pixels"
+    if sampling == "range" and (len(sizes) != 2 or sizes[0] > sizes[1]):
+        yield (
+            f"INPUT.MIN_SIZE_TRAIN {sizes} must be the shortest and the longest length, since "
+            "INPUT.MIN_SIZE_TRAIN_SAMPLING is range"
+        )
+    crop = cfg.input.crop
+    if crop.type.startswith("relative") and max(crop.size) > 1:
+        yield f"INPUT.CROP.SIZE {crop.size} must be at most 1, since INPUT.CROP.TYPE is {crop.type}"
+
+
+def _without_effect(settings: Mapping[str, Setting]) -> Iterator[str]:
+    for name, setting in settings.items():
+        key = known_keys()[name]
+        if key.doc == UNUSED and setting.value != key.default:
+            yield f"{setting.source}: {name} {setting.value} has no effect (nor has it in the reference)"
+
+
+def _shadowed(cfg: Config, settings: Mapping[str, Setting]) -> Iterator[str]:
+    """Yield each SOLVER.X of the command line where student and teacher have their own X from a file."""
+    keys = known_keys()
+    for name, setting in settings.items():
+        names = [solver + name.removeprefix("SOLVER") for solver in SIDE_SOLVERS]
+        if setting.source != COMMAND_LINE or names[0] not in keys or keys[names[0]].doc == UNUSED:
+            continue
+        counting = names if cfg.model.distillator.enabled else names[:1]
+        own = [settings[name] for name in counting if name in settings and settings[name].value is not None]
+        if len(own) == len(counting) and any(entry.source != COMMAND_LINE for entry in own):
+            named = " and ".join(f"{entry.spelling} {entry.value} ({entry.source})" for entry in own)
+            yield (
+                f"{COMMAND_LINE}: {name} {setting.value} has no effect because of {named}; "
+                "set these, or set them to None"
+            )
+
+
+def _beyond_the_end(cfg: Config) -> Iterator[str]:
+    end, lgd = cfg.solver.max_iter, cfg.model.distillator
+    start, freeze = lgd.pre_nondistill_iters, lgd.pre_freeze_student_backbone_iters
+    if lgd.enabled and (start >= end or start > end - lgd.post_nondistill_iters):
+        yield (
+            f"no iteration distills: MODEL.DISTILLATOR.PRE_NONDISTILL_ITERS {start} and "
+            f"POST_NONDISTILL_ITERS {lgd.post_nondistill_iters} leave none of SOLVER.MAX_ITER {end}"
+        )
+    if lgd.enabled and freeze >= end:
+        yield (
+            f"the backbone never trains: MODEL.DISTILLATOR.PRE_FREEZE_STUDENT_BACKBONE_ITERS {freeze} is not "
+            f"below SOLVER.MAX_ITER {end}"
+        )

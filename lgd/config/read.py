@@ -1,0 +1,189 @@
+"""From YAML files and `KEY VALUE` pairs to settings, each with the place it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lgd.config.keys import known_keys, known_sections, unknown_key
+from lgd.config.schema import ALIASES
+from lgd.config.values import ConfigError
+
+COMMAND_LINE = "command line"
+_BASE = "_BASE_"
+_YAML_TAG = "tag:yaml.org,2002:"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value of the declared type, the key as it was written, and where: "configs/demo.yaml:12"."""
+
+    value: Any
+    spelling: str
+    source: str
+
+
+def read_file(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Setting]:
+    """Read a YAML file over its `_BASE_` files.
+
+    Args:
+        path: the file.
+        above: the files whose `_BASE_` led here.
+
+    Returns:
+        The settings by key; those of the file itself come before those of its base.
+
+    Raises:
+        ConfigError: a file is missing or not YAML, a chain of bases is a ring, a key is unknown or its value
+            is of the wrong type.
+    """
+    above = (*above, path.resolve())
+    root = _compose(_read_text(path), str(path))
+    inherited: dict[str, Setting] = {}
+    for key, value in root.value:
+        if key.value == _BASE:
+            inherited = read_file(_base_path(path, key, value, above), above)
+    return {**inherited, **_collect(_walk(root, "", str(path)))}
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, Setting]:
+    """Read the `KEY VALUE` pairs that follow the options on the command line.
+
+    Raises:
+        ConfigError: an odd count, an unknown key, a value of the wrong type.
+    """
+    for word in overrides[::2]:
+        if word.startswith("--"):
+            raise ConfigError(
+                f"{COMMAND_LINE}: {word} stands among KEY VALUE pairs; options come before them"
+            )
+        if "=" in word:
+            raise ConfigError(f"{COMMAND_LINE}: write {word.replace('=', ' ', 1)} instead of {word}")
+    if len(overrides) % 2:
+        raise ConfigError(f"{COMMAND_LINE}: {overrides[-1]} has no value; settings are KEY VALUE pairs")
+    pairs = zip(overrides[::2], overrides[1::2], strict=True)
+    return _collect(setting for key, text in pairs for setting in _override(key, text))
+
+
+def _override(key: str, text: str) -> Iterator[Setting]:
+    if key in known_sections():
+        yield from _walk(_compose(text, COMMAND_LINE, key), f"{key}.", COMMAND_LINE)
+    else:
+        yield _setting(key, text, COMMAND_LINE)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a YAML file (not text in UTF-8)") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _compose(text: str, source: str, name: str = "the file") -> yaml.MappingNode:
+    """The node tree of a YAML text: unlike values, nodes know their lines and keep duplicate keys."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark and source != COMMAND_LINE else ""
+        raise ConfigError(f"{source}{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    if root is None or _is_null(root):
+        return yaml.MappingNode(f"{_YAML_TAG}map", [])
+    return _as_mapping(root, name, source)
+
+
+def _base_path(path: Path, key: yaml.Node, value: yaml.Node, above: tuple[Path, ...]) -> Path:
+    place = _place(str(path), key)
+    named = _construct(value, f"{place}: {_BASE}")
+    if not isinstance(named, str):
+        raise ConfigError(f"{place}: {_BASE} expects the path of one YAML file, got {named!r}")
+    base = path.parent / Path(named).expanduser()
+    if not base.is_file():
+        raise ConfigError(f"{place}: {_BASE} names {named}, but there is no file {base}")
+    if base.resolve() in above:
+        ring = " -> ".join(file.name for file in (*above, base))
+        raise ConfigError(f"{place}: {_BASE} leads in a ring: {ring}")
+    return base
+
+
+def _walk(section: yaml.MappingNode, prefix: str, source: str) -> Iterator[Setting]:
+    seen: set[str] = set()
+    for key, value in section.value:
+        place, name = _place(source, key), f"{prefix}{key.value}"
+        if name in seen:
+            raise ConfigError(f"{place}: {name} is given twice")
+        seen.add(name)
+        if name in known_sections():
+            yield from () if _is_null(value) else _walk(_as_mapping(value, name, place), f"{name}.", source)
+        elif name != _BASE:
+            yield _setting(name, _construct(value, f"{place}: {name}"), place)
+
+
+def _collect(settings: Iterable[Setting]) -> dict[str, Setting]:
+    """Settings of one source by key; two spellings of one key must not disagree."""
+    collected: dict[str, Setting] = {}
+    for setting in settings:
+        target = ALIASES.get(setting.spelling, setting.spelling)
+        earlier = collected.get(target, setting)
+        if earlier.spelling != setting.spelling and earlier.value != setting.value:
+            raise ConfigError(
+                f"{setting.source}: {setting.spelling} {setting.value} contradicts {earlier.spelling} "
+                f"{earlier.value} ({earlier.source}); both set {target}, so give one of them"
+            )
+        collected[target] = setting
+    return collected
+
+
+def _setting(name: str, value: object, source: str) -> Setting:
+    key = known_keys().get(ALIASES.get(name, name))
+    if key is None:
+        raise unknown_key(name, source)
+    return Setting(key.coerce(value, f"{source}: {name}"), name, source)
+
+
+def _as_mapping(node: yaml.Node, name: str, source: str) -> yaml.MappingNode:
+    if isinstance(node, yaml.MappingNode):
+        return node
+    got = repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list"
+    raise ConfigError(f"{source}: {name} expects a section (KEY: value lines), got {got}")
+
+
+def _construct(node: yaml.Node, where: str) -> object:
+    """The plain value of a node; tags that would make Python objects are refused."""
+    for tag in _tags(node):
+        if not tag.startswith(_YAML_TAG) or tag.startswith(f"{_YAML_TAG}python/"):
+            short = tag.replace(_YAML_TAG, "!!")
+            raise ConfigError(
+                f"{where} has the tag {short}, refused because it can run code; write the value "
+                "itself (numbers, text, a list; configs/Base-RetinaNet.yaml has the anchor sizes as numbers)"
+            )
+    try:
+        return yaml.SafeLoader("").construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{where} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _tags(node: yaml.Node) -> Iterator[str]:
+    yield str(node.tag)
+    children = node.value if isinstance(node, yaml.CollectionNode) else []
+    for child in children:
+        for part in child if isinstance(child, tuple) else (child,):
+            yield from _tags(part)
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return str(node.tag) == f"{_YAML_TAG}null"
+
+
+def _place(source: str, node: yaml.Node) -> str:
+    return source if source == COMMAND_LINE else f"{source}:{node.start_mark.line + 1}"
