@@ -179,7 +179,7 @@ def format_progress(record: StepRecord, max_iter: int, eta_seconds: float) -> st
         f"phase {record.phase_name}",
     ]
     if record.skipped_images:
-        fields.append(f"skipped {record.skipped_images} images")
+        fields.append(f"skipped {record.skipped_images}")
     return "  ".join(fields)
 
 

@@ -82,7 +82,7 @@ def test_progress_line_of_a_plain_student_with_other_losses():
     assert line.startswith(
         "[1000/1000] 100.0%  loss 1000.333 (rpn_cls 0.100 mask 12.500 centerness 0.000)  lr 1.00e-04  "
     )
-    assert line.endswith("ETA 1d 3:46:40  mem 812 MiB  phase freeze  skipped 3 images")
+    assert line.endswith("ETA 1d 3:46:40  mem 812 MiB  phase freeze  skipped 3")
 
 
 @pytest.mark.parametrize(

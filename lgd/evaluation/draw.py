@@ -1,0 +1,189 @@
+"""Pictures of ground truth beside detections."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from lgd.structures import Detections
+
+Color = tuple[int, int, int]
+Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2, the last pixels included
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+_SHORT_SIDE, _LONG_SIDE = 320, 800
+_SEPARATOR = 6
+_MAX_CAPTION_SHARE = 0.15
+_STRIP_COLOR, _STRIP_TEXT_COLOR = (32, 33, 36), (241, 243, 244)
+# The first found is taken; Pillow's own font, which every machine has, knows no letters beyond ASCII.
+_FONT_FILES = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
+
+
+def draw_detections(
+    image: Tensor,
+    detections: Detections,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    class_names: Sequence[str],
+    *,
+    score_threshold: float = 0.5,
+    title: str = "detections",
+) -> Tensor:
+    """Draw the ground truth on the left, the detections on the right.
+
+    The image is resized to a short side of at least 320 pixels, so that the text can be read, but to a long
+    side of at most 800.
+
+    Args:
+        image: (3, H, W) uint8, RGB.
+        detections: D detections, boxes in pixels of `image`.
+        gt_boxes: (G, 4) xyxy, pixels of `image`.
+        gt_labels: (G,) int64 in [0, K).
+        class_names: the K class names by label.
+        score_threshold: detections below are left out.
+        title: what the right panel is called.
+
+    Returns:
+        (3, H', W') uint8, RGB.
+    """
+    pixels = image.detach().cpu().permute(1, 2, 0).contiguous().numpy()
+    scale = _choose_scale(*pixels.shape[:2])
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    panel = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+    kept = detections.scores >= score_threshold
+    scores = detections.scores[kept].tolist()
+    labels = detections.labels[kept].tolist()
+    left = _draw_panel(
+        panel,
+        f"ground truth: {len(gt_labels)}",
+        (gt_boxes * scale).tolist(),
+        gt_labels.tolist(),
+        [class_names[label] for label in gt_labels.tolist()],
+    )
+    right = _draw_panel(
+        panel,
+        f"{title}: {len(labels)} with score ≥ {score_threshold:g}",
+        (detections.boxes[kept] * scale).tolist(),
+        labels,
+        [f"{class_names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)],
+    )
+    both = Image.new("RGB", (2 * left.width + _SEPARATOR, left.height), _STRIP_COLOR)
+    both.paste(left, (0, 0))
+    both.paste(right, (left.width + _SEPARATOR, 0))
+    return torch.from_numpy(np.array(both)).permute(2, 0, 1).contiguous()
+
+
+def _choose_scale(height: int, width: int) -> float:
+    """Enlarge to a readable size, but let the limit of the long side win."""
+    return min(max(1.0, _SHORT_SIDE / min(height, width)), _LONG_SIDE / max(height, width))
+
+
+def _draw_panel(
+    panel: Image.Image, title: str, boxes: list[list[float]], labels: list[int], captions: list[str]
+) -> Image.Image:
+    """Copy `panel`, draw boxes in pixels of it with their captions, and put a strip with the title on top."""
+    text_size = max(11, round(min(panel.size) / 36))
+    line_width = max(2, round(min(panel.size) / 250))
+    panel = panel.copy()
+    draw = ImageDraw.Draw(panel)
+    rectangles = [_inside(box, panel) for box in boxes]
+    for rectangle, label in reversed(list(zip(rectangles, labels, strict=True))):  # the best on top
+        draw.rectangle(rectangle, outline=_class_color(label), width=line_width)
+    _draw_captions(draw, panel, rectangles, labels, captions, _load_font(text_size))
+
+    strip_height = round(1.9 * text_size)
+    result = Image.new("RGB", (panel.width, panel.height + strip_height), _STRIP_COLOR)
+    result.paste(panel, (0, strip_height))
+    ImageDraw.Draw(result).text(
+        (strip_height // 3, strip_height // 2),
+        title,
+        _STRIP_TEXT_COLOR,
+        _load_font(text_size + 1),
+        anchor="lm",
+    )
+    return result
+
+
+def _inside(box: Sequence[float], panel: Image.Image) -> Rectangle:
+    """Round and clip a box so that its outline can be seen, with ordered corners."""
+    x1, x2 = (min(max(round(x), 0), panel.width - 1) for x in (box[0], box[2]))
+    y1, y2 = (min(max(round(y), 0), panel.height - 1) for y in (box[1], box[3]))
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+
+
+def _draw_captions(
+    draw: ImageDraw.ImageDraw,
+    panel: Image.Image,
+    rectangles: Sequence[Rectangle],
+    labels: Sequence[int],
+    captions: Sequence[str],
+    font: Font,
+) -> None:
+    """Write captions on plates of the classes' colours, in order, while there is room.
+
+    A crowd would disappear under its captions: plates do not overlap, and cover a small part of the panel.
+    """
+    _, top, _, bottom = draw.textbbox((0, 0), "Ag", font)  # the same height for every caption
+    height = round(bottom - top) + 4
+    free_area = _MAX_CAPTION_SHARE * panel.width * panel.height
+    plates: list[Rectangle] = []
+    for rectangle, label, caption in zip(rectangles, labels, captions, strict=True):
+        left, _, right, _ = draw.textbbox((0, 0), caption, font)
+        width = round(right - left) + 4
+        plate = _find_place(rectangle, width, height, panel, plates)
+        if plate is None or width * height > free_area:
+            continue
+        free_area -= width * height
+        plates.append(plate)
+        color = _class_color(label)
+        draw.rectangle(plate, fill=color)
+        draw.text((plate[0] + 2 - left, plate[1] + 2 - top), caption, _text_color(color), font)
+
+
+def _find_place(
+    rectangle: Rectangle, width: int, height: int, panel: Image.Image, plates: Sequence[Rectangle]
+) -> Rectangle | None:
+    """Find a free place in the panel: above the box, then inside its top or, for low boxes, below it."""
+    x = max(0, min(rectangle[0], panel.width - width))
+    above, inside, below = rectangle[1] - height, rectangle[1], rectangle[3] + 1
+    is_low = below - inside < 3 * height
+    for y in (above, below, inside) if is_low else (above, inside, below):
+        plate = (x, y, x + width - 1, y + height - 1)
+        if y >= 0 and plate[3] < panel.height and not any(_overlap(plate, other) for other in plates):
+            return plate
+    return None
+
+
+def _overlap(first: Rectangle, second: Rectangle) -> bool:
+    return all(first[i] <= second[i + 2] and second[i] <= first[i + 2] for i in (0, 1))
+
+
+@cache
+def _class_color(label: int) -> Color:
+    """Hues spread by the golden ratio, so that neighbouring labels differ; brightness alternates too."""
+    hue = (0.37 + label * 0.6180339887) % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, (1.0, 0.8)[label // 3 % 2])
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _text_color(color: Color) -> Color:
+    """Black on bright colours, white on dark ones (luma of ITU-R BT.601)."""
+    red, green, blue = color
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
+
+
+@cache
+def _load_font(size: int) -> Font:
+    for name in _FONT_FILES:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)
