@@ -1,0 +1,145 @@
+import json
+import logging
+import pickle
+import stat
+
+import pytest
+import torch
+
+from lgd.engine import checkpoint
+from lgd.engine.checkpoint import (
+    CheckpointError,
+    check_seal,
+    find_newest,
+    list_changes,
+    load_newest,
+    read_file,
+    save_checkpoint,
+    save_file,
+)
+
+
+def save(folder, *steps, keep=10):
+    for step in steps:
+        save_checkpoint(folder, step, {"model": {"w": torch.full((1000,), float(step))}}, keep=keep)
+
+
+def test_save_and_load(tmp_path):
+    save(tmp_path, 5, 10)
+    found = load_newest(tmp_path)
+    assert found.step == 10
+    assert found.path == tmp_path / "step_0000010.pth"
+    assert torch.equal(found.state["model"]["w"], torch.full((1000,), 10.0))
+    assert find_newest(tmp_path).step == 10
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    save(tmp_path, 1, 2, 3, 4, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step_0000003.json", "step_0000003.pth", "step_0000004.json", "step_0000004.pth",
+    ]  # fmt: skip
+
+
+def test_nothing_to_resume(tmp_path):
+    assert load_newest(tmp_path / "absent") is None
+    assert load_newest(tmp_path) is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped bit", "no seal", "broken seal", "empty"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, caplog, damage):
+    save(tmp_path, 5, 10)
+    path = tmp_path / "step_0000010.pth"
+    content = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped bit":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    elif damage == "no seal":
+        path.with_suffix(".json").unlink()
+    elif damage == "broken seal":
+        path.with_suffix(".json").write_text("{")
+    else:
+        path.write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        assert load_newest(tmp_path).step == 5
+    assert "step_0000010.pth" in caplog.text
+    assert "falling back to" in caplog.text
+
+
+def test_no_whole_checkpoint_at_all(tmp_path):
+    save(tmp_path, 5)
+    (tmp_path / "step_0000005.pth").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"step_0000005.pth damaged; start without --resume"):
+        load_newest(tmp_path)
+
+
+def test_a_failing_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    save(tmp_path, 5)
+
+    def full_disk(content, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full_disk)
+    with pytest.raises(CheckpointError, match=r"step 10 not saved.*No space left.*step_0000005.pth stays"):
+        save(tmp_path, 10)
+    assert load_newest(tmp_path).step == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000005.json", "step_0000005.pth"]
+
+
+def test_a_crash_between_file_and_seal_falls_back(tmp_path, monkeypatch):
+    save(tmp_path, 5)
+
+    def crash(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write_text_atomically", crash)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 10)
+    assert check_seal(tmp_path / "step_0000010.pth").startswith("no seal")
+    assert load_newest(tmp_path).step == 5
+
+
+def test_a_folder_that_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="there is no earlier checkpoint"):
+        save(tmp_path / "file" / "checkpoints", 5)
+
+
+def test_saved_file_replaces_the_old_one_only_when_whole(tmp_path, monkeypatch):
+    path = tmp_path / "model.pth"
+    save_file(path, {"format": "lgd", "model": {}})
+    monkeypatch.setattr(
+        checkpoint.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(5, "Input/output error"))
+    )
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        save_file(path, {"format": "lgd", "model": {"w": torch.ones(3)}})
+    assert read_file(path)["model"] == {}
+    assert stat.S_ISREG(path.stat().st_mode)
+
+
+def test_foreign_and_malicious_files_are_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    evil, foreign = tmp_path / "evil.pth", tmp_path / "foreign.pth"
+    evil.write_bytes(pickle.dumps(Evil()))
+    torch.save({"model": {}}, foreign)
+    with pytest.raises(CheckpointError, match="cannot read"):
+        read_file(evil)
+    with pytest.raises(CheckpointError, match="not a checkpoint of this library"):
+        read_file(foreign)
+
+
+def test_the_seal_is_plain_json(tmp_path):
+    save(tmp_path, 5)
+    seal = json.loads((tmp_path / "step_0000005.json").read_text())
+    assert seal["step"] == 5
+    assert seal["bytes"] == (tmp_path / "step_0000005.pth").stat().st_size
+
+
+def test_changes_are_listed_by_key():
+    old, new = {"A": 1, "B": (1, 2), "C": 3}, {"A": 1, "B": (1, 3), "D": 4}
+    assert list_changes(old, new) == ["B: (1, 2) -> (1, 3)", "C: 3 -> None", "D: None -> 4"]
