@@ -339,8 +339,8 @@ def _scalars(record: StepRecord) -> Iterator[tuple[str, str, float]]:
         model = "teacher" if name.endswith(_TEACHER_SUFFIX) else "student"
         yield model, f"loss/{name.removesuffix(_TEACHER_SUFFIX)}", value
     for side, lr in record.learning_rates.items():
-        yield side, "lr/lr", lr
-    yield "student", "gradient/norm", record.grad_norm
+        yield side, "optimizer/lr", lr
+    yield "student", "optimizer/grad_norm", record.grad_norm
     yield "student", "phase/freeze", float(record.phase.freeze_backbone)
     yield "student", "phase/distill", float(record.distills)
     yield "student", "speed/images_per_second", record.images_per_second
@@ -351,8 +351,8 @@ def _scalars(record: StepRecord) -> Iterator[tuple[str, str, float]]:
 
 
 def _metric_tag(kind: str, dataset: str, name: str) -> str:
-    """The chart of a metric: AP, then AR, then the classes, each as a group of TensorBoard's."""
+    """The chart of a metric. TensorBoard opens the first two groups by name: these shall be AP and loss."""
     dataset = dataset.replace("/", "_")
     if name.startswith("AP-"):
-        return f"AP_{kind}_of_each_class/{name.removeprefix('AP-').replace('/', '_')}/{dataset}"
-    return f"{name[:2]}_{kind}/{name}/{dataset}"
+        return f"per_class_AP_{kind}/{dataset}/{name.removeprefix('AP-').replace('/', '_')}"
+    return f"{'recall' if name.startswith('AR') else 'AP'}_{kind}/{dataset}/{name}"

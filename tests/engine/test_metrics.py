@@ -152,7 +152,7 @@ def test_killed_and_resumed_run_leaves_the_lines_of_an_uninterrupted_one(tmp_pat
     assert (tmp_path / "killed" / "metrics.jsonl").read_bytes() == (
         tmp_path / "whole" / "metrics.jsonl"
     ).read_bytes()
-    for tag in ("loss/total_loss", "AP_bbox/AP/val"):
+    for tag in ("loss/total_loss", "AP_bbox/val/AP"):
         killed, whole = (scalars(read_events(tmp_path / name), tag) for name in ("killed", "whole"))
         assert killed == whole
 
@@ -194,8 +194,8 @@ def test_tensorboard_scalars(tmp_path):
         "loss/loss_cls",
         "loss/loss_box_reg",
         "loss/loss_distill",
-        "lr/lr",
-        "gradient/norm",
+        "optimizer/lr",
+        "optimizer/grad_norm",
         "phase/freeze",
         "phase/distill",
         "speed/images_per_second",
@@ -203,22 +203,22 @@ def test_tensorboard_scalars(tmp_path):
         "speed/data_seconds_per_iteration",
         "system/memory_MiB",
         "system/skipped_images",
-        "AP_bbox/AP/val",
-        "AR_bbox/AR100/val",
-        "AP_bbox_of_each_class/a_b/val",
+        "AP_bbox/val/AP",
+        "recall_bbox/val/AR100",
+        "per_class_AP_bbox/val/a_b",
     }
     assert set(teacher.Tags()["scalars"]) == {
         "loss/loss_cls",
         "loss/loss_box_reg",
-        "lr/lr",
-        "AP_bbox/AP/val",
+        "optimizer/lr",
+        "AP_bbox/val/AP",
     }
     assert scalars(student, "loss/loss_cls") == [(20, 0.61), (40, 0.61)]
     assert scalars(teacher, "loss/loss_cls") == [(20, 0.33), (40, 0.33)]
     assert scalars(student, "phase/freeze") == [(20, 1), (40, 0)]
     assert scalars(student, "phase/distill") == [(20, 0), (40, 1)]
-    assert scalars(student, "AP_bbox/AP/val") == [(40, 41.5)]
-    assert scalars(teacher, "AP_bbox/AP/val") == [(40, 60.0)]
+    assert scalars(student, "AP_bbox/val/AP") == [(40, 41.5)]
+    assert scalars(teacher, "AP_bbox/val/AP") == [(40, 60.0)]
 
 
 def test_tensorboard_texts_and_images(tmp_path):
