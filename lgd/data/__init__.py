@@ -1,1 +1,1 @@
-"""Data: annotations, images, samplers, loaders."""
+"""From a COCO-style JSON and a folder of images to batches."""

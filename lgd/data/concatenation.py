@@ -1,0 +1,90 @@
+"""Several data sets as one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from itertools import zip_longest
+
+import numpy as np
+
+from lgd.data.cache import NO_STAMP, Columns, named_columns
+from lgd.data.columns import Array
+from lgd.data.errors import DataError
+from lgd.data.index import AnnotationIndex, Integers
+
+logger = logging.getLogger(__name__)
+
+
+def concatenate(indices: Sequence[AnnotationIndex]) -> AnnotationIndex:
+    """Join data sets of the same classes, their images one after the other.
+
+    The columns are cached beside the first set's JSON, which is also the `json_path` of the result. File
+    names become absolute. Where ids of images or annotations occur twice, all of them are numbered anew.
+
+    Raises:
+        DataError: the classes or their category ids differ.
+    """
+    first = indices[0]
+    for index in indices[1:]:
+        if (index.class_names, index.category_ids) != (first.class_names, first.category_ids):
+            raise DataError(
+                f"{first.name} and {index.name} cannot be joined: their classes differ, "
+                f"{_difference(first, index)}"
+            )
+    places = [f"{index.content_hash} {index.image_dir.resolve()}" for index in indices]
+    content_hash = hashlib.sha256("\n".join(places).encode()).hexdigest()
+    name = f"joined.{content_hash[:16]}"
+    path = named_columns(first.json_path, name, NO_STAMP, lambda: _join(indices, content_hash))
+    joined_name = " + ".join(index.name for index in indices)
+    return AnnotationIndex(path, name=joined_name, json_path=first.json_path, image_dir=first.image_dir)
+
+
+def _join(indices: Sequence[AnnotationIndex], content_hash: str) -> Columns:
+    parts = [index.columns | _absolute_file_names(index) for index in indices]
+    columns = {name: _join_column(name, parts) for name in parts[0]}
+    for name in ("image_ids", "annotation_ids"):
+        columns[name] = _distinct([part[name] for part in parts], name)
+    metadata = {
+        "content_hash": content_hash,
+        "class_names": indices[0].class_names,
+        "category_ids": indices[0].category_ids,
+        "has_annotations": any(index.has_annotations for index in indices),
+        "warnings": [warning for index in indices for warning in index.warnings],
+    }
+    return columns, metadata
+
+
+def _join_column(name: str, parts: Sequence[dict[str, Array]]) -> Array:
+    if not name.endswith("_offsets"):
+        return np.concatenate([part[name] for part in parts])
+    shift, joined = 0, [np.zeros(1, dtype=np.int64)]
+    for part in parts:
+        joined.append(part[name][1:] + shift)
+        shift += int(part[name][-1])
+    return np.concatenate(joined)
+
+
+def _absolute_file_names(index: AnnotationIndex) -> dict[str, Array]:
+    folder = index.image_dir.resolve()
+    names = [str(folder / index.file_name(i)).encode() for i in range(len(index))]
+    offsets = np.concatenate([[0], np.cumsum([len(name) for name in names])]).astype(np.int64)
+    return {"file_names": np.frombuffer(b"".join(names), dtype=np.uint8), "file_name_offsets": offsets}
+
+
+def _distinct(parts: Sequence[Integers], what: str) -> Integers:
+    """The parts' ids one after the other, numbered anew from 1 where two are equal."""
+    joined = np.concatenate(parts)
+    if len(np.unique(joined)) == len(joined):
+        return joined
+    logger.info("%s occur in more than one of the joined data sets: numbered anew", what)
+    return np.arange(1, len(joined) + 1)
+
+
+def _difference(first: AnnotationIndex, second: AnnotationIndex) -> str:
+    """The first class that differs, with its category id."""
+    pairs = [list(zip(index.category_ids, index.class_names, strict=True)) for index in (first, second)]
+    label = next(k for k, (a, b) in enumerate(zip_longest(*pairs)) if a != b)
+    named = [f"{pair[label][1]} ({pair[label][0]})" if label < len(pair) else "none" for pair in pairs]
+    return f"first at label {label}: {named[0]} and {named[1]}"

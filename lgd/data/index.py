@@ -1,0 +1,166 @@
+"""The annotations of a data set as flat memory-mapped columns: one copy per node, none per worker.
+
+Legend: I images, sorted by id; A annotations, sorted by image and within it in the file's order; P polygons.
+
+Columns of the file: image_ids, heights, widths, counts (I,), file_name_offsets (I + 1,) into file_names
+(bytes, UTF-8), annotation_offsets (I + 1,) into the following: boxes (A, 4), labels, annotation_ids, areas,
+crowd (A,), polygon_offsets (A + 1,) into point_offsets (P + 1,) into points (x and y in turn), run_offsets
+(A + 1,) into runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lgd.data.columns import Array, open_columns
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image as the annotation file lists it.
+
+    Attributes:
+        id: the image's id in the annotation file.
+        file_name: path below the image folder.
+        height: pixels, of the picture shown upright.
+        width: pixels, of the picture shown upright.
+    """
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class RunLengths:
+    """A mask in COCO's run-length encoding.
+
+    Attributes:
+        height: pixels of the image.
+        width: pixels of the image.
+        counts: (R,) lengths of the runs of zeros and ones in turn, zeros first, down the columns.
+    """
+
+    height: int
+    width: int
+    counts: npt.NDArray[np.uint32]
+
+
+Segmentation = tuple[Floats, ...] | RunLengths | None
+"""Polygons, each (2 n,) x and y in turn, pixels; or run lengths; or None where there is no mask."""
+
+
+class AnnotationIndex:
+    """A data set's images and annotations, read from a mapped file; made by `lgd.data.coco.load_coco`.
+
+    Pickling sends the file's path, not the columns, so that processes started afresh map it too.
+
+    Attributes:
+        name: what the user calls the set.
+        json_path: the annotation file.
+        image_dir: the folder of the images.
+        content_hash: SHA-256 of the annotation file, hexadecimal.
+        class_names: the K class names by label.
+        category_ids: the annotation file's category id of each label.
+        has_annotations: whether the file has annotations at all (test sets may not).
+        warnings: what was dropped or will be clipped, one line each.
+        image_ids: (I,) int64, ascending.
+        heights: (I,) int64, pixels.
+        widths: (I,) int64, pixels.
+        counts: (I,) int64, annotations of each image without the crowds.
+    """
+
+    def __init__(self, cache_path: Path, *, name: str, json_path: Path, image_dir: Path) -> None:
+        """Map the columns at `cache_path`; raises ValueError or OSError where that is no whole cache."""
+        columns, metadata = open_columns(cache_path)
+        self.name = name
+        self.json_path = json_path
+        self.image_dir = image_dir
+        self.content_hash: str = metadata["content_hash"]
+        self.class_names: tuple[str, ...] = tuple(metadata["class_names"])
+        self.category_ids: tuple[int, ...] = tuple(metadata["category_ids"])
+        self.has_annotations: bool = metadata["has_annotations"]
+        self.warnings: tuple[str, ...] = tuple(metadata["warnings"])
+        self.image_ids: Integers = columns["image_ids"]
+        self.heights: Integers = columns["heights"]
+        self.widths: Integers = columns["widths"]
+        self.counts: Integers = columns["counts"]
+        self.columns = columns
+        self._cache_path = cache_path
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.image_ids)
+
+    def __reduce__(self) -> tuple[Callable[..., AnnotationIndex], tuple[Any, ...]]:
+        """Send the place of the columns instead of the columns."""
+        return _reopen, (self._cache_path, self.name, self.json_path, self.image_dir)
+
+    def image(self, i: int) -> ImageRecord:
+        """Return what the annotation file says of image `i`, counted from 0."""
+        return ImageRecord(
+            int(self.image_ids[i]), self.file_name(i), int(self.heights[i]), int(self.widths[i])
+        )
+
+    def file_name(self, i: int) -> str:
+        """Return the path of image `i` below the image folder."""
+        start, end = self.columns["file_name_offsets"][i : i + 2]
+        return self.columns["file_names"][start:end].tobytes().decode()
+
+    def path(self, i: int) -> Path:
+        """Return the path of image `i`."""
+        return self.image_dir / self.file_name(i)
+
+    def boxes(self, i: int) -> Floats:
+        """Boxes of image `i`: (G, 4) xyxy, pixels of the upright picture, as in the file: not clipped."""
+        return self._of_image("boxes", i)
+
+    def labels(self, i: int) -> Integers:
+        """Labels of image `i`: (G,) in [0, K)."""
+        return self._of_image("labels", i)
+
+    def crowd(self, i: int) -> Flags:
+        """Which annotations of image `i` are crowd regions: (G,)."""
+        return self._of_image("crowd", i)
+
+    def area(self, i: int) -> Floats:
+        """Areas of image `i`'s annotations as in the file: (G,), square pixels."""
+        return self._of_image("areas", i)
+
+    def annotation_ids(self, i: int) -> Integers:
+        """Ids of image `i`'s annotations in the annotation file: (G,)."""
+        return self._of_image("annotation_ids", i)
+
+    def segmentation(self, i: int) -> list[Segmentation]:
+        """Masks of image `i`'s annotations: G of them."""
+        start, end = self.columns["annotation_offsets"][i : i + 2]
+        return [self._segmentation(i, annotation) for annotation in range(start, end)]
+
+    def _of_image(self, column: str, i: int) -> Array:
+        start, end = self.columns["annotation_offsets"][i : i + 2]
+        return self.columns[column][start:end]
+
+    def _segmentation(self, i: int, annotation: int) -> Segmentation:
+        start, end = self.columns["run_offsets"][annotation : annotation + 2]
+        if end > start:
+            return RunLengths(int(self.heights[i]), int(self.widths[i]), self.columns["runs"][start:end])
+        start, end = self.columns["polygon_offsets"][annotation : annotation + 2]
+        bounds = self.columns["point_offsets"][start : end + 1]
+        points = self.columns["points"]
+        return tuple(points[a:b] for a, b in itertools.pairwise(bounds)) or None
+
+
+def _reopen(cache_path: Path, name: str, json_path: Path, image_dir: Path) -> AnnotationIndex:
+    return AnnotationIndex(cache_path, name=name, json_path=json_path, image_dir=image_dir)

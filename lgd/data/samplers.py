@@ -1,0 +1,149 @@
+"""Which images make up which batch: pure functions of (seed, position), without state.
+
+Legend: I images, G images of a global batch (one optimizer step over all ranks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from heapq import heapify, heapreplace
+from itertools import count
+
+import numpy as np
+import numpy.typing as npt
+
+Integers = npt.NDArray[np.int64]
+
+_NUM_GROUPS = 2
+
+
+def aspect_groups(heights: Integers, widths: Integers) -> Integers:
+    """Group of each image: (I,), 1 where it is wider than high, else 0."""
+    return (widths > heights).astype(np.int64)
+
+
+class TrainingSampler:
+    """The endless sequence of global batches of training.
+
+    Each aspect group is an endless stream of its own, one random permutation after the other, so that every
+    image comes exactly once in each of its group's epochs. Group 1, of share r of the images, supplies
+    global batch k when floor((k + 1) r + u) > floor(k r + u), u from the seed: its batches are spread evenly,
+    and how many of them come before k is known without going through them. A global batch is cut into
+    micro-batches in order, one rank after the other; hence its images depend neither on the number of ranks
+    nor on the number of accumulation steps.
+    """
+
+    def __init__(self, indices: Integers, groups: Integers, *, global_batch_size: int, seed: int) -> None:
+        """Prepare the streams.
+
+        Args:
+            indices: (I,) the images to draw from.
+            groups: (I,) 0 or 1, of each of `indices`.
+            global_batch_size: G.
+            seed: of the permutations.
+
+        Raises:
+            ValueError: there are no images.
+        """
+        if len(indices) == 0:
+            raise ValueError("there are no images to train on")
+        self.global_batch_size = global_batch_size
+        self._members = [indices[groups == group] for group in range(_NUM_GROUPS)]
+        self._seed = seed
+        self._phase = int(np.random.default_rng((seed, _NUM_GROUPS)).integers(len(indices)))
+        self._permutation = lru_cache(maxsize=2 * _NUM_GROUPS)(self._make_permutation)
+
+    def batch(self, k: int) -> Integers:
+        """Return the images of global batch `k`: (G,)."""
+        # u = phase / I and r = |group 1| / I, so all of it is exact in integers.
+        total, share = sum(map(len, self._members)), len(self._members[1])
+        before, after = ((j * share + self._phase) // total for j in (k, k + 1))
+        group, ordinal = (1, before) if after > before else (0, k - before)
+        start = ordinal * self.global_batch_size
+        return self._stream(group, start, start + self.global_batch_size)
+
+    def _stream(self, group: int, start: int, end: int) -> Integers:
+        """Places `start` to `end` of the group's stream."""
+        members = self._members[group]
+        epochs = range(start // len(members), (end - 1) // len(members) + 1)
+        order = np.concatenate([self._permutation(group, epoch) for epoch in epochs])
+        offset = epochs[0] * len(members)
+        chosen: Integers = members[order[start - offset : end - offset]]
+        return chosen
+
+    def _make_permutation(self, group: int, epoch: int) -> Integers:
+        generator = np.random.default_rng((self._seed, group, epoch))
+        return generator.permutation(len(self._members[group]))
+
+
+@dataclass(frozen=True)
+class MicroBatchSampler:
+    """One rank's share of a `TrainingSampler`: endless micro-batches of (image, position in the sequence).
+
+    Attributes:
+        sampler: the global batches.
+        num_ranks: ranks that share each of them.
+        rank: this one.
+        num_accumulation_steps: micro-batches of a rank in each of them.
+        start: the first micro-batch, counted from the beginning of training.
+    """
+
+    sampler: TrainingSampler
+    num_ranks: int
+    rank: int
+    num_accumulation_steps: int
+    start: int
+
+    def __post_init__(self) -> None:
+        parts = self.num_ranks * self.num_accumulation_steps
+        if self.sampler.global_batch_size % parts:
+            raise ValueError(
+                f"a global batch of {self.sampler.global_batch_size} images cannot be shared by "
+                f"{self.num_ranks} ranks in {self.num_accumulation_steps} accumulation steps"
+            )
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Go through the micro-batches from `start` on, without end."""
+        return map(self.micro_batch, count(self.start))
+
+    def micro_batch(self, number: int) -> list[tuple[int, int]]:
+        """Return the images of micro-batch `number`, each with its position in the whole sequence."""
+        k, step = divmod(number, self.num_accumulation_steps)
+        size = self.sampler.global_batch_size // (self.num_ranks * self.num_accumulation_steps)
+        first = (step * self.num_ranks + self.rank) * size
+        images = self.sampler.batch(k)[first : first + size].tolist()
+        return [(image, k * self.sampler.global_batch_size + first + j) for j, image in enumerate(images)]
+
+
+def evaluation_batches(canvases: Integers, *, batch_size: int, num_ranks: int, rank: int) -> list[list[int]]:
+    """Share all images out to ranks, in batches of equal canvases so that batching adds no padding.
+
+    Args:
+        canvases: (I, 2) padded (height, width) of each image, pixels.
+        batch_size: images of a batch at most.
+        num_ranks: ranks to share out to.
+        rank: the one asked for.
+
+    Returns:
+        The batches of `rank`, those of most pixels first. Every image is in one batch of one rank; the ranks'
+        pixels differ by at most a batch.
+    """
+    unique, group_of = np.unique(canvases, axis=0, return_inverse=True)
+    batches = []
+    for group, (height, width) in enumerate(unique.tolist()):
+        images = np.flatnonzero(group_of.reshape(-1) == group).tolist()
+        # Where a canvas is rare, smaller batches let every rank have some of it.
+        size = min(batch_size, -(-len(images) // num_ranks))
+        chunks = (images[first : first + size] for first in range(0, len(images), size))
+        batches += [(height * width * len(chunk), chunk) for chunk in chunks]
+    loads = [(0, r) for r in range(num_ranks)]
+    heapify(loads)
+    mine = []
+    for pixels, chunk in sorted(batches, key=lambda batch: (-batch[0], batch[1])):
+        load, receiver = loads[0]
+        heapreplace(loads, (load + pixels, receiver))
+        if receiver == rank:
+            mine.append(chunk)
+    return mine

@@ -1,0 +1,166 @@
+"""Single images, ready to be padded into a batch: read, checked, resized, flipped, with their boxes.
+
+Legend: h x w the resized image, G its boxes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lgd.data.errors import ImageError
+from lgd.data.images import read_image
+from lgd.data.index import AnnotationIndex, Integers
+from lgd.data.samplers import aspect_groups
+from lgd.data.transforms import Resize, clip_boxes, flip_boxes, resize_boxes, resize_image, resized_size
+
+ImageFormat = Literal["BGR", "RGB"]
+OnBadImage = Literal["fail", "skip"]
+
+# Streams of random numbers beside the sampler's, which are (seed, 0 to 2, ...).
+_AUGMENTATION = 3
+_REPLACEMENT = 4
+
+_MAX_REPLACEMENTS = 20
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, ready to be padded into a batch.
+
+    Attributes:
+        image: (3, h, w) uint8.
+        boxes: (G, 4) xyxy, pixels of `image`, clipped to it, none empty, no crowds.
+        labels: (G,) int64.
+        original_size: (height, width) of the file's picture, upright.
+        image_id: of the annotation file.
+        skipped: messages of unreadable images that this one stands for.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    original_size: tuple[int, int]
+    image_id: int
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """From image `i` of an index to a `Sample`.
+
+    Attributes:
+        index: the data set.
+        image_format: order of the channels that the model sees.
+        max_size: cap on the long side, pixels.
+        dtype: of the boxes.
+    """
+
+    index: AnnotationIndex
+    image_format: ImageFormat
+    max_size: int
+    dtype: torch.dtype
+
+    def __call__(self, i: int, *, min_size: int, flip: bool) -> Sample:
+        """Read, resize and flip image `i`; raises `ImageError` where its file is unfit."""
+        image = read_image(self.index.path(i))
+        old_size = (image.shape[1], image.shape[2])
+        self._check_size(i, old_size)
+        size = resized_size(*old_size, min_size, self.max_size)
+        image = resize_image(image, size)
+        keep = ~self.index.crowd(i)
+        boxes = resize_boxes(torch.from_numpy(self.index.boxes(i)[keep]), old_size, size)
+        if flip:
+            boxes = flip_boxes(boxes, size[1])
+        boxes, has_extent = clip_boxes(boxes, size)
+        axes = [0] * (self.image_format == "BGR") + [2] * flip
+        return Sample(
+            image=image.flip(axes),
+            boxes=boxes[has_extent].to(self.dtype),
+            labels=torch.from_numpy(self.index.labels(i)[keep])[has_extent],
+            original_size=old_size,
+            image_id=int(self.index.image_ids[i]),
+        )
+
+    def _check_size(self, i: int, size: tuple[int, int]) -> None:
+        record = self.index.image(i)
+        if size != (record.height, record.width):
+            raise ImageError(
+                f"image {self.index.path(i)} (id {record.id}) is {size[1]} x {size[0]} pixels, but "
+                f"{self.index.json_path} says {record.width} x {record.height}, so its boxes cannot be right"
+            )
+
+
+class TrainingImages(Dataset[Sample | ImageError]):
+    """Augmented training images by (image, position); the position decides the augmentation.
+
+    An unfit image comes back as the error, not as an exception, which would lose its kind on the way from a
+    worker.
+    """
+
+    def __init__(
+        self,
+        prepare: Preparation,
+        *,
+        candidates: Integers,
+        resize: Resize,
+        flip_prob: float,
+        seed: int,
+        on_bad_image: OnBadImage,
+    ) -> None:
+        """Take the parts; `candidates` are the images that may stand for an unfit one."""
+        self._prepare = prepare
+        self._candidates = candidates
+        self._resize = resize
+        self._flip_prob = flip_prob
+        self._seed = seed
+        self._on_bad_image = on_bad_image
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | ImageError:
+        """Return the sample at the position, or why there is none."""
+        image, position = key
+        generator = np.random.default_rng((self._seed, _AUGMENTATION, position))
+        min_size = self._resize.draw(generator)
+        flip = bool(generator.random() < self._flip_prob)
+        messages: list[str] = []
+        for attempt in range(_MAX_REPLACEMENTS):
+            i = self._replacement(image, position, attempt) if attempt else image
+            try:
+                return replace(self._prepare(i, min_size=min_size, flip=flip), skipped=tuple(messages))
+            except ImageError as error:
+                if self._on_bad_image == "fail":
+                    return error
+                messages.append(str(error))
+        return ImageError(f"{_MAX_REPLACEMENTS} images in a row cannot be used; the last: {messages[-1]}")
+
+    def _replacement(self, image: int, position: int, attempt: int) -> int:
+        """Another image for the position, of the same aspect group where one is found quickly."""
+        index = self._prepare.index
+        generator = np.random.default_rng((self._seed, _REPLACEMENT, position, attempt))
+        drawn = self._candidates[generator.integers(len(self._candidates), size=64)]
+        groups = aspect_groups(index.heights[drawn], index.widths[drawn])
+        alike = drawn[groups == int(index.widths[image] > index.heights[image])]
+        return int((alike if len(alike) else drawn)[0])
+
+
+class TestImages(Dataset[Sample | ImageError]):
+    """Resized images by their place in the index."""
+
+    __test__ = False
+
+    def __init__(self, prepare: Preparation, *, min_size: int) -> None:
+        """Take the parts."""
+        self._prepare = prepare
+        self._min_size = min_size
+
+    def __getitem__(self, i: int) -> Sample | ImageError:
+        """Return image `i`, or why it is unfit."""
+        try:
+            return self._prepare(i, min_size=self._min_size, flip=False)
+        except ImageError as error:
+            return error

@@ -1,0 +1,113 @@
+"""Resizing and flipping of images and boxes; pure functions, chance comes in as a generator.
+
+Legend: H x W the image, G boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lgd.data.coco_json import MIN_SIDE
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How large images become, detectron2's ResizeShortestEdge.
+
+    Attributes:
+        min_sizes: lengths of the short side, pixels; 0 leaves images as they are.
+        max_size: the long side's cap, pixels.
+        sampling: take one of `min_sizes`, or any length from its first to its second.
+    """
+
+    min_sizes: tuple[int, ...]
+    max_size: int
+    sampling: Literal["choice", "range"] = "choice"
+
+    def __post_init__(self) -> None:
+        if not self.min_sizes or min(self.min_sizes) < 0:
+            raise ValueError(f"min_sizes is {self.min_sizes}; give at least one length of at least 0")
+        if self.sampling == "range" and (len(self.min_sizes) != 2 or self.min_sizes[0] > self.min_sizes[1]):
+            raise ValueError(f"min_sizes is {self.min_sizes}; sampling 'range' needs (least, greatest)")
+
+    def draw(self, generator: np.random.Generator) -> int:
+        """Draw a length of the short side, pixels."""
+        if self.sampling == "range":
+            return int(generator.integers(self.min_sizes[0], self.min_sizes[1] + 1))
+        return self.min_sizes[int(generator.integers(len(self.min_sizes)))]
+
+
+def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """Size of an image whose short side becomes `min_size` unless the long side would exceed `max_size`.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        min_size: length of the short side, pixels; 0 for no change.
+        max_size: the long side's cap, pixels.
+
+    Returns:
+        (height, width), each at least 1, rounded as detectron2 does.
+    """
+    if min_size == 0:
+        return height, width
+    scale = min_size / min(height, width)
+    new_height, new_width = (min_size, scale * width) if height < width else (scale * height, min_size)
+    longest = max(new_height, new_width)
+    if longest > max_size:
+        new_height, new_width = new_height * (max_size / longest), new_width * (max_size / longest)
+    return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize with bilinear interpolation, smoothed where it shrinks (Pillow's, to within 1 of 255).
+
+    Args:
+        image: (3, H, W) uint8.
+        size: (height, width), pixels.
+
+    Returns:
+        (3, height, width) uint8.
+    """
+    if tuple(image.shape[1:]) == size:
+        return image
+    return functional.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+
+
+def resize_boxes(boxes: Tensor, old_size: Sequence[int], new_size: Sequence[int]) -> Tensor:
+    """Let (G, 4) xyxy boxes follow their image from `old_size` to `new_size`, each (height, width)."""
+    y, x = new_size[0] / old_size[0], new_size[1] / old_size[1]
+    return boxes * boxes.new_tensor([x, y, x, y])
+
+
+def flip_image(image: Tensor) -> Tensor:
+    """Mirror a (3, H, W) image left to right."""
+    return image.flip(2)
+
+
+def flip_boxes(boxes: Tensor, width: int) -> Tensor:
+    """Let (G, 4) xyxy boxes follow their image of `width` pixels when it is mirrored left to right."""
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return torch.stack([width - x2, y1, width - x1, y2], dim=1)
+
+
+def clip_boxes(boxes: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Clip boxes to their image.
+
+    Args:
+        boxes: (G, 4) xyxy, pixels.
+        size: (height, width) of the image, pixels.
+
+    Returns:
+        (G, 4) clipped boxes, and (G,) bool, which of them still have an extent.
+    """
+    height, width = size
+    clipped = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+    return clipped, (clipped[:, 2:] - clipped[:, :2] > MIN_SIDE).all(dim=1)
