@@ -139,10 +139,10 @@ class MetricsWriter:
         lines.write({"iteration": iteration, "eval": {dataset: results}})
         board.add_evaluation(iteration, dataset, results)
 
-    def log_images(self, tag: str, iteration: int, images: Sequence[Tensor]) -> None:
-        """Show (3, H, W) uint8 RGB images in TensorBoard, as `tag`/0, `tag`/1, ..."""
+    def log_images(self, dataset: str, iteration: int, images: Sequence[Tensor]) -> None:
+        """Show (3, H, W) uint8 RGB images in TensorBoard, the same ones at each evaluation."""
         if self._files is not None:
-            self._files[1].add_images(tag, iteration, images)
+            self._files[1].add_images(f"validation_images/{_flat(dataset)}", iteration, images)
 
     def log_text(self, tag: str, text: str) -> None:
         """Show a preformatted text, such as the configuration, in TensorBoard."""
@@ -352,7 +352,11 @@ def _scalars(record: StepRecord) -> Iterator[tuple[str, str, float]]:
 
 def _metric_tag(kind: str, dataset: str, name: str) -> str:
     """The chart of a metric. TensorBoard opens the first two groups by name: these shall be AP and loss."""
-    dataset = dataset.replace("/", "_")
     if name.startswith("AP-"):
-        return f"per_class_AP_{kind}/{dataset}/{name.removeprefix('AP-').replace('/', '_')}"
-    return f"{'recall' if name.startswith('AR') else 'AP'}_{kind}/{dataset}/{name}"
+        return f"per_class_AP_{kind}/{_flat(dataset)}/{_flat(name.removeprefix('AP-'))}"
+    return f"{'recall' if name.startswith('AR') else 'AP'}_{kind}/{_flat(dataset)}/{name}"
+
+
+def _flat(name: str) -> str:
+    """A name without slashes, which TensorBoard would take for levels."""
+    return name.replace("/", "_")

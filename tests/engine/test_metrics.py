@@ -229,8 +229,11 @@ def test_tensorboard_texts_and_images(tmp_path):
     writer.log_images("val", 60, [torch.full((3, 4, 6), 200, dtype=torch.uint8)] * 2)
     writer.close()
     events = read_events(tmp_path)
-    assert events.Tags()["images"] == ["val/0", "val/1"]
-    assert (events.Images("val/1")[0].step, events.Images("val/1")[0].width) == (60, 6)
+    assert events.Tags()["images"] == ["validation_images/val/0", "validation_images/val/1"]
+    assert (
+        events.Images("validation_images/val/1")[0].step,
+        events.Images("validation_images/val/1")[0].width,
+    ) == (60, 6)
     texts = {
         tag: [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(tag)]
         for tag in events.Tags()["tensors"]
