@@ -13,8 +13,9 @@ import contextlib
 import io
 import json
 import logging
+import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,29 +108,31 @@ def evaluate_boxes(
 def _read_ground_truth(gt_json: Path) -> dict[str, Any] | None:
     """Read what box AP needs of an annotation file; None where it has no annotations.
 
-    Objects are numbered anew from 1, because pycocotools takes an object whose id is 0 for one not found. A
-    missing area is the box's, a missing iscrowd is 0.
+    All objects count, those that training drops too (boxes without a size), as in COCO's own evaluation.
     """
     with gt_json.open(encoding="utf-8") as file:
         content = json.load(file)
     if not content.get("annotations"):
         return None
-    annotations = [
-        {
-            "id": number,
-            "image_id": annotation["image_id"],
-            "category_id": annotation["category_id"],
-            "bbox": annotation["bbox"],
-            "area": annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]),
-            "iscrowd": annotation.get("iscrowd", 0),
-        }
-        for number, annotation in enumerate(content["annotations"], start=1)
-    ]
-    categories = [{"id": category["id"], "name": category["name"]} for category in content["categories"]]
-    images = [
-        {"id": image["id"], "width": image["width"], "height": image["height"]} for image in content["images"]
-    ]
-    return {"images": images, "categories": categories, "annotations": annotations}
+    return {
+        "images": [{key: image[key] for key in ("id", "width", "height")} for image in content["images"]],
+        "categories": [{key: category[key] for key in ("id", "name")} for category in content["categories"]],
+        # Numbered anew from 1: pycocotools takes an object whose id is 0 for one not found.
+        "annotations": [_object(number, each) for number, each in enumerate(content["annotations"], start=1)],
+    }
+
+
+def _object(number: int, annotation: Mapping[str, Any]) -> dict[str, Any]:
+    """One annotation; a missing area is the box's, a missing iscrowd is 0."""
+    area, (_, _, width, height) = annotation.get("area"), annotation["bbox"]
+    return {
+        "id": number,
+        "image_id": annotation["image_id"],
+        "category_id": annotation["category_id"],
+        "bbox": annotation["bbox"],
+        "area": width * height if area is None or math.isnan(area) else area,
+        "iscrowd": int(bool(annotation.get("iscrowd"))),
+    }
 
 
 def _check_ids(gt_json: Path | None, kind: str, used: Iterable[int], known: Sequence[int]) -> None:

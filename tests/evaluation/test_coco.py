@@ -195,6 +195,20 @@ def test_object_with_id_zero_counts(tmp_path, backend):
     assert metrics["AP"] == pytest.approx(100)
 
 
+@pytest.mark.parametrize("extra", [{}, {"area": None, "iscrowd": None}, {"area": float("nan")}])
+def test_missing_area_is_that_of_the_box(tmp_path, extra):
+    path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), extra), (1, 1, (0, 0, 99, 99), extra)])
+    metrics = both_backends(path, [detection(1, 1, (10, 10, 20, 20), 0.5)], [1])
+    assert (metrics["APs"], metrics["APm"], metrics["APl"]) == (pytest.approx(100), None, 0)
+
+
+def test_objects_without_a_size_count_as_in_coco(tmp_path):
+    boxes = [(10, 10, 0, 0), (10, 10, 0, 5), (10, 10, -5, -5), (9000, 9000, 5, 5), (30, 30, 20, 20)]
+    path = write_ground_truth(tmp_path, [(1, 1, box, {}) for box in boxes])
+    metrics = both_backends(path, [detection(1, 1, box, 0.5) for box in boxes[:2] + boxes[-1:]], [1])
+    assert metrics["AR100"] == pytest.approx(100 / 5)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_more_than_100_detections_of_a_class_in_an_image(tmp_path, backend):
     path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), {})])
