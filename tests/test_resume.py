@@ -1,0 +1,103 @@
+"""A killed run that is resumed ends exactly as one that was never interrupted."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training import read_metrics, run_to_end, small_settings, start
+
+TWO_RANKS = ("--num-gpus", "2")
+
+
+def final_model(output):
+    return torch.load(Path(output) / "model_final.pth", weights_only=True)["model"]
+
+
+def kill_when(settings, output, reached, *flags):
+    """Start a run and SIGKILL all its processes as soon as `reached(metrics text)`."""
+    process = start(settings, *flags, start_new_session=True)
+    metrics = Path(output) / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and reached(metrics.read_text()):
+            break
+        time.sleep(0.005)
+    alive = process.poll() is None
+    if alive:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return alive
+
+
+def assert_same_run(one, other):
+    assert read_metrics(one) == read_metrics(other)
+    expected, got = final_model(one), final_model(other)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small_data, tmp_path_factory):
+    """A finished run of two ranks."""
+    output = tmp_path_factory.mktemp("uninterrupted")
+    run_to_end(small_settings(small_data, output), *TWO_RANKS)
+    return output
+
+
+def test_killed_and_resumed_run_is_bit_equal(small_data, tmp_path, uninterrupted):
+    settings = small_settings(small_data, tmp_path)
+    assert kill_when(settings, tmp_path, lambda text: '"iteration": 4' in text, *TWO_RANKS)
+    text = run_to_end(settings, "--resume", *TWO_RANKS)
+    assert "resumed from" in text
+    assert_same_run(uninterrupted, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(4))
+def test_killed_at_any_moment_twice(small_data, tmp_path, uninterrupted, trial):
+    settings = small_settings(small_data, tmp_path)
+    chance = random.Random(trial)
+    for flags in ((), ("--resume",)):
+        step = chance.choice([2, 4, 6, 8])
+        delay = chance.uniform(0, 0.3)
+        kill_when(
+            settings, tmp_path,
+            lambda text, step=step, delay=delay: f'"iteration": {step}' in text and not time.sleep(delay),
+            *flags, *TWO_RANKS,
+        )  # fmt: skip
+    run_to_end(settings, "--resume", *TWO_RANKS)
+    assert_same_run(uninterrupted, tmp_path)
+
+
+def test_damaged_newest_checkpoint_falls_back_and_still_ends_equal(small_data, tmp_path, uninterrupted):
+    settings = small_settings(small_data, tmp_path)
+    assert kill_when(settings, tmp_path, lambda text: '"iteration": 6' in text, *TWO_RANKS)
+    newest = max((tmp_path / "checkpoints").glob("step_*.pth"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    text = run_to_end(settings, "--resume", *TWO_RANKS)
+    assert f"damaged checkpoint passed over: {newest}" in text
+    assert_same_run(uninterrupted, tmp_path)
+
+
+def test_resume_of_a_finished_run_evaluates_only(small_data, tmp_path):
+    settings = small_settings(small_data, tmp_path, SOLVER__MAX_ITER=3)
+    run_to_end(settings)
+    before = final_model(tmp_path)
+    assert "nothing left to train" in run_to_end(settings, "--resume")
+    assert all(torch.equal(value, before[name]) for name, value in final_model(tmp_path).items())
+
+
+def test_an_earlier_run_is_set_aside(small_data, tmp_path):
+    settings = small_settings(small_data, tmp_path, SOLVER__MAX_ITER=2)
+    run_to_end(settings)
+    assert "held an earlier run" in run_to_end(settings)
+    (aside,) = tmp_path.glob("earlier-*")
+    assert (aside / "model_final.pth").exists()
+    assert (aside / "metrics.jsonl").exists()
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
