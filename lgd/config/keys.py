@@ -28,16 +28,16 @@ class Key:
     default: Any
     doc: str
 
-    def coerce(self, value: object, source: str) -> Any:
-        """Turn `value`, found at `source`, into a value of this key's type.
+    def coerce(self, value: object, where: str) -> Any:
+        """Turn `value`, found at `where` ("configs/demo.yaml:3: SOLVER.STEPS"), into one of this key's type.
 
         Raises:
-            ConfigError: it is none; the message says where, what and what it should be.
+            ConfigError: it is none; the message says where, what it should be and what it is.
         """
         try:
             return coerce(value, self.declared)
         except (ValueError, OverflowError):
-            message = f"{source}: {self.name} expects {describe(self.declared)}, got {value!r}"
+            message = f"{where} expects {describe(self.declared)}, got {value!r}"
             raise ConfigError(message) from None
 
 
@@ -78,8 +78,14 @@ def attribute_to_key(attribute: str) -> str:
     return attribute.rstrip("_").upper()
 
 
+@cache
+def _declared_types(section: type) -> dict[str, Any]:
+    """The types of a section's fields; resolving the annotations is slow, so once for each section."""
+    return get_type_hints(section, include_extras=True)
+
+
 def _walk(section: Any, prefix: str) -> Iterator[Key]:
-    hints = get_type_hints(type(section), include_extras=True)
+    hints = _declared_types(section.__class__)
     for field in fields(section):
         name, value = prefix + attribute_to_key(field.name), getattr(section, field.name)
         if is_dataclass(value):
@@ -101,13 +107,22 @@ def _replace(section: Any, prefix: str, values: Mapping[str, Any]) -> Any:
 
 
 def _nearest(name: str) -> str | None:
-    """The known key or section most like `name`; to end in the same word counts for something."""
+    """The known key or section most like `name`, if one is like it at all; not the section it is in."""
     upper = name.upper()
-    word = upper.rpartition(".")[2]
+    known = [*known_keys(), *known_sections(), *ALIASES]
+    candidates = [candidate for candidate in known if not upper.startswith(f"{candidate}.")]
+    best = max(candidates, key=lambda candidate: _likeness(upper, candidate))
+    return ALIASES.get(best, best) if _likeness(upper, best) >= 0.7 else None
 
-    def likeness(known: str) -> float:
-        bonus = 0.15 if known.rpartition(".")[2] == word else 0.0
-        return difflib.SequenceMatcher(None, upper, known).ratio() + bonus
 
-    best = max([*known_keys(), *known_sections(), *ALIASES], key=likeness)
-    return best if likeness(best) >= 0.6 else None
+def _likeness(name: str, known: str) -> float:
+    """From 0 to 1: half for the whole, half for the last word (at least 0.8 if `known` has its parts)."""
+    word, known_word = name.rpartition(".")[2], known.rpartition(".")[2]
+    likeness = _ratio(word, known_word)
+    if set(word.split("_")) <= set(known_word.split("_")):
+        likeness = max(likeness, 0.8)
+    return 0.5 * (_ratio(name, known) + likeness)
+
+
+def _ratio(first: str, second: str) -> float:
+    return difflib.SequenceMatcher(None, first, second).ratio()

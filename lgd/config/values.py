@@ -122,11 +122,11 @@ def _coerce_tuple(value: object, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     items = _parse_list(value) if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
         items = [items]
-    if Ellipsis in arguments:
-        return tuple(coerce(item, arguments[0]) for item in items)
-    if len(items) != len(arguments):
-        raise ValueError
-    return tuple(coerce(item, member) for item, member in zip(items, arguments, strict=True))
+    members = arguments[:1] * len(items) if Ellipsis in arguments else arguments
+    for item, member in zip(items, members, strict=True):
+        if get_origin(member) is tuple and not isinstance(item, list | tuple):
+            raise ValueError  # a plain list for a list of lists: which of the two it means is anyone's guess
+    return tuple(coerce(item, member) for item, member in zip(items, members, strict=True))
 
 
 def _parse_list(text: str) -> object:
@@ -137,7 +137,9 @@ def _parse_list(text: str) -> object:
         parsed = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return _parse_unquoted_list(text.strip())
-    return parsed if isinstance(parsed, list | tuple | str) else text
+    if isinstance(parsed, str):
+        return _parse_list(parsed)
+    return parsed if isinstance(parsed, list | tuple) else text
 
 
 def _parse_unquoted_list(text: str) -> object:

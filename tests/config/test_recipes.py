@@ -1,0 +1,199 @@
+"""Every recipe here loads and survives a dump; the reference's own load unchanged, to the right values."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lgd.config.keys import flatten, known_keys, known_sections
+from lgd.config.load import config_hash, dump_config, load_config
+from lgd.config.schema import ALIASES, Config
+from lgd.config.solver import resolve_solver
+from tests.config.reference_recipes import REFERENCE_RECIPES
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+OURS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+RECIPES_JSON = ROOT.parent / "shared" / "parity" / "recipes.json"
+
+
+def place(folder: Path, name: str, text: str) -> Path:
+    """Put a recipe where the reference has it, below our bases."""
+    path = folder / "configs" / "Distillation" / f"{name}.yaml"
+    path.parent.mkdir(parents=True)
+    for base in CONFIGS.glob("Base-*.yaml"):
+        shutil.copy(base, folder / "configs")
+    path.write_text(text)
+    return path
+
+
+def load_reference(folder: Path, name: str) -> Config:
+    (full_name,) = (known for known in REFERENCE_RECIPES if name in known)
+    return load_config(place(folder, full_name, REFERENCE_RECIPES[full_name]))
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_ours_load_without_a_doubt_and_reload_from_their_dump(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = load_config(CONFIGS / name)
+    dumped = tmp_path / "config.yaml"
+    dumped.write_text(dump_config(cfg))
+    assert load_config(dumped) == cfg
+    assert config_hash(load_config(dumped)) == config_hash(cfg)
+    if not name.startswith(
+        "Base"
+    ):  # a base alone leaves LGD's default phases, which the reference has as well
+        assert not caplog.records
+
+
+@pytest.mark.parametrize("name", REFERENCE_RECIPES)
+def test_references_load_without_a_doubt_and_reload_from_their_dump(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = load_config(place(tmp_path, name, REFERENCE_RECIPES[name]))
+    dumped = tmp_path / "config.yaml"
+    dumped.write_text(dump_config(cfg))
+    assert load_config(dumped) == cfg
+    assert not caplog.records
+
+
+def test_values_of_the_references_retinanet(tmp_path: Path) -> None:
+    cfg = load_reference(tmp_path, "retinanet_R_50_2xMS")
+    assert cfg.model.meta_architecture == "RetinaNet"
+    assert cfg.model.weights == "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+    assert cfg.model.backbone.name == "build_retinanet_resnet_fpn_backbone"
+    assert cfg.model.anchor_generator.sizes[0] == (32, 40.31747359663594, 50.79683366298238)
+    assert cfg.model.retinanet.smooth_l1_loss_beta == 0.0
+    assert cfg.model.distillator.teacher.add_context_box is True
+    assert cfg.model.distillator.teacher.detach_appearance_embed is False
+    assert cfg.model.distillator.teacher.solver.weight_decay == 1e-4
+    assert cfg.model.distillator.teacher.solver.warmup_iters == 1000
+    assert cfg.model.distillator.student.solver.steps == (120_000, 160_000)
+    assert cfg.model.distillator.pre_nondistill_iters == 30_000
+    assert cfg.model.distillator.pre_freeze_student_backbone_iters == 20_000
+    assert (cfg.solver.ims_per_batch, cfg.solver.max_iter) == (16, 180_000)
+    assert cfg.solver.clip_gradients.enabled
+    assert (cfg.solver.clip_gradients.clip_type, cfg.solver.clip_gradients.clip_value) == ("value", 1.0)
+    assert cfg.input.min_size_train == (640, 672, 704, 736, 768, 800)
+    assert cfg.datasets.train == ("coco_2017_train",)
+    assert cfg.num_classes == 80
+
+
+def test_values_of_the_references_fcos(tmp_path: Path) -> None:
+    cfg = load_reference(tmp_path, "fcos_X_101")
+    assert cfg.model.meta_architecture == "FCOS"
+    assert cfg.model.pixel_std == (57.375, 57.12, 58.395)
+    assert (cfg.model.resnets.num_groups, cfg.model.resnets.width_per_group) == (32, 8)
+    assert cfg.model.resnets.deform_on_per_stage == (False, True, True, True)
+    assert cfg.model.resnets.stride_in_1x1 is False
+    assert cfg.model.distillator.post_nondistill_iters == 50_000
+    assert cfg.model.fcos.object_sizes_of_interest[-1] == (512, float("inf"))
+
+
+def test_values_of_the_references_mask_rcnn(tmp_path: Path) -> None:
+    cfg = load_reference(tmp_path, "mask_rcnn_Swin_Tiny")
+    student, teacher = resolve_solver(cfg, "student"), resolve_solver(cfg, "teacher")
+    assert (student.optimizer, student.base_lr, student.weight_decay) == ("ADAMW", 1e-4, 0.05)
+    assert (teacher.optimizer, teacher.base_lr, teacher.weight_decay) == ("SGD", 0.02, 1e-4)
+    assert student.steps == teacher.steps == (210_000, 250_000)
+    assert cfg.model.mask_on
+    assert cfg.model.backbone.freeze_at == -1
+    assert cfg.model.fpn.in_features == ("stage2", "stage3", "stage4", "stage5")
+    assert cfg.model.distillator.label_encoder.load_labelmap
+    assert cfg.model.roi_box_head.num_fc == 2
+
+
+@pytest.mark.parametrize(
+    ("ours", "reference"),
+    [("r50_2x_ms_lgd", "retinanet_R_50_2xMS"), ("r50_2x_ss_lgd", "retinanet_R_50_2xSS")],
+)
+def test_ours_mean_what_the_references_do(ours: str, reference: str, tmp_path: Path) -> None:
+    mine, theirs = load_config(CONFIGS / "retinanet" / f"{ours}.yaml"), load_reference(tmp_path, reference)
+    for side in ("student", "teacher"):
+        assert resolve_solver(mine, side) == resolve_solver(theirs, side)
+    names = [name for name in known_keys() if ".SOLVER." not in name and not name.endswith("META_ARCH")]
+    names.remove("OUTPUT_DIR")
+    assert {name: flatten(mine)[name] for name in names} == {name: flatten(theirs)[name] for name in names}
+
+
+@pytest.mark.parametrize("schedule", ["2x_ms", "2x_ss", "1x_ms", "1x_ss"])
+def test_plain_recipes_differ_from_those_with_lgd_in_nothing_else(schedule: str) -> None:
+    with_lgd = flatten(load_config(CONFIGS / "retinanet" / f"r50_{schedule}_lgd.yaml"))
+    plain = flatten(load_config(CONFIGS / "retinanet" / f"r50_{schedule}.yaml"))
+    changed = {name for name in plain if plain[name] != with_lgd[name]}
+    assert changed == {"MODEL.DISTILLATOR.ENABLED", "OUTPUT_DIR"}
+    assert plain["MODEL.DISTILLATOR.ENABLED"] is False
+
+
+def test_no_two_recipes_write_to_the_same_folder() -> None:
+    folders = [load_config(CONFIGS / name).output_dir for name in OURS if not name.startswith("Base")]
+    assert len(set(folders)) == len(folders)
+
+
+def test_the_map_names_every_recipe() -> None:
+    text = (CONFIGS / "README.md").read_text()
+    for name in OURS:
+        schedule = Path(name).stem.removeprefix("r50_")
+        assert name in text or f"`..._{schedule}`" in text, name
+
+
+def reference_settings() -> list[Any]:
+    if not RECIPES_JSON.is_file():
+        return []
+    groups = json.loads(RECIPES_JSON.read_text())
+    recipes = {**groups["earlier"], **groups["released"]}
+    return [pytest.param(name, settings, id=Path(name).stem) for name, settings in recipes.items()]
+
+
+def spell(value: Any) -> Any:
+    """A value as the reference's files write it."""
+    if isinstance(value, list) and not isinstance(value[0], list):
+        return f"({', '.join(map(repr, value))},)"
+    return f"{value:e}" if isinstance(value, float) else value
+
+
+def nest(settings: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in settings.items():
+        *sections, last = name.split(".")
+        section = nested
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[last] = spell(value)
+    return nested
+
+
+@pytest.mark.skipif(not RECIPES_JSON.is_file(), reason="needs ../shared/parity/recipes.json")
+@pytest.mark.parametrize(("name", "settings"), reference_settings())
+def test_every_setting_of_every_recipe_of_the_reference(
+    name: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    path = place(tmp_path, "Detector/recipe", yaml.safe_dump(nest(settings)))
+    values = flatten(load_config(path))
+    for key, value in settings.items():
+        if key not in known_sections() and key != "_BASE_":
+            assert values[key] == known_keys()[key].coerce(value, key), key
+
+
+@pytest.mark.skipif(not RECIPES_JSON.is_file(), reason="needs ../shared/parity/recipes.json")
+def test_every_key_that_the_reference_adds_is_here_with_its_default() -> None:
+    added = json.loads(RECIPES_JSON.read_text())["added_keys_and_defaults"]
+    keys = known_keys()
+    for name, default in added.items():
+        name = ALIASES.get(name, name)
+        sides_fall_back = ".SOLVER." in name and keys[name].default is None
+        assert sides_fall_back or keys[name].default == keys[name].coerce(default, name), name
+
+
+def test_the_tree_is_frozen_and_hashable() -> None:
+    cfg = Config()
+    assert hash(cfg) == hash(Config())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cfg.solver.max_iter = 1  # type: ignore[misc]
