@@ -18,7 +18,7 @@ from lgd.distributed import all_reduce_sum, get_world_size
 from lgd.layers.fpn import FPN
 from lgd.ops.anchors import cell_anchors, grid_anchors
 from lgd.ops.boxes import clip_boxes, decode_deltas, encode_deltas, scale_boxes
-from lgd.ops.losses import sigmoid_focal_loss, smooth_l1_loss
+from lgd.ops.losses import reference_focal_loss, sigmoid_focal_loss, smooth_l1_loss
 from lgd.ops.matching import FOREGROUND, IGNORED, match_anchors
 from lgd.ops.nms import nms_per_class
 from lgd.structures import Batch, Detections, Features, Targets
@@ -94,7 +94,8 @@ class RetinaNet(nn.Module):
         detections_per_image: at most so many.
         reference_normalizer: count positives as the reference does: on this rank alone, and once more for
             every further call on the same batch (the teacher's), so that student and teacher are divided by
-            different numbers. Off: over all ranks, once per step; N ranks then give the gradient of one.
+            different numbers; and take the focal loss in float32 even in a float64 model, as it does. Off:
+            over all ranks, once per step; N ranks then give the gradient of one.
 
     Raises:
         ValueError: anchors that don't fit the neck's levels.
@@ -176,11 +177,13 @@ class RetinaNet(nn.Module):
             assignment = self.assign(features, batch.targets)
         foreground = (assignment.labels >= 0) & (assignment.labels < self.num_classes)
         normalizer = self._update_normalizer(foreground, first_call)
-        loss_cls = sigmoid_focal_loss(
+        focal_loss = reference_focal_loss if self.reference_normalizer else sigmoid_focal_loss
+        loss_cls = focal_loss(
             logits, assignment.labels, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
         )
         loss_box_reg = smooth_l1_loss(deltas, assignment.deltas, foreground, beta=self.smooth_l1_beta)
-        return {"loss_cls": loss_cls / normalizer, "loss_box_reg": loss_box_reg / normalizer}, assignment
+        losses = {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
+        return {name: loss / normalizer.to(loss.dtype) for name, loss in losses.items()}, assignment
 
     @torch.no_grad()
     def assign(self, features: Features, targets: Targets) -> AnchorAssignment:

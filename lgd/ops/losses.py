@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,6 +32,30 @@ def sigmoid_focal_loss(logits: Tensor, labels: Tensor, *, alpha: float, gamma: f
     # A positive of logit x costs what a negative of logit -x does.
     exchange = _negative_loss(-true_logits, gamma) * alpha - _negative_loss(true_logits, gamma) * (1 - alpha)
     return (negatives.sum(-1) * counted).sum() + (exchange * foreground).sum()
+
+
+def reference_focal_loss(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """`sigmoid_focal_loss` rounded as in the reference: in float32 whatever the logits are.
+
+    Its value differs from the exact one by some 1e-7 of it. Makes one-hot targets, so it is for comparisons.
+
+    Args:
+        logits: (..., K).
+        labels: (...) int64, as in `sigmoid_focal_loss`.
+        alpha: weight of the positive class.
+        gamma: focusing exponent.
+
+    Returns:
+        Scalar, float32.
+    """
+    counted = labels >= 0
+    logits, classes = logits[counted].float(), torch.arange(logits.shape[-1], device=logits.device)
+    is_true = labels[counted].unsqueeze(-1) == classes
+    probabilities = logits.sigmoid()
+    certainty = torch.where(is_true, probabilities, 1 - probabilities)
+    losses = F.binary_cross_entropy_with_logits(logits, is_true.float(), reduction="none")
+    losses = losses * (1 - certainty) ** gamma
+    return (torch.where(is_true, alpha, 1 - alpha) * losses).sum()
 
 
 def _negative_loss(logits: Tensor, gamma: float) -> Tensor:
