@@ -148,9 +148,11 @@ def _may_miss(weights: LoadedWeights, model: nn.Module) -> tuple[str, ...]:
 
 
 def _may_drop(weights: LoadedWeights, model: nn.Module) -> tuple[str, ...]:
-    if not any(name.startswith(_TEACHING_PARTS) for name in model.state_dict()):
-        return _TEACHING_PARTS
-    return PATTERN_DEPENDENT if weights.kind == "reference" else ()
+    """Of the parts that a model may be without, those that this one is without."""
+    optional: tuple[str, ...] = _TEACHING_PARTS
+    if weights.kind == "reference":
+        optional += PATTERN_DEPENDENT
+    return tuple(part for part in optional if not any(name.startswith(part) for name in model.state_dict()))
 
 
 def _is_listed(name: str, listed: Sequence[str]) -> bool:

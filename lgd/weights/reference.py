@@ -39,8 +39,14 @@ _KERNEL_1_CONV = re.compile(r"teacher\.label_encoder\.(stn_\w+\.)?conv\d\.weight
 OURS_ONLY = ("student.loss_normalizer",)
 """State of ours that the reference does not save."""
 
-PATTERN_DEPENDENT = ("teacher.context_projection.", "teacher.attention.")
-"""Parameters that the reference always has and ours only where the context box or the pattern uses them."""
+PATTERN_DEPENDENT = (
+    "teacher.context_projection.",
+    "teacher.attention.",
+    "teacher.student_projection.",
+    "teacher.label_encoder.",
+    "teacher.label_projection.",
+)
+"""Parameters that the reference always has, and ours only where the context box or the pattern uses them."""
 
 
 def reference_name(name: str) -> str:

@@ -1,0 +1,120 @@
+"""One training step with and without distillation, and the evaluations of a case."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lgd.build import Model
+from lgd.structures import Batch, Detections, Features
+from lgd.weights import reference_name
+from tests.parity.case import Case, load_case_weights, make_batch, make_config, make_model
+
+
+def run_case(case: Case, dtype: torch.dtype, only: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Make our answer to a case.
+
+    Args:
+        case: the case.
+        dtype: of the whole computation.
+        only: the parts to run ("train_flag1", "eval_teacher", ...); empty for all that the case has.
+
+    Returns:
+        The content of RESULT.json.
+    """
+    name = str(dtype).removeprefix("torch.")
+    wanted = [part for part in case.record[name] if part in only or not only]
+    cfg = make_config(case)
+    model = make_model(case, cfg, dtype)
+    result: dict[str, Any] = {"dtype": name}
+    fresh = True
+    for part, distill in (("train_flag1", True), ("train_flag0", False)):
+        if part in wanted:
+            if not fresh:
+                load_case_weights(case, cfg, model)
+                _reset_normalizer(model)
+            result[part] = _train(case, model, make_batch(case, dtype), distill=distill)
+            fresh = False
+    for part, settings in EVALUATIONS.items():
+        if part in wanted:
+            batch = make_batch(case, dtype, **settings)
+            result[part] = _evaluate(model, batch, use_teacher=part.startswith("eval_teacher"))
+    return result
+
+
+EVALUATIONS: dict[str, dict[str, Any]] = {
+    "eval_student": {},
+    "eval_teacher": {},
+    "eval_single_student": {"num_images": 1},
+    "eval_teacher_first_image_without_gt": {"drop_objects_of": (0,)},
+}
+
+
+def _train(case: Case, model: Model, batch: Batch, *, distill: bool) -> dict[str, Any]:
+    """Forward and backward once."""
+    model.train()
+    model.zero_grad(set_to_none=True)
+    maps = _record_features(model)
+    losses = model(batch, distill=distill)
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    norms = {reference_name(n): _norm_of_gradient(p) for n, p in model.named_parameters()}
+    return {
+        "losses": {name: loss.item() for name, loss in losses.items()},
+        "total": total.item(),
+        "grad_norms": {name: norms.get(name) for name in case.parameter_names},
+        "stats": {side: _describe(features) for side, features in maps.items()},
+        "loss_normalizer_after": model.student.loss_normalizer.item(),
+    }
+
+
+def _record_features(model: Model) -> dict[str, Features]:
+    """Keep the feature maps of the next forward pass of student and teacher."""
+    maps: dict[str, Features] = {}
+    modules = {"student": model.student.neck, "teacher": model.teacher}
+
+    def keep(side: str) -> None:
+        def hook(_module: object, _inputs: object, output: Features) -> None:
+            maps[side] = {level: x.detach().clone() for level, x in output.items()}
+            handle.remove()
+
+        handle = modules[side].register_forward_hook(hook)
+
+    for side in modules:
+        keep(side)
+    return maps
+
+
+def _norm_of_gradient(parameter: Tensor) -> float | None:
+    return None if parameter.grad is None else parameter.grad.norm().item()
+
+
+def _describe(features: Features) -> dict[str, dict[str, Any]]:
+    return {
+        level: {"l2": x.norm().item(), "strided8": x.flatten()[:: x.numel() // 8][:8].tolist()}
+        for level, x in features.items()
+    }
+
+
+def _reset_normalizer(model: Model) -> None:
+    """The reference does not save it; it starts every run anew."""
+    model.student.loss_normalizer.fill_(100.0)
+
+
+@torch.no_grad()
+def _evaluate(model: Model, batch: Batch, *, use_teacher: bool) -> list[dict[str, Any]]:
+    model.eval()
+    features = model.student.extract_features(batch)
+    if use_teacher:
+        features = model.teach(features, batch)
+    return [_to_record(image) for image in model.student.detect(features, batch)]
+
+
+def _to_record(detections: Detections) -> dict[str, Any]:
+    return {
+        "boxes": detections.boxes.tolist(),
+        "scores": detections.scores.tolist(),
+        "classes": detections.labels.tolist(),
+    }

@@ -1,0 +1,59 @@
+"""The recorded cases of the reference. Each takes up to a minute and a half, so most are marked slow."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.parity.case import read_case
+from tests.parity.comparison import differences, trace_differences
+from tests.parity.single_step import run_case
+from tests.parity.trace import run_trace
+
+CASES = Path(__file__).parent / "cases"
+A, A1 = CASES / "a_retinanet_r50.json", CASES / "a1_retinanet_r50_labelGuided.json"
+TRACE = CASES / "trace_a_retinanet_r50.json"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The reference was recorded on one thread; the order of its float32 sums hangs on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def check_case(path: Path, dtype: torch.dtype, *only: str) -> None:
+    case = read_case(path)
+    result = run_case(case, dtype, only)
+    recorded = case.record[result["dtype"]]
+    assert not only or set(only) == result.keys() - {"dtype"}
+    assert differences(result, recorded) == []
+
+
+def test_retinanet_in_float64():
+    check_case(A, torch.float64, "train_flag1", "eval_student", "eval_teacher_first_image_without_gt")
+
+
+@pytest.mark.slow
+def test_retinanet_in_float64_without_distillation_and_the_other_evaluations():
+    check_case(A, torch.float64, "train_flag0", "eval_teacher", "eval_single_student")
+
+
+@pytest.mark.slow
+def test_label_guided_interaction_in_float64():
+    check_case(A1, torch.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [A, A1], ids=["a", "a1"])
+def test_float32(path):
+    check_case(path, torch.float32)
+
+
+@pytest.mark.slow
+def test_four_optimisation_steps_in_float64():
+    result = run_trace(json.loads(TRACE.read_text()), read_case(A), torch.float64)
+    assert trace_differences(result, json.loads(TRACE.read_text())) == []
