@@ -76,15 +76,15 @@ def run(cfg: Config, *, resume: bool = False, eval_only: bool = False) -> Result
     distributed.init(device, cfg.train.process_group_timeout)
     cfg, changes = scale_to_world_size(cfg, launch.world_size)
     output = OutputFolder(Path(cfg.output_dir))
-    test_indices = {
-        name: distributed.on_main_first(partial(open_dataset, name, Path(cfg.datasets.root)))
-        for name in cfg.datasets.test
-    }
     train_index = (
         None
         if eval_only
         else distributed.on_main_first(partial(open_datasets, cfg.datasets.train, Path(cfg.datasets.root)))
     )
+    test_indices = {
+        name: distributed.on_main_first(partial(open_dataset, name, Path(cfg.datasets.root)))
+        for name in cfg.datasets.test
+    }
     indices = [*([train_index] if train_index else []), *test_indices.values()]
     cfg = _settle_classes(cfg, indices)
     checkpoint = find_newest(output.checkpoints) if resume else None

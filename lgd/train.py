@@ -22,7 +22,7 @@ from lgd.weights.report import WeightsError
 USER_ERRORS = (ConfigError, DataError, WeightsError, CheckpointError, NonFiniteError)
 """What the user can mend: one line, exit code 2."""
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,8 @@ from lgd.engine.metrics import StepRecord, measure_memory
 from lgd.engine.optim import LRSchedule, clip_gradients, set_lr
 from lgd.engine.progress import Progress
 from lgd.structures import Batch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,8 @@ def _accumulate_gradients(
         batch = clock.wait_for(batches)
         image_ids += batch.image_ids.tolist()
         num_skipped += len(batch.skipped)
+        for message in batch.skipped:
+            logger.warning("image skipped: %s", message)
         batch = batch.to(device, non_blocking=True)
         with _no_sync(module, skip=micro_step + 1 < options.accumulate_steps):
             with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision):

@@ -42,12 +42,15 @@ class FrozenBatchNorm2d(nn.Module):
 def make_norm(name: str, num_features: int) -> nn.Module | None:
     """Make the norm layer called `name` ("FrozenBN", "BN", "SyncBN", "GN", or "" for none).
 
+    "GN" has the usual 32 groups, and groups of 8 channels where 32 would leave single ones.
+
     Raises:
-        ValueError: an unknown name, or channels that 32 groups don't divide.
+        ValueError: an unknown name, or channels that the groups don't divide.
     """
-    if name == "GN" and num_features % _GROUPS:
+    num_groups = _GROUPS if num_features >= 2 * _GROUPS else max(1, num_features // 8)
+    if name == "GN" and num_features % num_groups:
         raise ValueError(
-            f"GN needs a multiple of {_GROUPS} channels, not {num_features}; "
+            f"GN of {num_features} channels does not divide into {num_groups} groups; "
             "choose FrozenBN or BN, or other widths"
         )
     match name:
@@ -60,7 +63,7 @@ def make_norm(name: str, num_features: int) -> nn.Module | None:
         case "SyncBN":
             return nn.SyncBatchNorm(num_features)
         case "GN":
-            return nn.GroupNorm(_GROUPS, num_features)
+            return nn.GroupNorm(num_groups, num_features)
     raise ValueError(f"unknown norm {name!r}; choose 'FrozenBN', 'BN', 'SyncBN', 'GN' or ''")
 
 

@@ -1,0 +1,208 @@
+"""The command line on real files: what it leaves behind, and what it says when something is wrong."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from lgd import cli, train
+from lgd.config.load import load_config
+from tests.training import REPOSITORY, read_metrics, small_settings
+
+DEMO = str(REPOSITORY / "configs/demo.yaml")
+
+
+def lgd_train(settings, *flags):
+    return train.main(["--config-file", DEMO, *flags, *settings])
+
+
+@pytest.fixture(scope="module")
+def finished(small_data, tmp_path_factory):
+    """Output folder of a finished small run."""
+    output = tmp_path_factory.mktemp("finished")
+    assert lgd_train(small_settings(small_data, output, TEST__EVAL_PERIOD=6)) == 0
+    return output
+
+
+def fails(capsys, settings, *flags):
+    """Run, expect exit code 2 and return the one line of the error."""
+    assert lgd_train(settings, *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_a_run_leaves_config_log_metrics_events_checkpoints_and_results(finished, small_data):
+    dataset = f"coco:{small_data}:val"
+    results = json.loads((finished / "results.json").read_text())
+    assert set(results[dataset]) == {"student", "teacher"}
+    assert 0 <= results[dataset]["student"]["bbox"]["AP"] <= 100
+    assert load_config(finished / "config.yaml").solver.max_iter == 12
+    assert yaml.safe_load((finished / "config.yaml").read_text())["SEED"] == 5
+    assert "student bbox" in (finished / "log.txt").read_text()
+    assert list(finished.glob("events.out.tfevents.*"))
+    assert (finished / "checkpoints" / "step_0000012.pth").exists()
+    assert len(list((finished / "checkpoints").glob("*.pth"))) == 3
+    folder = next((finished / "inference").iterdir())
+    predictions = json.loads((folder / "predictions.json").read_text())
+    assert {"image_id", "category_id", "bbox", "score"} <= set(predictions[0])
+    assert (folder / "predictions_teacher.json").exists()
+
+
+def test_metrics_hold_what_is_worth_watching(finished):
+    lines = read_metrics(finished)
+    steps = [line for line in lines if "total_loss" in line]
+    assert [line["iteration"] for line in steps] == [2, 4, 6, 8, 10, 12]
+    first = steps[0]
+    parts = ("loss_cls", "loss_box_reg", "loss_cls.tea", "loss_box_reg.tea", "loss_distill")
+    assert first["total_loss"] == pytest.approx(sum(first[part] for part in parts))
+    assert {"lr_student", "lr_teacher", "grad_norm", "skipped_images"} <= set(first)
+    assert [line["phase"] for line in steps[:2]] == ["freeze", "distill"]
+    assert [line["iteration"] for line in lines if "eval" in line] == [6, 12]
+
+
+def test_eval_only_of_the_checkpoint_gives_the_same_ap(finished, small_data, tmp_path):
+    settings = small_settings(small_data, tmp_path, MODEL__WEIGHTS=finished / "model_final.pth")
+    assert lgd_train(settings, "--eval-only") == 0
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(
+        (finished / "results.json").read_text()
+    )
+
+
+def test_best_model_is_kept(finished):
+    best = torch.load(finished / "model_best.pth", weights_only=True)
+    state = torch.load(finished / "checkpoints" / "step_0000012.pth", weights_only=True)
+    aps = {
+        line["iteration"]: next(iter(line["eval"].values()))["student"]["bbox"]["AP"]
+        for line in read_metrics(finished)
+        if "eval" in line
+    }
+    assert state["best"]["AP"] == max(aps.values()) == aps[state["best"]["step"]]
+    assert best["classes"]["names"] == state["classes"]["names"]
+
+
+def test_plain_student_has_no_teacher_anywhere(small_data, tmp_path):
+    settings = small_settings(
+        small_data, tmp_path, MODEL__DISTILLATOR__ENABLED=False, SOLVER__MAX_ITER=2, TRAIN__ACCUMULATE_STEPS=2
+    )
+    assert lgd_train(settings) == 0
+    (results,) = json.loads((tmp_path / "results.json").read_text()).values()
+    assert set(results) == {"student"}
+    assert {"loss_cls", "loss_box_reg"} == {
+        key for key in read_metrics(tmp_path)[0] if key.startswith("loss_")
+    }
+
+
+def test_test_set_without_annotations_gives_predictions_only(small_data, finished, tmp_path):
+    shutil.copytree(small_data, tmp_path / "data")
+    path = tmp_path / "data" / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    del content["annotations"]
+    path.write_text(json.dumps(content))
+    settings = small_settings(
+        tmp_path / "data", tmp_path / "out", MODEL__WEIGHTS=finished / "model_final.pth"
+    )
+    assert lgd_train(settings, "--eval-only") == 0
+    (results,) = json.loads((tmp_path / "out" / "results.json").read_text()).values()
+    assert results == {"student": {"bbox": None}}
+    assert list((tmp_path / "out" / "inference").rglob("predictions.json"))
+
+
+def test_bfloat16_trains(small_data, tmp_path):
+    settings = small_settings(small_data, tmp_path, SOLVER__AMP__ENABLED=True, SOLVER__MAX_ITER=2)
+    assert lgd_train(settings) == 0
+
+
+def test_wrong_class_count(small_data, tmp_path, capsys):
+    line = fails(capsys, small_settings(small_data, tmp_path, NUM_CLASSES=80))
+    assert "classes (" in line
+    assert "but NUM_CLASSES is 80; set NUM_CLASSES" in line
+
+
+def test_missing_data_config_and_weights(small_data, tmp_path, capsys):
+    assert "instances_train.json" in fails(capsys, small_settings(tmp_path / "nowhere", tmp_path / "out"))
+    assert train.main(["--config-file", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err
+    settings = small_settings(small_data, tmp_path, MODEL__WEIGHTS=tmp_path / "none.pth")
+    assert "none.pth" in fails(capsys, settings)
+    assert "MODEL.WEIGHTS" in fails(capsys, small_settings(small_data, tmp_path), "--eval-only")
+
+
+def test_unknown_key_names_the_nearest(small_data, tmp_path, capsys):
+    line = fails(capsys, [*small_settings(small_data, tmp_path), "SOLVER.MAX_ITERS", "3"])
+    assert "SOLVER.MAX_ITER" in line
+
+
+def test_checkpoint_of_another_model(small_data, finished, tmp_path, capsys):
+    settings = small_settings(
+        small_data, tmp_path, MODEL__WEIGHTS=finished / "model_final.pth", MODEL__FPN__OUT_CHANNELS=24
+    )
+    line = fails(capsys, settings)
+    assert "model_final.pth" in line
+    assert "of another shape" in line
+
+
+def test_resume_with_another_model_batch_or_classes(small_data, finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "out")
+    for change, expected in (
+        ({"MODEL__FPN__OUT_CHANNELS": 24}, "of another shape"),
+        ({"SOLVER__IMS_PER_BATCH": 2}, "keep SOLVER.IMS_PER_BATCH"),
+    ):
+        settings = small_settings(small_data, tmp_path / "out", SOLVER__MAX_ITER=14, **change)
+        assert expected in fails(capsys, settings, "--resume")
+    shutil.copytree(small_data, tmp_path / "data")
+    for split in ("train", "val"):
+        path = tmp_path / "data" / "annotations" / f"instances_{split}.json"
+        content = json.loads(path.read_text())
+        content["categories"][0]["name"] = "renamed"
+        path.write_text(json.dumps(content))
+    settings = small_settings(tmp_path / "data", tmp_path / "out", SOLVER__MAX_ITER=14)
+    assert "renamed" in fails(capsys, settings, "--resume")
+
+
+def test_batch_that_does_not_divide(small_data, tmp_path, capsys):
+    line = fails(capsys, small_settings(small_data, tmp_path, TRAIN__ACCUMULATE_STEPS=3))
+    assert "IMS_PER_BATCH 4" in line
+    assert "ACCUMULATE_STEPS 3" in line
+
+
+def test_non_finite_loss_names_step_and_images(small_data, tmp_path, capsys):
+    line = fails(capsys, small_settings(small_data, tmp_path, SOLVER__BASE_LR=1e30, SOLVER__WARMUP_ITERS=0))
+    assert "non-finite loss at step" in line
+    assert "images [" in line
+
+
+def test_bad_image_stops_with_its_name_or_is_skipped_and_counted(small_data, tmp_path, capsys):
+    shutil.copytree(small_data, tmp_path / "data")
+    broken = sorted((tmp_path / "data" / "train").iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:100])
+    settings = small_settings(tmp_path / "data", tmp_path / "out", SOLVER__MAX_ITER=6)
+    assert broken.name in fails(capsys, settings)
+    assert lgd_train([*settings, "DATALOADER.ON_BAD_IMAGE", "skip"]) == 0
+    assert [line for line in read_metrics(tmp_path / "out") if "total_loss" in line][-1]["skipped_images"] > 0
+    assert broken.name in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_scaling_to_the_world_size_is_printed(small_data, tmp_path, capsys):
+    settings = small_settings(
+        small_data, tmp_path, SOLVER__REFERENCE_WORLD_SIZE=2, SOLVER__MAX_ITER=2, SOLVER__CHECKPOINT_PERIOD=10
+    )
+    assert lgd_train(settings) == 0
+    assert "SOLVER.BASE_LR" in capsys.readouterr().out
+    assert load_config(tmp_path / "config.yaml").solver.max_iter == 4
+
+
+def test_unwritable_output(small_data, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert lgd_train(small_settings(small_data, tmp_path / "file" / "out", SOLVER__MAX_ITER=2)) == 2
+    assert "file" in capsys.readouterr().err
+
+
+def test_console_script(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "train" in capsys.readouterr().out
+    assert cli.main(["fly"]) == 2
+    assert "unknown command 'fly'" in capsys.readouterr().err
+    assert cli.main(["train", "--config-file", "none.yaml"]) == 2
