@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lgd.backbones.resnet import ResNet
 from lgd.distributed import all_reduce_sum, get_world_size
 from lgd.layers.fpn import FPN
 from lgd.ops.anchors import cell_anchors, grid_anchors
@@ -74,7 +73,7 @@ class RetinaNet(nn.Module):
     """The detector; see `lgd.detectors.protocol.Detector`.
 
     Args:
-        backbone: bottom-up network.
+        backbone: bottom-up network, (B, 3, H, W) -> maps by name.
         neck: feature pyramid over it.
         num_classes: K.
         anchor_sizes: sizes of the anchors in pixels by level, or one row for every level.
@@ -109,7 +108,7 @@ class RetinaNet(nn.Module):
     def __init__(
         self,
         *,
-        backbone: ResNet,
+        backbone: nn.Module,
         neck: FPN,
         num_classes: int,
         anchor_sizes: Sequence[Sequence[float]],

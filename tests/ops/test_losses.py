@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lgd.ops.losses import sigmoid_focal_loss, smooth_l1_loss
+
+
+def focal_with_one_hot(logits, labels, alpha, gamma):
+    num_classes = logits.shape[-1]
+    counted = labels >= 0
+    targets = F.one_hot(labels[counted], num_classes + 1)[:, :num_classes].to(logits.dtype)
+    logits = logits[counted]
+    p = torch.sigmoid(logits)
+    p_true = torch.where(targets == 1, p, 1 - p)
+    weight = alpha * targets + (1 - alpha) * (1 - targets)
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (weight * (1 - p_true) ** gamma * entropy).sum()
+
+
+def test_focal_by_hand():
+    logits = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]], dtype=torch.float64)
+    labels = torch.tensor([1, -1])
+    expected = 0.75 * 0.5**2 * math.log(2) + 0.25 * 0.25**2 * -math.log(0.75)
+    assert sigmoid_focal_loss(logits, labels, alpha=0.25, gamma=2.0).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 0.0), (0.9, 1.5)])
+@pytest.mark.parametrize("num_classes", [1, 5])
+def test_focal_and_its_gradient_like_one_hot(alpha, gamma, num_classes):
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(2, 60, num_classes, generator=generator, dtype=torch.float64) * 4).requires_grad_()
+    labels = torch.randint(-1, num_classes + 1, (2, 60), generator=generator)
+    ours = sigmoid_focal_loss(logits, labels, alpha=alpha, gamma=gamma)
+    theirs = focal_with_one_hot(logits, labels, alpha, gamma)
+    assert torch.allclose(ours, theirs, rtol=1e-12)
+    assert torch.allclose(*(torch.autograd.grad(x, logits)[0] for x in (ours, theirs)), atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_focal_is_finite_far_out(dtype):
+    logits = torch.tensor([[200.0], [-200.0], [200.0], [-200.0]], dtype=dtype, requires_grad=True)
+    loss = sigmoid_focal_loss(logits, torch.tensor([0, 0, 1, 1]), alpha=0.25, gamma=2.0)
+    assert loss.item() == pytest.approx(0.25 * 200 + 0.75 * 200)
+    loss.backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_focal_of_nothing_is_zero():
+    logits = torch.randn(3, 4, requires_grad=True)
+    loss = sigmoid_focal_loss(logits, torch.full((3,), -1), alpha=0.25, gamma=2.0)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros(3, 4))
+
+
+def test_smooth_l1_by_hand():
+    predictions, targets = torch.tensor([[0.0, 3.0], [9.0, 9.0]]), torch.tensor([[0.5, 0.0], [0.0, 0.0]])
+    mask = torch.tensor([True, False])
+    assert smooth_l1_loss(predictions, targets, mask, beta=0.0).item() == 3.5
+    assert smooth_l1_loss(predictions, targets, mask, beta=1.0).item() == 0.125 + 2.5
