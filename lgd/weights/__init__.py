@@ -1,6 +1,7 @@
 """Weights of the reference, of detectron2 and of torchvision, to and from ours."""
 
 from lgd.weights.convention import check_input_convention
+from lgd.weights.export import write_reference_checkpoint
 from lgd.weights.files import LoadedWeights, read_checkpoint_file
 from lgd.weights.load import load_into, load_weights
 from lgd.weights.reference import (
@@ -25,4 +26,5 @@ __all__ = [
     "reference_constants",
     "reference_name",
     "to_reference",
+    "write_reference_checkpoint",
 ]

@@ -20,6 +20,7 @@ from lgd.weights.files import KIND_IN_WORDS, LoadedWeights, read_checkpoint_file
 from lgd.weights.reference import (
     OURS_ONLY,
     PATTERN_DEPENDENT,
+    find_cell_anchors,
     from_detectron2_model,
     from_reference,
     reference_constants,
@@ -42,7 +43,6 @@ def load_weights(
     pixel_mean: Sequence[float],
     pixel_std: Sequence[float],
     image_format: str,
-    cell_anchors: Sequence[Tensor] = (),
 ) -> LoadReport:
     """Load a weights file into a distiller or a plain student, in place.
 
@@ -57,7 +57,6 @@ def load_weights(
         pixel_mean: (3,) subtracted from the pixels, in `image_format`'s channel order.
         pixel_std: (3,) the pixels are divided by.
         image_format: "BGR" or "RGB".
-        cell_anchors: the model's anchors, to be held against the file's where it has them.
 
     Raises:
         WeightsError: the file cannot be read, or its weights do not fit the model or its input.
@@ -68,7 +67,9 @@ def load_weights(
     )
     if problem:
         raise WeightsError(f"{path}: {problem}")
-    constants = reference_constants(pixel_mean=pixel_mean, pixel_std=pixel_std, cell_anchors=cell_anchors)
+    constants = reference_constants(
+        pixel_mean=pixel_mean, pixel_std=pixel_std, cell_anchors=find_cell_anchors(model)
+    )
     try:
         tensors, dropped = _to_our_names(weights, constants)
     except WeightsError as error:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lgd.weights.report import WeightsError, list_names
 
@@ -77,6 +77,12 @@ def reference_constants(
     for level, anchors in enumerate(cell_anchors):
         constants[f"{_CELL_ANCHORS}{level}"] = anchors.detach().to(torch.float32)
     return constants
+
+
+def find_cell_anchors(model: nn.Module) -> Sequence[Tensor]:
+    """A student RetinaNet's anchors by level, (A, 4) each; none of other detectors."""
+    anchors = dict(model.named_buffers()).get("student.cell_anchors")
+    return () if anchors is None else list(anchors.cpu())
 
 
 def from_reference(

@@ -86,6 +86,19 @@ def test_other_constants_than_the_configs_are_an_error_with_the_file(tmp_path):
         load_weights(module_of(STATE), path, **(INPUT | {"pixel_std": (57.375, 57.12, 58.395)}))
 
 
+def test_other_anchors_than_the_models_are_an_error(tmp_path):
+    model = module_of(STATE)
+    anchors = torch.tensor([[[-16.0, -16.0, 16.0, 16.0]], [[-32.0, -32.0, 32.0, 32.0]]], dtype=torch.float64)
+    model.student.register_buffer("cell_anchors", anchors, persistent=False)
+    constants = reference_constants(
+        pixel_mean=INPUT["pixel_mean"], pixel_std=INPUT["pixel_std"], cell_anchors=list(anchors)
+    )
+    load_weights(model, save(tmp_path, {"model": to_reference(STATE, constants)}), **INPUT)
+    constants["student.anchor_generator.cell_anchors.1"] *= 2
+    with pytest.raises(WeightsError, match=r"cell_anchors\.1 is \[-64.0, .*MODEL\.ANCHOR_GENERATOR"):
+        load_weights(model, save(tmp_path, {"model": to_reference(STATE, constants)}), **INPUT)
+
+
 def test_every_misfit_is_listed_with_its_count():
     model = module_of({f"missing{i:02}": torch.zeros(1) for i in range(12)} | {"shape": torch.zeros(2)})
     tensors = {"shape": torch.zeros(3), "extra": torch.zeros(1)}
