@@ -35,7 +35,8 @@ def run_trace(trace: Mapping[str, Any], case: Case, dtype: torch.dtype) -> dict[
     """
     cfg = make_config(case, _make_changes(trace))
     model = make_model(case, cfg, dtype)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
     model.train()
     device = torch.device("cpu")
     options = build_loop_options(cfg)
@@ -52,7 +53,7 @@ def run_trace(trace: Mapping[str, Any], case: Case, dtype: torch.dtype) -> dict[
     )
     moved = {
         reference_name(name): (parameter.detach() - before[name]).norm().item()
-        for name, parameter in model.named_parameters()
+        for name, parameter in trained.items()
     }
     return {
         "dtype": str(dtype).removeprefix("torch."),
