@@ -14,22 +14,22 @@ Assignment = Any
 
 
 class Detector(Protocol):
-    """A detector as the engine and the distiller see it. Implementations are `nn.Module`s.
-
-    Attributes:
-        channels: C, the channels of every feature level.
-        strides: pixels of the canvas per cell by level, fine to coarse: {"p3": 8, ...}.
-        num_classes: K.
-    """
+    """A detector as the engine and the distiller see it. Implementations are `nn.Module`s."""
 
     @property
-    def channels(self) -> int: ...
+    def channels(self) -> int:
+        """C, the channels of every feature level."""
+        ...
 
     @property
-    def strides(self) -> Mapping[str, int]: ...
+    def strides(self) -> Mapping[str, int]:
+        """Pixels of the canvas per cell by level, fine to coarse: {"p3": 8, ...}."""
+        ...
 
     @property
-    def num_classes(self) -> int: ...
+    def num_classes(self) -> int:
+        """K."""
+        ...
 
     def extract_features(self, batch: Batch) -> Features:
         """Normalise the images, run backbone and neck: {level: (B, C, H_l, W_l)}."""
