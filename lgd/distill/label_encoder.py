@@ -8,7 +8,7 @@ k descriptor width, C embedding width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,15 @@ class LabelRows:
 
 
 def descriptor_width(num_classes: int, category_format: CategoryFormat) -> int:
-    """Return k: 4 box coordinates and the category."""
+    """Return k: 4 box coordinates and the category.
+
+    Raises:
+        ValueError: an unknown category format.
+    """
+    if category_format not in get_args(CategoryFormat):
+        raise ValueError(
+            f"unknown category format {category_format!r}; choose one of {get_args(CategoryFormat)}"
+        )
     return 4 + (num_classes if category_format == "one_hot" else 1)
 
 

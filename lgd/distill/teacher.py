@@ -64,7 +64,7 @@ class DynamicTeacher(nn.Module):
         num_heads: of the attention.
 
     Raises:
-        ValueError: an unknown pattern, or channels that the heads don't divide.
+        ValueError: an unknown pattern or category format, or channels that the heads don't divide.
     """
 
     def __init__(

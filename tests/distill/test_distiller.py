@@ -1,0 +1,154 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lgd.distill.distiller import Adapter, LabelGuidedDistiller, PlainStudent, distillation_loss
+from lgd.distill.teacher import DynamicTeacher
+from tests.detectors.small import make_batch, make_retinanet
+
+
+def make_distiller(weight=1.0, **kwargs):
+    student = make_retinanet()
+    teacher = DynamicTeacher(channels=16, num_classes=3, **kwargs)
+    return LabelGuidedDistiller(student=student, teacher=teacher, adapter=Adapter(16), weight=weight).double()
+
+
+def gradients(distiller, loss):
+    distiller.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name for name, p in distiller.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+
+
+def test_losses_and_their_names():
+    distiller, batch = make_distiller(), make_batch([2, 1])
+    losses = distiller(batch, distill=True)
+    assert list(losses) == ["loss_cls", "loss_box_reg", "loss_cls.tea", "loss_box_reg.tea", "loss_distill"]
+    distiller.eval()
+    distiller.student.loss_normalizer.fill_(100)
+    losses = distiller(batch, distill=True)
+    student = distiller.student
+    features = student.extract_features(batch)
+    expected, assignment = student.compute_losses(features, batch)
+    taught = distiller.teach(features, batch)
+    expected_of_teacher, _ = student.compute_losses(taught, batch, assignment)
+    for name in ("loss_cls", "loss_box_reg"):
+        assert torch.allclose(losses[name], expected[name], rtol=1e-12)
+        assert torch.allclose(losses[f"{name}.tea"], expected_of_teacher[name], rtol=1e-12)
+
+
+@pytest.mark.parametrize("context", [False, True])
+@pytest.mark.parametrize("distill", [False, True])
+@pytest.mark.parametrize("num_objects", [[2, 1], [0, 0]])
+def test_every_parameter_gets_a_gradient(distill, context, num_objects):
+    distiller = make_distiller(add_context_box=context)
+    sum(distiller(make_batch(num_objects), distill=distill).values()).backward()
+    assert [name for name, p in distiller.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_the_distillation_loss_teaches_student_and_adapter_only():
+    distiller, batch = make_distiller(), make_batch([2, 1])
+    touched = gradients(distiller, distiller(batch, distill=True)["loss_distill"])
+    assert {name.split(".")[0] for name in touched} == {"student", "adapter"}
+    assert {".".join(name.split(".")[:2]) for name in touched if name.startswith("student")} == {
+        "student.backbone",
+        "student.neck",
+    }
+
+
+def test_without_distillation_only_the_adapter_learns_from_the_same_loss():
+    distiller, batch = make_distiller(), make_batch([2, 1])
+    on, off = (distiller(batch, distill=distill)["loss_distill"] for distill in (True, False))
+    assert torch.equal(on, off)
+    assert {name.split(".")[0] for name in gradients(distiller, off)} == {"adapter"}
+
+
+def test_teacher_losses_teach_teacher_and_student():
+    distiller, batch = make_distiller(), make_batch([2, 1])
+    losses = distiller(batch, distill=True)
+    touched = gradients(distiller, losses["loss_cls.tea"] + losses["loss_box_reg.tea"])
+    assert {name.split(".")[0] for name in touched} == {"student", "teacher"}
+    assert any(name.startswith("student.backbone") for name in touched)
+
+
+def test_detached_teacher_losses_stop_at_the_head():
+    distiller, batch = make_distiller(detach_appearance_embed=True), make_batch([2, 1])
+    losses = distiller(batch, distill=True)
+    touched = gradients(distiller, losses["loss_cls.tea"] + losses["loss_box_reg.tea"])
+    assert {".".join(n.split(".")[:2]) for n in touched if n.startswith("student")} == {"student.head"}
+
+
+def test_weight():
+    batch = make_batch([2, 1])
+    torch.manual_seed(0)
+    one = make_distiller()
+    torch.manual_seed(0)
+    three = make_distiller(weight=3.0)
+    a, b = one(batch, distill=True)["loss_distill"], three(batch, distill=True)["loss_distill"]
+    assert torch.allclose(3 * a, b)
+
+
+def test_distillation_loss_like_instance_norm_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(6, 5), (3, 2), (1, 2)]
+    ours, theirs = (
+        {
+            f"p{i}": (
+                torch.randn(2, 4, *size, generator=generator, dtype=torch.float64) * 3 + 1
+            ).requires_grad_()
+            for i, size in enumerate(sizes)
+        }
+        for _ in range(2)
+    )
+    flat = [
+        torch.cat([F.instance_norm(x, eps=1e-5).flatten(1) for x in maps.values()], dim=1)
+        for maps in (ours, theirs)
+    ]
+    loss = distillation_loss(ours, theirs)
+    assert torch.allclose(loss, F.mse_loss(*flat), rtol=1e-12)
+    loss.backward()
+    assert all(x.grad is not None for x in ours.values())
+    assert all(x.grad is None for x in theirs.values())
+
+
+def test_a_level_of_one_cell_counts_as_equal():
+    adapted = {"p3": torch.randn(1, 2, 2, 2), "p7": torch.randn(1, 2, 1, 1)}
+    taught = {"p3": torch.randn(1, 2, 2, 2), "p7": torch.randn(1, 2, 1, 1)}
+    alone = distillation_loss({"p3": adapted["p3"]}, {"p3": taught["p3"]})
+    assert torch.allclose(distillation_loss(adapted, taught), alone * 8 / 10)
+
+
+def test_distillation_loss_is_taken_in_single_precision():
+    half = {"p3": torch.randn(1, 2, 4, 4).bfloat16()}
+    loss = distillation_loss(half, {"p3": torch.randn(1, 2, 4, 4)})
+    assert loss.dtype == torch.float32
+
+
+def test_no_host_sync_in_training():
+    """Tensors without data: asking one for a value raises."""
+    distiller, batch = make_distiller(add_context_box=True), make_batch([2, 1])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        sum(distiller(batch, distill=True).values()).backward()
+
+
+def test_half_precision_autocast():
+    distiller, batch = make_distiller(add_context_box=True).float(), make_batch([2, 1], dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = distiller(batch, distill=True)
+    assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+
+
+def test_plain_student():
+    plain, batch = PlainStudent(make_retinanet().double()), make_batch([2, 1])
+    losses = plain(batch, distill=True)
+    distiller = make_distiller()
+    expected = distiller(batch, distill=True)
+    assert losses == {name: expected[name] for name in ("loss_cls", "loss_box_reg")}
+    assert {name.split(".")[0] for name, _ in plain.named_parameters()} == {"student"}
+
+
+def test_state_names():
+    names = {name.split(".")[0] for name in make_distiller().state_dict()}
+    assert names == {"student", "teacher", "adapter"}
+    assert list(Adapter(4).state_dict()) == [f"{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")]

@@ -1,0 +1,98 @@
+import pytest
+import torch
+
+from lgd.distill.label_encoder import LabelEncoder, SpatialTransformer, describe_labels, descriptor_width
+from lgd.structures import Targets
+from tests.distill.slow_teacher import embed_labels
+
+TARGETS = Targets(
+    boxes=torch.tensor(
+        [[[10.0, 20.0, 50.0, 40.0], [0.0, 0.0, 0.0, 0.0]], [[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]
+    ),
+    labels=torch.tensor([[1, 0], [0, 0]]),
+    valid=torch.tensor([[True, False], [False, False]]),
+)
+
+
+def describe(targets=TARGETS, **kwargs):
+    settings = {
+        "num_classes": 2,
+        "category_format": "one_hot",
+        "add_context_box": False,
+        "dtype": torch.float64,
+    }
+    return describe_labels(targets, (80, 100), **{**settings, **kwargs})
+
+
+def test_by_hand():
+    rows = describe()
+    assert rows.valid.tolist() == [[True, False], [True, False]]
+    assert rows.boxes[:, 0].tolist() == [[10, 20, 50, 40], [0, 0, 1, 1]]
+    expected = [[-0.8, -0.5, 0.0, 0.0, -1.0, 1.0], [-1.0, -1.0, -0.98, -0.975, -1.0, -1.0]]
+    assert torch.allclose(rows.descriptors[:, 0], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_context_by_hand():
+    rows = describe(add_context_box=True)
+    assert rows.valid.tolist() == [[True, False, True], [False, False, True]]
+    assert rows.boxes[:, 2].tolist() == [[0, 0, 99, 79], [0, 0, 1, 1]]
+    expected = [[-1.0, -1.0, 0.98, 0.975, -1.0, -1.0], [-1.0, -1.0, -0.98, -0.975, -1.0, -1.0]]
+    assert torch.allclose(rows.descriptors[:, 2], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_class_as_one_number():
+    rows = describe(category_format="norm_classes", add_context_box=True)
+    assert rows.descriptors.shape == (2, 3, 5)
+    assert rows.descriptors[0, 0, 4] == 0.0  # 2 * 1 / 2 - 1
+    assert rows.descriptors[0, 2, 4] == -1.0
+
+
+@pytest.mark.parametrize(("category_format", "width"), [("one_hot", 84), ("norm_classes", 5)])
+def test_width(category_format, width):
+    assert descriptor_width(80, category_format) == width
+
+
+def test_boxes_are_clamped_to_the_last_pixel():
+    boxes = torch.tensor([[[-5.0, -5.0, 100.0, 80.0]]])
+    targets = Targets(boxes, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool))
+    assert describe(targets).boxes.tolist() == [[[0, 0, 99, 79]]]
+
+
+def test_transformer_multiplies_a_row_by_its_matrix():
+    torch.manual_seed(0)
+    net = SpatialTransformer(3)
+    torch.nn.init.zeros_(net.fc3.weight)
+    net.fc3.bias.data = torch.arange(9.0)
+    assert net(torch.tensor([[1.0, 10.0, 100.0]])).tolist() == [[630.0, 741.0, 852.0]]
+
+
+def test_encoder_like_one_row_at_a_time():
+    torch.manual_seed(0)
+    encoder = LabelEncoder(descriptor_width=6, embedding_width=12).double()
+    rows = describe(add_context_box=True)
+    with torch.no_grad():
+        embeddings = encoder(rows)
+        for image in range(2):
+            valid = rows.valid[image]
+            slow = embed_labels(encoder, list(rows.descriptors[image][valid]))
+            assert torch.allclose(embeddings[image][valid], torch.stack(slow), atol=1e-10)
+
+
+def test_images_and_unused_rows_do_not_touch_each_other():
+    torch.manual_seed(0)
+    encoder = LabelEncoder(descriptor_width=6, embedding_width=12).double()
+    rows = describe(add_context_box=True)
+    changed = torch.where(rows.valid[..., None], rows.descriptors, 0.3)
+    changed[1] = 0.7
+    other = type(rows)(rows.boxes, changed, rows.valid)
+    assert torch.equal(encoder(rows)[0][rows.valid[0]], encoder(other)[0][rows.valid[0]])
+
+
+def test_stays_in_single_precision_under_autocast():
+    torch.manual_seed(0)
+    encoder = LabelEncoder(descriptor_width=6, embedding_width=12)
+    rows = describe(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encoder(rows), encoder(rows).float())
+        inside = encoder(rows)
+    assert torch.equal(inside, encoder(rows))

@@ -1,0 +1,179 @@
+import dataclasses
+
+import pytest
+import torch
+
+from lgd.distill.teacher import DynamicTeacher, inside_masks
+from tests.detectors.small import make_batch
+from tests.distill.slow_teacher import draw_mask, teach_slowly
+
+PATTERNS = ["stuGuided", "labelGuided", "student_fill", "teacher_fill"]
+
+
+def make_teacher(**kwargs):
+    torch.manual_seed(0)
+    settings = {"channels": 8, "num_classes": 3, "num_heads": 2}
+    return DynamicTeacher(**{**settings, **kwargs}).double()
+
+
+def make_features(num_images, channels=8, requires_grad=False):
+    generator = torch.Generator().manual_seed(1)
+    return {
+        level: torch.randn(
+            num_images, channels, *size, generator=generator, dtype=torch.float64
+        ).requires_grad_(requires_grad)
+        for level, size in {"p3": (8, 12), "p4": (4, 6), "p5": (2, 3), "p6": (1, 2), "p7": (1, 1)}.items()
+    }
+
+
+def masks_of(box, size, canvas=(64, 96)):
+    boxes = torch.tensor([[box]], dtype=torch.float64)
+    return inside_masks(boxes, torch.ones(1, 1, dtype=torch.bool), canvas, size)[0, 0]
+
+
+def test_mask_by_hand():
+    """Columns 1 to 3 and rows 0 to 1: borders belong to the box."""
+    mask = masks_of([8.0, 0.0, 24.0, 8.0], (8, 12))
+    expected = torch.zeros(8, 12, dtype=torch.bool)
+    expected[0:2, 1:4] = True
+    assert torch.equal(mask, expected)
+
+
+def test_context_covers_every_level():
+    for size in [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]:
+        assert masks_of([0.0, 0.0, 95.0, 63.0], size).all()
+
+
+def test_boxes_between_cells_or_without_extent_hold_nothing():
+    assert not masks_of([9.0, 9.0, 14.0, 14.0], (8, 12)).any()
+    assert not masks_of([8.0, 0.0, 8.0, 40.0], (8, 12)).any()
+
+
+def test_unused_rows_have_no_mask():
+    boxes = torch.tensor([[[0.0, 0.0, 50.0, 50.0]]])
+    assert not inside_masks(boxes, torch.zeros(1, 1, dtype=torch.bool), (64, 96), (8, 12)).any()
+
+
+@pytest.mark.parametrize("size", [(8, 12), (4, 6), (1, 2)])
+def test_masks_like_one_pixel_at_a_time(size):
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(1, 40, 2, generator=generator, dtype=torch.float64) * 50
+    boxes = torch.cat(
+        [corners, corners + torch.rand(corners.shape, generator=generator) * 45], dim=-1
+    ).round()
+    masks = inside_masks(boxes, torch.ones(1, 40, dtype=torch.bool), (64, 96), size)[0]
+    for box, mask in zip(boxes[0].tolist(), masks, strict=True):
+        assert torch.equal(mask.double(), draw_mask(box, (64, 96), size))
+
+
+@pytest.mark.parametrize("category_format", ["one_hot", "norm_classes"])
+@pytest.mark.parametrize("add_context_box", [False, True])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_like_one_object_at_a_time(pattern, add_context_box, category_format):
+    teacher = make_teacher(
+        interact_pattern=pattern, add_context_box=add_context_box, category_format=category_format
+    )
+    batch, features = make_batch([2, 0, 4]), make_features(3)
+    with torch.no_grad():
+        ours, slow = teacher(features, batch), teach_slowly(teacher, features, batch)
+    assert list(ours) == list(features)
+    for level in features:
+        assert torch.allclose(ours[level], slow[level], atol=1e-9), level
+
+
+@pytest.mark.parametrize("num_objects", [[2, 3], [0, 1], [0, 0]])
+@pytest.mark.parametrize("add_context_box", [False, True])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_parameter_gets_a_gradient(pattern, add_context_box, num_objects):
+    teacher = make_teacher(interact_pattern=pattern, add_context_box=add_context_box)
+    taught = teacher(make_features(2), make_batch(num_objects))
+    sum((x**3).sum() for x in taught.values()).backward()
+    assert [name for name, p in teacher.named_parameters() if p.grad is None] == []
+    assert all(torch.isfinite(p.grad).all() for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_detach_appearance_embed(detach):
+    features = make_features(1, requires_grad=True)
+    taught = make_teacher(detach_appearance_embed=detach)(features, make_batch([2]))
+    sum((x**3).sum() for x in taught.values()).backward()
+    assert (features["p3"].grad is None) == detach
+
+
+def test_only_the_parameters_a_pattern_uses():
+    parts = {
+        pattern: {name.split(".")[0] for name, _ in make_teacher(interact_pattern=pattern).named_parameters()}
+        for pattern in PATTERNS
+    }
+    always = {"instance_projection", "instance_conv", "refinement"}
+    labels, appearance = {"label_encoder", "label_projection"}, {"student_projection"}
+    assert parts["stuGuided"] == parts["labelGuided"] == always | labels | appearance | {"attention"}
+    assert parts["student_fill"] == always | appearance
+    assert parts["teacher_fill"] == always | labels
+    with_context = {name.split(".")[0] for name, _ in make_teacher(add_context_box=True).named_parameters()}
+    assert with_context == parts["stuGuided"] | {"context_projection"}
+
+
+def test_state_names():
+    names = set(make_teacher(add_context_box=True).state_dict())
+    assert {
+        "label_encoder.stn_desc.conv1.weight",
+        "label_encoder.stn_feat.fc3.bias",
+        "label_encoder.conv4.weight",
+        "attention.in_proj_weight",
+        "attention.in_proj_bias",
+        "attention.out_proj.weight",
+        "attention.out_proj.bias",
+        "refinement.0.weight",
+        "refinement.3.weight",
+        "refinement.6.bias",
+        "context_projection.weight",
+    } <= names
+
+
+def test_images_are_taught_alone():
+    """The slots of the batch's fullest image don't show in the others' features."""
+    teacher, features = make_teacher(add_context_box=True), make_features(2)
+    batch = make_batch([1, 6])
+    targets = batch.targets
+    first = dataclasses.replace(
+        batch,
+        images=batch.images[:1],
+        targets=dataclasses.replace(
+            targets, boxes=targets.boxes[:1], labels=targets.labels[:1], valid=targets.valid[:1]
+        ),
+    )
+    together = teacher(features, batch)
+    alone = teacher({level: x[:1] for level, x in features.items()}, first)
+    for level in features:
+        assert torch.allclose(together[level][:1], alone[level], atol=1e-10)
+
+
+def test_half_precision_autocast():
+    teacher, batch = make_teacher(add_context_box=True).float(), make_batch([2, 1], dtype=torch.float32)
+    features = {level: x.float() for level, x in make_features(2).items() if level != "p7"}
+    exact = teacher(features, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = teacher(features, batch)
+    for level in features:
+        assert (rounded[level] - exact[level]).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (
+            {"interact_pattern": "stuguided"},
+            r"unknown interaction pattern 'stuguided'; choose one of \('stuG",
+        ),
+        ({"channels": 12, "num_heads": 8}, "8 attention heads don't divide 12 channels"),
+        ({"category_format": "onehot"}, r"unknown category format 'onehot'; choose one of \('one_hot'"),
+    ],
+)
+def test_errors(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make_teacher(**kwargs)
+
+
+def test_heads_matter_only_where_there_is_attention():
+    assert make_teacher(channels=12, num_heads=8, interact_pattern="teacher_fill").interact_pattern
