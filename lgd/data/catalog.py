@@ -68,6 +68,6 @@ def _unknown(spec: str) -> str:
     names = [*_KNOWN, *(f"{kind}:ROOT:SPLIT" for kind in _KINDS)]
     written = spec.partition(":")[0]
     close = difflib.get_close_matches(written, [*_KNOWN, *_KINDS], n=1)
-    meant = next((name for name in names if close and name.startswith(close[0])), None)
+    meant = next((name for name in names if close and name in (close[0], f"{close[0]}:ROOT:SPLIT")), None)
     hint = f"did you mean {meant}? " if meant else ""
     return f"unknown data set {spec!r}: {hint}Known are {', '.join(names)}"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lgd.data.errors import ImageError
+from lgd.data.errors import DataError, ImageError
 from lgd.data.index import AnnotationIndex, Integers
 from lgd.data.samplers import MicroBatchSampler, TrainingSampler, aspect_groups, evaluation_batches
 from lgd.data.samples import ImageFormat, OnBadImage, Preparation, Sample, TestImages, TrainingImages
@@ -213,6 +213,8 @@ def _training_images(index: AnnotationIndex, filter_empty: bool) -> Integers:
     if not filter_empty:
         return np.arange(len(index))
     images = np.flatnonzero(index.counts)
+    if len(images) == 0:
+        raise DataError(f"{index.name}: none of its {len(index)} images has an object to train on")
     logger.info("%s: %d of %d images have objects to train on", index.name, len(images), len(index))
     return images
 

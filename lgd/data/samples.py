@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from lgd.data.errors import ImageError
 from lgd.data.images import read_image
 from lgd.data.index import AnnotationIndex, Integers
-from lgd.data.samplers import aspect_groups
 from lgd.data.transforms import Resize, clip_boxes, flip_boxes, resize_boxes, resize_image, resized_size
 
 ImageFormat = Literal["BGR", "RGB"]
@@ -127,24 +126,31 @@ class TrainingImages(Dataset[Sample | ImageError]):
         generator = np.random.default_rng((self._seed, _AUGMENTATION, position))
         min_size = self._resize.draw(generator)
         flip = bool(generator.random() < self._flip_prob)
-        messages: list[str] = []
-        for attempt in range(_MAX_REPLACEMENTS):
-            i = self._replacement(image, position, attempt) if attempt else image
+        failures: dict[int, str] = {}
+        while image not in failures and len(failures) < _MAX_REPLACEMENTS:
             try:
-                return replace(self._prepare(i, min_size=min_size, flip=flip), skipped=tuple(messages))
+                sample = self._prepare(image, min_size=min_size, flip=flip)
+                return replace(sample, skipped=tuple(failures.values()))
             except ImageError as error:
                 if self._on_bad_image == "fail":
                     return error
-                messages.append(str(error))
-        return ImageError(f"{_MAX_REPLACEMENTS} images in a row cannot be used; the last: {messages[-1]}")
+                failures[image] = str(error)
+                image = self._replacement(list(failures), position)
+        return ImageError(
+            f"cannot replace an image: {len(failures)} were tried and all are unfit; the first: "
+            f"{next(iter(failures.values()))}"
+        )
 
-    def _replacement(self, image: int, position: int, attempt: int) -> int:
-        """Another image for the position, of the same aspect group where one is found quickly."""
+    def _replacement(self, unfit: list[int], position: int) -> int:
+        """Another image for the position, of the same aspect group if possible; an unfit one if none is."""
         index = self._prepare.index
-        generator = np.random.default_rng((self._seed, _REPLACEMENT, position, attempt))
+        generator = np.random.default_rng((self._seed, _REPLACEMENT, position, len(unfit)))
         drawn = self._candidates[generator.integers(len(self._candidates), size=64)]
-        groups = aspect_groups(index.heights[drawn], index.widths[drawn])
-        alike = drawn[groups == int(index.widths[image] > index.heights[image])]
+        drawn = drawn[~np.isin(drawn, unfit)]
+        if len(drawn) == 0:
+            return unfit[0]
+        is_wide = index.widths > index.heights
+        alike = drawn[is_wide[drawn] == is_wide[unfit[0]]]
         return int((alike if len(alike) else drawn)[0])
 
 

@@ -1,0 +1,232 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lgd.data.errors import ImageError
+from lgd.data.images import read_image
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Truncated File Read:UserWarning"),
+]
+
+NASTY = Path(__file__).parents[2].parent / "shared" / "data" / "nasty"
+UNREADABLE = ("truncated.jpg", "truncated.png", "empty.jpg", "not_an_image.jpg", "bomb.png")
+
+
+def picture(height: int = 30, width: int = 40) -> np.ndarray:
+    """A smooth picture without symmetry, so that compression changes little and turning changes much."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([255 * x / width, 255 * y / height, 255 * (x + 2 * y) / (width + 2 * height)], -1).astype(
+        np.uint8
+    )
+
+
+def save(path: Path, pixels: np.ndarray, mode: str | None = None, **options) -> Path:
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+def difference(image: torch.Tensor, pixels: np.ndarray) -> float:
+    """Mean absolute difference, out of 255."""
+    assert image.dtype == torch.uint8
+    assert image.shape == (3, *pixels.shape[:2])
+    return float(np.abs(image.permute(1, 2, 0).numpy().astype(int) - pixels.astype(int)).mean())
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif", "a.bmp", "a.gif"])
+def test_formats(tmp_path, name):
+    options = {"quality": 95} if name in ("a.jpg", "a.webp") else {}
+    image = read_image(save(tmp_path / name, picture(), **options))
+    assert difference(image, picture()) < (8 if name == "a.gif" else 3)
+
+
+def test_format_is_told_by_the_content(tmp_path):
+    path = save(tmp_path / "a.png", picture())
+    assert torch.equal(
+        read_image(path.rename(tmp_path / "a.jpg")).permute(1, 2, 0), torch.from_numpy(picture())
+    )
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, orientation, name):
+    """The stored picture is what the tag turns into the upright one."""
+    turn = {
+        1: lambda p: p,
+        2: lambda p: p[:, ::-1],
+        3: lambda p: p[::-1, ::-1],
+        4: lambda p: p[::-1],
+        5: lambda p: p.transpose(1, 0, 2),
+        6: lambda p: np.rot90(p, 1),
+        7: lambda p: p[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda p: np.rot90(p, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[274] = orientation
+    options = {} if name in ("a.png", "a.tif") else {"quality": 95}
+    path = save(tmp_path / name, np.ascontiguousarray(turn(picture())), exif=exif, **options)
+    assert difference(read_image(path), picture()) < 3
+
+
+def test_grey_becomes_three_equal_channels(tmp_path):
+    grey = picture()[..., 0]
+    for name in ("a.png", "a.tif"):
+        image = read_image(save(tmp_path / name, grey))
+        assert torch.equal(image, torch.from_numpy(grey).expand(3, -1, -1))
+
+
+def test_cmyk_is_converted(tmp_path):
+    assert difference(read_image(save(tmp_path / "a.jpg", picture(), "CMYK", quality=95)), picture()) < 4
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif"])
+def test_alpha_is_dropped_not_composited(tmp_path, name):
+    options = {"lossless": True, "exact": True} if name == "a.webp" else {}
+    alpha = np.tile(np.arange(40, dtype=np.uint8) * 6, (30, 1))[..., None]
+    path = save(tmp_path / name, np.concatenate([picture(), alpha], axis=-1), **options)
+    assert difference(read_image(path), picture()) == 0
+
+
+def test_bilevel_is_0_and_255(tmp_path):
+    path = save(tmp_path / "a.png", picture(), "1")
+    assert set(read_image(path).unique().tolist()) == {0, 255}
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_16_bits_are_scaled(tmp_path, name):
+    grey = np.array([[0, 257, 65535], [128, 129, 32896]], dtype=np.uint16)
+    image = read_image(save(tmp_path / name, grey))
+    assert image.shape == (3, 2, 3)
+    assert image[2].tolist() == [[0, 1, 255], [0, 1, 128]]
+
+
+def test_32_bits_are_refused(tmp_path):
+    path = save(tmp_path / "a.tif", np.zeros((4, 4), dtype=np.float32))
+    with pytest.raises(ImageError, match="pixels of 32 bits"):
+        read_image(path)
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    first, second = Image.fromarray(picture()), Image.fromarray(255 - picture())
+    for name in ("a.gif", "a.webp", "a.png"):
+        first.save(tmp_path / name, save_all=True, append_images=[second])
+        assert difference(read_image(tmp_path / name), picture()) < 8
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "a.gif"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.6, 0.95])
+def test_truncated_files_are_errors_that_name_the_file(tmp_path, name, share):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    content = save(tmp_path / name, noise).read_bytes()
+    path = tmp_path / f"cut {name}"
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ImageError) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("num_bytes", [1, 2, 3, 20])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_that_lacks_only_its_end(tmp_path, num_bytes, progressive):
+    path = save(tmp_path / "a.jpg", picture(200, 300), progressive=progressive)
+    path.write_bytes(path.read_bytes()[:-num_bytes])
+    with pytest.raises(ImageError, match="incomplete or truncated"):
+        read_image(path)
+
+
+def test_absent_file_and_folder(tmp_path):
+    with pytest.raises(ImageError, match=r"nowhere\.jpg: No such file"):
+        read_image(tmp_path / "nowhere.jpg")
+    with pytest.raises(ImageError, match="Is a directory"):
+        read_image(tmp_path)
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(ImageError, match=r"empty\.jpg: it is empty, or no image of a known format"):
+        read_image(tmp_path / "empty.jpg")
+
+
+def test_decompression_bomb(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", picture())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(ImageError, match=r"a\.png: Image size \(1200 pixels\) exceeds limit"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_flipped_bytes_never_end_in_another_error(tmp_path, seed):
+    generator = np.random.default_rng(seed)
+    for name in ("a.jpg", "a.png", "a.gif", "a.webp", "a.tif"):
+        content = bytearray(save(tmp_path / name, picture()).read_bytes())
+        for place in generator.integers(0, len(content), 8):
+            content[place] = generator.integers(256)
+        path = tmp_path / f"damaged {name}"
+        path.write_bytes(content)
+        try:
+            assert read_image(path).shape[0] == 3
+        except ImageError as error:
+            assert str(path) in str(error)  # noqa: PT017 (either outcome is right)
+
+
+@pytest.mark.skipif(not NASTY.exists(), reason="the nasty set is not there")
+class TestNasty:
+    records = (
+        {
+            record["file_name"]: record
+            for record in json.loads((NASTY / "instances.json").read_text())["images"]
+        }
+        if NASTY.exists()
+        else {}
+    )
+
+    @pytest.mark.parametrize("name", [name for name in records if name not in UNREADABLE])
+    def test_readable(self, name):
+        image = read_image(NASTY / "images" / name)
+        record = self.records[name]
+        assert image.dtype == torch.uint8
+        assert image.shape == (3, record["height"], record["width"])
+
+    @pytest.mark.parametrize("name", UNREADABLE)
+    def test_unreadable(self, name):
+        with pytest.raises(ImageError, match=name):
+            read_image(NASTY / "images" / name)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "progressive.jpg",
+            "cmyk.jpg",
+            "rgba.png",
+            "rgb16.png",
+            "palette_transparent.png",
+            "exif_2.jpg",
+            "exif_3.jpg",
+            "exif_6.jpg",
+            "lossy.webp",
+            "UPPER case ü.JPG",
+        ],
+    )
+    def test_same_picture_as_the_plain_one(self, name):
+        plain = read_image(NASTY / "images" / "plain.jpg").float()
+        assert (read_image(NASTY / "images" / name).float() - plain).abs().mean() < 8
+
+    @pytest.mark.parametrize("name", ["gray.jpg", "gray_alpha.png", "gray16.png"])
+    def test_same_grey_picture(self, name):
+        plain = read_image(NASTY / "images" / "plain.jpg").float()
+        weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+        image = read_image(NASTY / "images" / name).float()
+        assert torch.equal(image[0], image[2])
+        assert (image[0] - (plain * weights).sum(0)).abs().mean() < 4
+
+    def test_halves(self):
+        halves = [
+            read_image(NASTY / "images" / name).float() for name in ("png_named.jpg", "lzw.tif", "alpha.webp")
+        ]
+        assert all((half - halves[0]).abs().mean() < 8 for half in halves)
+        frame = read_image(NASTY / "images" / "animated.gif").float()
+        assert (frame - halves[0]).abs().mean() < 12

@@ -1,0 +1,134 @@
+from collections import Counter
+from math import floor
+
+import numpy as np
+import pytest
+
+from lgd.data.samplers import MicroBatchSampler, TrainingSampler, aspect_groups, evaluation_batches
+
+
+def make(num_tall: int, num_wide: int, global_batch_size: int, seed: int = 0) -> TrainingSampler:
+    """Images 0 to num_tall - 1 are tall, the rest wide."""
+    groups = np.array([0] * num_tall + [1] * num_wide)
+    return TrainingSampler(np.arange(len(groups)), groups, global_batch_size=global_batch_size, seed=seed)
+
+
+def slow_batches(num_tall: int, num_wide: int, size: int, seed: int, count: int) -> list[list[int]]:
+    """The same sequence with queues that are filled and emptied."""
+    total = num_tall + num_wide
+    u = int(np.random.default_rng((seed, 2)).integers(total)) / total
+    members = [np.arange(num_tall), np.arange(num_tall, total)]
+    queues: list[list[int]] = [[], []]
+    epochs = [0, 0]
+    batches = []
+    for k in range(count):
+        r = num_wide / total
+        group = int(floor((k + 1) * r + u + 1e-9) > floor(k * r + u + 1e-9))
+        while len(queues[group]) < size:
+            order = np.random.default_rng((seed, group, epochs[group])).permutation(len(members[group]))
+            queues[group] += members[group][order].tolist()
+            epochs[group] += 1
+        batches.append(queues[group][:size])
+        queues[group] = queues[group][size:]
+    return batches
+
+
+@pytest.mark.parametrize(("tall", "wide"), [(7, 20), (30, 3), (1, 1), (0, 11), (11, 0), (1, 0), (13, 13)])
+@pytest.mark.parametrize("size", [1, 4, 16])
+@pytest.mark.parametrize("seed", [0, 5])
+def test_equals_the_slow_sequence_from_any_place(tall, wide, size, seed):
+    expected = slow_batches(tall, wide, size, seed, 60)
+    sampler = make(tall, wide, size, seed)
+    assert [sampler.batch(k).tolist() for k in range(60)] == expected
+    fresh = make(tall, wide, size, seed)
+    assert [fresh.batch(k).tolist() for k in (59, 3, 31)] == [expected[k] for k in (59, 3, 31)]
+
+
+def test_batches_are_of_one_group_and_groups_have_their_share():
+    sampler = make(30, 90, 8)
+    batches = [sampler.batch(k) for k in range(400)]
+    groups = [set((batch >= 30).tolist()) for batch in batches]
+    assert all(len(group) == 1 for group in groups)
+    assert sum(group == {True} for group in groups) == 300
+
+
+def test_every_image_once_in_each_epoch_of_its_group():
+    sampler = make(10, 25, 4)
+    seen: dict[bool, list[int]] = {False: [], True: []}
+    for k in range(200):
+        batch = sampler.batch(k).tolist()
+        seen[batch[0] >= 10] += batch
+    for images, members in ((seen[False], range(10)), (seen[True], range(10, 35))):
+        n = len(members)
+        for first in range(0, len(images) - n, n):
+            assert sorted(images[first : first + n]) == list(members)
+        assert images[:n] != images[n : 2 * n]
+
+
+def test_long_runs_stay_balanced():
+    counts = Counter(image for k in range(5000) for image in make_cached().batch(k).tolist())
+    assert max(counts.values()) - min(counts.values()) <= 4
+
+
+_CACHED = make(17, 40, 3)
+
+
+def make_cached() -> TrainingSampler:
+    return _CACHED
+
+
+def test_seed_changes_the_order():
+    assert make(5, 50, 8, 0).batch(0).tolist() != make(5, 50, 8, 1).batch(0).tolist()
+
+
+@pytest.mark.parametrize(("num_ranks", "steps"), [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2), (8, 1)])
+def test_global_batch_does_not_depend_on_ranks_or_accumulation(num_ranks, steps):
+    whole = make(7, 20, 8)
+    parts = [MicroBatchSampler(make(7, 20, 8), num_ranks, rank, steps, 0) for rank in range(num_ranks)]
+    for k in range(12):
+        pairs = [pair for s in range(steps) for part in parts for pair in part.micro_batch(k * steps + s)]
+        assert [image for image, _ in pairs] == whole.batch(k).tolist()
+        assert [position for _, position in pairs] == list(range(8 * k, 8 * k + 8))
+
+
+def test_starts_anywhere():
+    def take(start: int, count: int) -> list[list[tuple[int, int]]]:
+        batches = iter(MicroBatchSampler(make(7, 20, 8), 2, 1, 2, start))
+        return [next(batches) for _ in range(count)]
+
+    whole = take(0, 40)
+    for start in (1, 2, 17, 39):
+        assert take(start, 40 - start) == whole[start:]
+
+
+def test_batch_that_cannot_be_shared():
+    with pytest.raises(ValueError, match="a global batch of 8 images cannot be shared by 3 ranks in 1"):
+        MicroBatchSampler(make(7, 20, 8), 3, 0, 1, 0)
+
+
+def test_no_images():
+    with pytest.raises(ValueError, match="no images to train on"):
+        make(0, 0, 8)
+
+
+def test_groups():
+    groups = aspect_groups(np.array([10, 10, 20]), np.array([20, 10, 10]))
+    assert groups.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 2, 7, 64, 101])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_evaluation_loses_and_doubles_nothing(num_images, num_ranks, batch_size):
+    generator = np.random.default_rng(num_images)
+    canvases = generator.choice([320, 352, 640], (num_images, 2))
+    ranks = [
+        evaluation_batches(canvases, batch_size=batch_size, num_ranks=num_ranks, rank=rank)
+        for rank in range(num_ranks)
+    ]
+    assert sorted(i for batches in ranks for batch in batches for i in batch) == list(range(num_images))
+    for batch in (batch for batches in ranks for batch in batches):
+        assert 1 <= len(batch) <= batch_size
+        assert len(np.unique(canvases[batch], axis=0)) == 1
+    pixels = [sum(int(canvases[i].prod()) for batch in batches for i in batch) for batches in ranks]
+    assert max(pixels) - min(pixels) <= batch_size * 640 * 640

@@ -1,0 +1,123 @@
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from lgd.data.coco import load_coco
+from lgd.data.errors import DataError
+from lgd.data.images import read_image
+from lgd.data.index import AnnotationIndex, RunLengths
+from lgd.data.synthetic import CLASS_NAMES, make_scene, write_synthetic
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The image decoding and encoding capabilities:DeprecationWarning"
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("synthetic")
+    write_synthetic(root, "train", num_images=40)
+    write_synthetic(root, "val", num_images=10)
+    return root
+
+
+@pytest.fixture(scope="module")
+def index(root) -> AnnotationIndex:
+    return load_coco(root / "annotations" / "instances_train.json", root / "train", name="synthetic")
+
+
+def digest(root: Path) -> str:
+    files = sorted(path for path in root.rglob("*") if path.suffix in (".json", ".jpg"))
+    content = b"".join(path.relative_to(root).as_posix().encode() + path.read_bytes() for path in files)
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_same_seed_same_bytes(root, tmp_path):
+    write_synthetic(tmp_path / "a", "train", num_images=40)
+    write_synthetic(tmp_path / "a", "val", num_images=10)
+    assert digest(tmp_path / "a") == digest(root)
+
+
+def test_scene_follows_from_the_generator_alone():
+    first, again, other = (make_scene(np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert np.array_equal(first.image, again.image)
+    assert first.labels == again.labels
+    assert first.image.shape != other.image.shape or not np.array_equal(first.image, other.image)
+
+
+def test_other_seed_and_other_split_are_other_images(root, tmp_path):
+    write_synthetic(tmp_path, "train", num_images=5, seed=1)
+    first = root / "train" / "000001.jpg"
+    assert first.read_bytes() != (tmp_path / "train" / "000001.jpg").read_bytes()
+    assert first.read_bytes() != (root / "val" / "000001.jpg").read_bytes()
+
+
+def test_what_is_there_stays(root):
+    before = digest(root)
+    write_synthetic(root, "train", num_images=3, seed=9)
+    assert digest(root) == before
+
+
+def test_leftover_images_without_json_are_completed(root, tmp_path):
+    write_synthetic(tmp_path, "train", num_images=40)
+    write_synthetic(tmp_path, "val", num_images=10)
+    (tmp_path / "annotations" / "instances_val.json").unlink()
+    write_synthetic(tmp_path, "val", num_images=10)
+    assert digest(tmp_path) == digest(root)
+
+
+def test_all_classes_and_some_variety(index):
+    assert index.class_names == CLASS_NAMES
+    assert set(index.columns["labels"].tolist()) == set(range(len(CLASS_NAMES)))
+    assert len(set(zip(index.heights.tolist(), index.widths.tolist(), strict=True))) >= 3
+    assert index.counts.max() >= 5
+    assert not index.warnings
+    kinds = {type(mask) for i in range(len(index)) for mask in index.segmentation(i)}
+    assert kinds == {tuple, RunLengths}
+
+
+def _mask(segmentation, height: int, width: int) -> np.ndarray:
+    if isinstance(segmentation, RunLengths):
+        values = np.repeat(np.arange(len(segmentation.counts)) % 2, segmentation.counts)
+        return values.reshape(width, height).T.astype(bool)
+    picture = Image.new("L", (4 * width, 4 * height))
+    ImageDraw.Draw(picture).polygon((4 * segmentation[0] - 0.5).tolist(), fill=255)
+    return np.asarray(picture.reduce(4)) >= 128
+
+
+def test_boxes_areas_and_masks_agree(index):
+    for i in range(len(index)):
+        height, width = int(index.heights[i]), int(index.widths[i])
+        total = np.zeros((height, width), dtype=int)
+        for box, area, segmentation in zip(index.boxes(i), index.area(i), index.segmentation(i), strict=True):
+            mask = _mask(segmentation, height, width)
+            total += mask
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            tight = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+            exact = isinstance(segmentation, RunLengths)
+            assert np.abs(box - tight).max() <= (0 if exact else 1)
+            assert abs(mask.sum() - area) <= (0 if exact else 0.03 * area + 4)
+            assert area >= 30
+        # Neighbours may share a pixel of a polygon's edge, but no pixel belongs to two objects at large.
+        assert (total > 1).mean() < 0.002
+
+
+def test_images_are_as_the_file_says(index):
+    for i in range(10):
+        assert read_image(index.path(i)).shape == (3, index.heights[i], index.widths[i])
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot write the synthetic data set to"):
+        write_synthetic(tmp_path / "file", "train", num_images=1)
+
+
+def test_nothing_else_is_left_behind(root):
+    names = sorted(path.name for path in root.iterdir())
+    assert names == ["annotations", "train", "val"]
+    assert json.loads((root / "annotations" / "instances_val.json").read_text())["info"]["seed"] == 0

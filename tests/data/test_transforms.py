@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lgd.data.transforms import Resize, clip_boxes, flip_boxes, resize_boxes, resize_image, resized_size
+
+
+@pytest.mark.parametrize(
+    ("size", "min_size", "max_size", "expected"),
+    [
+        ((480, 640), 800, 1333, (800, 1067)),  # 1066.67
+        ((640, 480), 800, 1333, (1067, 800)),
+        ((427, 640), 800, 1333, (800, 1199)),  # 1199.06
+        ((240, 640), 800, 1333, (500, 1333)),  # 499.875: the long side's cap
+        ((100, 100), 33, 1333, (33, 33)),
+        ((2, 640), 800, 1333, (4, 1333)),  # 4.17
+        ((1, 4000), 800, 1333, (1, 1333)),  # 0.33 would round to 0
+        ((1, 1), 800, 1333, (800, 800)),
+        ((480, 640), 0, 100, (480, 640)),  # no resizing at all
+        ((3, 5), 3, 1333, (3, 5)),
+        ((8, 20), 5, 1333, (5, 13)),  # 12.5 is rounded up
+    ],
+)
+def test_resized_size(size, min_size, max_size, expected):
+    assert resized_size(*size, min_size, max_size) == expected
+
+
+def test_resized_size_never_zero_nor_above_the_cap():
+    generator = np.random.default_rng(0)
+    for _ in range(2000):
+        height, width = (int(2 ** generator.uniform(0, 12)) for _ in range(2))
+        size = resized_size(height, width, int(generator.integers(1, 900)), 1333)
+        assert min(size) >= 1
+        assert max(size) <= 1333
+
+
+def test_drawn_sizes_cover_the_choice_and_the_range():
+    generator = np.random.default_rng(0)
+    choice = Resize((640, 672, 704), 1333)
+    assert {choice.draw(generator) for _ in range(200)} == {640, 672, 704}
+    between = Resize((10, 14), 1333, "range")
+    assert {between.draw(generator) for _ in range(200)} == {10, 11, 12, 13, 14}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sampling", "message"),
+    [
+        ((), "choice", r"min_sizes is \(\); give at least one"),
+        ((-1,), "choice", r"min_sizes is \(-1,\)"),
+        ((5,), "range", "needs"),
+        ((6, 5), "range", "needs"),
+    ],
+)
+def test_sizes_that_cannot_be(sizes, sampling, message):
+    with pytest.raises(ValueError, match=message):
+        Resize(sizes, 1333, sampling)
+
+
+@pytest.mark.parametrize("size", [(20, 31), (90, 120), (7, 100), (60, 80)])
+def test_resizing_is_pillows_within_one(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    expected = Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR)
+    resized = resize_image(image, size)
+    assert resized.dtype == torch.uint8
+    difference = resized.permute(1, 2, 0).int() - torch.from_numpy(np.array(expected)).int()
+    assert difference.abs().max() <= 1
+
+
+def test_boxes_follow_the_image():
+    boxes = torch.tensor([[10.0, 20.0, 30.0, 40.0]], dtype=torch.float64)
+    assert resize_boxes(boxes, (100, 50), (50, 150)).tolist() == [[30, 10, 90, 20]]
+    assert flip_boxes(boxes, 50).tolist() == [[20, 20, 40, 40]]
+    assert resize_boxes(boxes[:0], (100, 50), (50, 150)).shape == (0, 4)
+    assert flip_boxes(boxes[:0], 50).shape == (0, 4)
+
+
+def test_clipping_tells_which_boxes_are_left():
+    boxes = torch.tensor([[-5.0, -5, 5, 5], [5, 5, 50, 60], [40, 5, 50, 6], [1, 1, 1.000001, 4]])
+    clipped, has_extent = clip_boxes(boxes, (20, 30))
+    assert clipped[:3].tolist() == [[0, 0, 5, 5], [5, 5, 30, 20], [30, 5, 30, 6]]
+    assert has_extent.tolist() == [True, True, False, False]
