@@ -71,7 +71,7 @@ def test_unused_slots_and_padding_count_for_nothing(detector):
 
 
 def test_no_host_sync_in_training(make_detector):
-    """Tensors without data: asking one for a value would raise."""
+    """Tensors without data: asking one for a value raises."""
     detector, batch = make_detector().to("meta"), make_batch([2, 1], dtype=torch.float32).to("meta")
     losses, _ = detector.compute_losses(detector.extract_features(batch), batch)
     sum(losses.values()).backward()
