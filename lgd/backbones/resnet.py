@@ -183,7 +183,7 @@ def _check(depth: int, out_features: Sequence[str], num_groups: int) -> None:
         raise ValueError(f"no ResNet of depth {depth}; choose one of {sorted(_DEPTHS)}")
     unknown = [name for name in out_features if name not in ("stem", *_STAGES)]
     if unknown or not out_features:
-        raise ValueError(f"a ResNet has no maps {unknown}; choose some of {("stem", *_STAGES)}")
+        raise ValueError(f"a ResNet has no maps {unknown}; choose some of {['stem', *_STAGES]}")
     if num_groups != 1 and not _DEPTHS[depth].bottleneck:
         raise ValueError(f"a ResNet of depth {depth} has basic blocks, which have no {num_groups} groups")
 

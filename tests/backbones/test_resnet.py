@@ -106,7 +106,7 @@ def test_initialization():
     ("kwargs", "message"),
     [
         ({"depth": 20}, r"no ResNet of depth 20; choose one of \[18, 34, 50, 101\]"),
-        ({"depth": 50, "out_features": ["res6"]}, r"no maps \['res6'\]; choose some of \('stem', 'res2'"),
+        ({"depth": 50, "out_features": ["res6"]}, r"no maps \['res6'\]; choose some of \['stem', 'res2'"),
         ({"depth": 18, "num_groups": 32}, "depth 18 has basic blocks, which have no 32 groups"),
     ],
 )
