@@ -191,6 +191,8 @@ def _records(document: Mapping[str, Any], key: str, path: Path) -> list[Any]:
     records = document[key]
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise DataError(f'{path}: "{key}" is not a list of objects')
+    if not records and key != "annotations":
+        raise DataError(f'{path}: "{key}" is empty')
     return records
 
 

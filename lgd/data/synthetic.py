@@ -35,11 +35,12 @@ CLASS_NAMES = ("disk", "square", "triangle", "star", "ring", "cross")
 
 _VERSION = 1
 _SCENE_SIZES = ((160, 192), (192, 160), (160, 160), (160, 224), (224, 160))
-_SMALLEST, _LARGEST = 20.0, 96.0
+_SMALLEST, _LARGEST = 24.0, 96.0
 _MIN_VISIBLE = 0.4
+_MOST_TURNED = math.radians(25)
 _MIN_AREA = 80
 _EMPTY_SHARE = 0.03
-_MIN_CONTRAST = 110.0
+_MIN_CONTRAST = 160.0
 _SUPERSAMPLING = 3
 
 
@@ -170,7 +171,7 @@ def make_scene(generator: np.random.Generator) -> Scene:
         masks.append(mask)
         outlines.append(outline)
         whole_areas.append(int(mask.sum()))
-    noise = generator.normal(0, generator.uniform(2, 16), canvas.shape)
+    noise = generator.normal(0, generator.uniform(2, 12), canvas.shape)
     return Scene(np.clip(canvas + noise, 0, 255).astype(np.uint8), labels, masks, outlines)
 
 
@@ -181,7 +182,7 @@ def _draw_count(generator: np.random.Generator) -> int:
 
 def _background(generator: np.random.Generator, height: int, width: int) -> Floats:
     """Soft blotches of similar colours under a few thin strokes: (H, W, 3), about [0, 255]."""
-    cells = generator.uniform(50, 200, 3) + generator.uniform(-45, 45, (6, 6, 3))
+    cells = generator.uniform(50, 200, 3) + generator.uniform(-30, 30, (6, 6, 3))
     channels = [Image.fromarray(cells[..., c].astype(np.float32)) for c in range(3)]
     smooth = [channel.resize((width, height), Image.Resampling.BICUBIC) for channel in channels]
     canvas = np.stack([np.asarray(channel, dtype=np.float64) for channel in smooth], axis=-1)
@@ -198,8 +199,8 @@ def _place(
 ) -> tuple[Floats | None, Floats]:
     """Put a shape somewhere: its outline, if that is its mask's, and how much of each pixel it covers."""
     diameter = _SMALLEST * (_LARGEST / _SMALLEST) ** generator.uniform()
-    stretch = math.sqrt(generator.uniform(0.7, 1 / 0.7))
-    angle = generator.uniform(0, 2 * math.pi)
+    stretch = math.sqrt(generator.uniform(0.8, 1.25))
+    angle = generator.uniform(-_MOST_TURNED, _MOST_TURNED)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     centre = generator.uniform(0.05, 0.95, 2) * (width, height)
     paths = [
@@ -234,7 +235,7 @@ def _contrasting_colour(generator: np.random.Generator, behind: Floats) -> Float
 def _texture(generator: np.random.Generator, height: int, width: int) -> Floats:
     """Brightness of a surface, about 1: plain, striped, chequered, shaded or speckled."""
     kind = int(generator.integers(5))
-    depth = generator.uniform(0.15, 0.4)
+    depth = generator.uniform(0.1, 0.3)
     angle = generator.uniform(0, 2 * math.pi)
     period = generator.uniform(5, 14)
     speckles = generator.uniform(-1, 1, (height, width))
@@ -252,9 +253,9 @@ def _texture(generator: np.random.Generator, height: int, width: int) -> Floats:
     return 1 + depth * patterns[kind]
 
 
-def _polygon(num_corners: int, radii: tuple[float, ...] = (1.0,)) -> Floats:
-    """Corners on circles of these radii in turn: (n, 2) x and y."""
-    angles = [2 * math.pi * k / num_corners - math.pi / 2 for k in range(num_corners)]
+def _polygon(num_corners: int, radii: tuple[float, ...] = (1.0,), turned: float = 0.0) -> Floats:
+    """Corners on circles of these radii in turn, the first on top: (n, 2) x and y."""
+    angles = [2 * math.pi * k / num_corners - math.pi / 2 + turned for k in range(num_corners)]
     return np.array(
         [
             (radii[k % len(radii)] * math.cos(a), radii[k % len(radii)] * math.sin(a))
@@ -272,7 +273,7 @@ def _cross(half_width: float) -> Floats:
 
 _SHAPES: dict[str, tuple[Floats, ...]] = {
     "disk": (_polygon(40),),
-    "square": (_polygon(4),),
+    "square": (_polygon(4, turned=math.pi / 4),),
     "triangle": (_polygon(3),),
     "star": (_polygon(10, (1.0, 0.42)),),
     "ring": (_polygon(40), 0.55 * _polygon(40)),

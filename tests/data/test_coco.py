@@ -138,8 +138,13 @@ def test_not_json_at_all(tmp_path):
     expect_error(path, "is not UTF-8 text")
     path.write_text("[]")
     expect_error(path, "holds a list, not an object")
-    path.write_text('{"categories": [], "images": [3]}')
-    expect_error(path, '"images" is not a list of objects')
+    path.write_text('{"categories": [3], "images": []}')
+    expect_error(path, '"categories" is not a list of objects')
+
+
+def test_empty_parts(tmp_path):
+    expect_error(write_coco(tmp_path, [image_record(1)], categories=[]), '"categories" is empty')
+    expect_error(write_coco(tmp_path, []), '"images" is empty')
 
 
 def test_unknown_category(tmp_path):
