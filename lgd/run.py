@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -136,18 +136,14 @@ def _train(
         ap = _first_ap(results)
         if ap is not None and ap > state.best.get("AP", -1.0):
             state.best = {"AP": ap, "step": state.step}
-            save_file(output.best_model, {"format": FORMAT, "model": model.state_dict(), **about})
+            content = {"format": FORMAT, "model": model.state_dict(), **about}
+            _write(partial(save_file, output.best_model, content), must=False)
 
     def save(state: TrainState) -> None:
         content = {**state.state_dict(), **about, "seed": cfg.seed}
-        if not distributed.is_main():
-            return
-        try:
-            save_checkpoint(output.checkpoints, state.step, content, keep=cfg.train.keep_checkpoints)
-        except CheckpointError as error:
-            if state.step == cfg.solver.max_iter:
-                raise
-            logger.error("%s; training goes on", error)
+        if distributed.is_main():
+            keep, is_last = cfg.train.keep_checkpoints, state.step == cfg.solver.max_iter
+            _write(partial(save_checkpoint, output.checkpoints, state.step, content, keep=keep), must=is_last)
 
     on_cuda = device.type == "cuda"
     if state.step < cfg.solver.max_iter:
@@ -170,6 +166,16 @@ def _train(
         save_file(output.final_model, {"format": FORMAT, "model": model.state_dict(), **about})
     metrics.close()
     return results
+
+
+def _write(write: Callable[[], object], must: bool) -> None:
+    """Write a checkpoint; one that fails is reported and training goes on, unless it `must` succeed."""
+    try:
+        write()
+    except CheckpointError as error:
+        if must:
+            raise
+        logger.error("%s; training goes on", error)
 
 
 def _evaluate(

@@ -59,9 +59,12 @@ def save_file(path: Path, content: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         _flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
+    except OSError as error:
         _discard(temporary)
         raise CheckpointError(f"could not write {path}: {_reason(error)}") from error
+    except RuntimeError as error:  # what torch's zip writer makes of a failing disk
+        _discard(temporary)
+        raise CheckpointError(f"could not write {path}: the disk is full or failing") from error
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
