@@ -1,12 +1,14 @@
 """The embedded data set: small scenes of shapes, written in COCO's layout and read like any other set.
 
-A scene is a noisy background with up to seven shapes of six classes, in any colour, texture, size and turn,
-later ones over earlier ones. Boxes and masks are those of the visible part, and no shape is nearly hidden.
+A scene is a noisy background with up to seven shapes of six classes, of several textures, sizes and turns,
+later ones over earlier ones. Each class mostly has a colour of its own: a detector soon learns that much, and
+then has the shapes to learn. Boxes and masks are those of the visible part, and no shape is nearly hidden.
 Everything follows from the seed.
 """
 
 from __future__ import annotations
 
+import colorsys
 import json
 import logging
 import math
@@ -40,7 +42,8 @@ _MIN_VISIBLE = 0.4
 _MOST_TURNED = math.radians(25)
 _MIN_AREA = 80
 _EMPTY_SHARE = 0.03
-_MIN_CONTRAST = 160.0
+_MIN_CONTRAST = 120.0
+_OWN_COLOUR_SHARE = 0.9
 _SUPERSAMPLING = 3
 
 
@@ -163,7 +166,7 @@ def make_scene(generator: np.random.Generator) -> Scene:
         left = [(old & ~mask).sum() / area for old, area in zip(masks, whole_areas, strict=True)]
         if mask.sum() < _MIN_AREA or min(left, default=1) < _MIN_VISIBLE:
             continue
-        _paint(generator, canvas, coverage)
+        _paint(generator, canvas, coverage, label)
         for k, old in enumerate(masks):
             if (old & mask).any():
                 masks[k], outlines[k] = old & ~mask, None
@@ -181,8 +184,9 @@ def _draw_count(generator: np.random.Generator) -> int:
 
 
 def _background(generator: np.random.Generator, height: int, width: int) -> Floats:
-    """Soft blotches of similar colours under a few thin strokes: (H, W, 3), about [0, 255]."""
-    cells = generator.uniform(50, 200, 3) + generator.uniform(-30, 30, (6, 6, 3))
+    """Soft blotches of dull colours under a few thin strokes: (H, W, 3), about [0, 255]."""
+    greys = generator.uniform(60, 190) + generator.uniform(-30, 30, (6, 6, 1))
+    cells = greys + generator.uniform(-15, 15, 3) + generator.uniform(-15, 15, (6, 6, 3))
     channels = [Image.fromarray(cells[..., c].astype(np.float32)) for c in range(3)]
     smooth = [channel.resize((width, height), Image.Resampling.BICUBIC) for channel in channels]
     canvas = np.stack([np.asarray(channel, dtype=np.float64) for channel in smooth], axis=-1)
@@ -214,20 +218,24 @@ def _place(
     return (paths[0].reshape(-1) if inside and len(paths) == 1 else None), coverage
 
 
-def _paint(generator: np.random.Generator, canvas: Floats, coverage: Floats) -> None:
+def _paint(generator: np.random.Generator, canvas: Floats, coverage: Floats, label: int) -> None:
     """Lay a surface over the (H, W, 3) canvas where `coverage`, (H, W) in [0, 1], says, in place."""
     rows, columns = np.flatnonzero(coverage.any(axis=1)), np.flatnonzero(coverage.any(axis=0))
     window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     part, weight = canvas[window], coverage[window][..., None]
-    colour = _contrasting_colour(generator, part[weight[..., 0] >= 0.5].mean(axis=0))
+    colour = _contrasting_colour(generator, label, part[weight[..., 0] >= 0.5].mean(axis=0))
     surface = colour * _texture(generator, *weight.shape[:2])[..., None]
     part += weight * (surface - part)
 
 
-def _contrasting_colour(generator: np.random.Generator, behind: Floats) -> Floats:
-    """A colour that differs from what it is painted on."""
+def _contrasting_colour(generator: np.random.Generator, label: int, behind: Floats) -> Floats:
+    """A vivid colour, mostly one of the class's own, that differs from what it is painted on."""
     while True:
-        colour = generator.uniform(20, 235, 3)
+        hue = generator.uniform()
+        if generator.random() < _OWN_COLOUR_SHARE:
+            hue = (label + generator.uniform(-0.3, 0.3)) / len(CLASS_NAMES)
+        vivid = colorsys.hsv_to_rgb(hue % 1, generator.uniform(0.75, 1), generator.uniform(0.65, 1))
+        colour = 255 * np.array(vivid)
         if np.abs(colour - behind).sum() >= _MIN_CONTRAST:
             return colour
 
