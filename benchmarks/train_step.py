@@ -158,7 +158,8 @@ def main() -> None:
     setting = (
         f"{name}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
         f"{torch.get_num_threads()} threads; {arguments.batch} x {arguments.size[0]} x {arguments.size[1]}, "
-        f"{arguments.boxes} boxes, {'bfloat16' if arguments.bf16 else 'float32'}, medians of {arguments.steps}"
+        f"{arguments.boxes} boxes, {'bfloat16' if arguments.bf16 else 'float32'}, "
+        f"medians of {arguments.steps}"
     )
     base = {row["model"]: row["seconds"] for row in rows}
     print(setting)

@@ -335,7 +335,7 @@ def _describe(
     yield f"{cfg.model.meta_architecture}: " + ", ".join(f"{name} {n:.1f} M" for name, n in counts.items())
     solver = cfg.solver
     yield (
-        f"{solver.ims_per_batch} images a step = {ranks} ranks x {micro_steps} micro-batches x "
+        f"{solver.ims_per_batch} images a step = {ranks} rank(s) x {micro_steps} micro-batch(es) x "
         f"{micro_batch_size(cfg)}, {solver.max_iter} steps, seed {cfg.seed}"
     )
 

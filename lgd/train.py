@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from lgd import distributed
 from lgd.config.load import load_config
 from lgd.config.values import ConfigError
-from lgd.data.errors import DataError
+from lgd.data.errors import DataError, ImageError
 from lgd.distributed import LaunchInfo
 from lgd.engine.checkpoint import CheckpointError
 from lgd.engine.progress import NonFiniteError
@@ -64,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         run(cfg, resume=arguments.resume, eval_only=arguments.eval_only)
     except USER_ERRORS as error:
-        return _fail(error, rank)
+        # What all ranks run into is said once; an image or a loss is one rank's own.
+        is_own = isinstance(error, ImageError | NonFiniteError)
+        return _fail(error, rank) if is_own or rank == 0 else 2
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise

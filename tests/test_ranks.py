@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import multiprocessing
-from torch.nn.parallel import DistributedDataParallel
 
 from lgd.build import build_model
 from lgd.config.load import load_config
+from lgd.engine.loop import _wrap
 from lgd.structures import Batch, Targets
 from tests.training import REPOSITORY, SMALL
 
@@ -61,7 +61,7 @@ def run_rank(rank, port, changes, path):
     )
     torch.set_num_threads(1)
     model = make_model(**changes)
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    wrapped = _wrap(model, list(model.student.backbone_parameters()), False, torch.device("cpu"))
     gradients = gradients_of(model, wrapped, [make_batch(2 * rank, 2 * rank + 2)])
     if rank == 0:
         torch.save({"gradients": gradients, "normalizer": model.student.loss_normalizer}, path)

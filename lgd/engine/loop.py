@@ -213,12 +213,12 @@ def _wrap(
         parameter.grad = None
     if not distributed.is_initialized():
         return model
-    return DistributedDataParallel(
-        model,
-        device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
+    wrapped = DistributedDataParallel(
+        model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
     )
+    # Buffers are equal or local. The constructor's argument for this has another name from torch 2.15 on.
+    wrapped.broadcast_buffers = False
+    return wrapped
 
 
 def _no_sync(module: nn.Module, skip: bool) -> AbstractContextManager[None]:
