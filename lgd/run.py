@@ -122,9 +122,7 @@ def _train(
     if checkpoint is not None:
         _restore(cfg, state, checkpoint, classes)
     metrics = MetricsWriter(
-        output.root if distributed.is_main() else None,
-        cfg.solver.max_iter,
-        None if checkpoint is None else state.step,
+        output.root if distributed.is_main() else None, cfg.solver.max_iter, first_iteration=state.step
     )
     metrics.log_text("config", dump_config(cfg))
     results: Results | None = None

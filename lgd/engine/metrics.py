@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import math
@@ -90,14 +89,14 @@ class MetricsWriter:
     leaves what an uninterrupted one leaves.
     """
 
-    def __init__(self, output_dir: Path | None, max_iter: int, resume_iteration: int | None = None) -> None:
+    def __init__(self, output_dir: Path | None, max_iter: int, first_iteration: int = 0) -> None:
         """Open the files.
 
         Args:
             output_dir: where to write; None on every rank but the first, whose writer then does nothing.
             max_iter: steps of the run.
-            resume_iteration: steps done by the checkpoint that training goes on from, 0 for a resume that
-                found none; None for a new run, which puts the metrics of an older one aside.
+            first_iteration: steps done by the checkpoint that training goes on from, 0 without one; what
+                there is of later steps is taken back.
 
         Raises:
             ValueError: TensorBoard is not installed.
@@ -108,10 +107,9 @@ class MetricsWriter:
         self._files: tuple[_LineFile, _TensorBoard] | None = None
         if output_dir is not None:
             output_dir.mkdir(parents=True, exist_ok=True)
-            first_step = 0 if resume_iteration is None else resume_iteration + 1
             self._files = (
-                _LineFile(output_dir / "metrics.jsonl", resume_iteration),
-                _TensorBoard(output_dir, first_step),
+                _LineFile(output_dir / "metrics.jsonl", first_iteration),
+                _TensorBoard(output_dir, first_iteration + 1),
             )
 
     def log(self, record: StepRecord) -> None:
@@ -229,12 +227,9 @@ def _flatten(record: StepRecord) -> dict[str, Any]:
 class _LineFile:
     """metrics.jsonl: a JSON object a line, each on disk before training goes on."""
 
-    def __init__(self, path: Path, resume_iteration: int | None) -> None:
+    def __init__(self, path: Path, first_iteration: int) -> None:
         if path.exists():
-            if resume_iteration is None:
-                _put_aside(path)
-            else:
-                _drop_lines_after(path, resume_iteration)
+            _drop_lines_after(path, first_iteration)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, entry: Mapping[str, Any]) -> None:
@@ -244,14 +239,6 @@ class _LineFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _put_aside(path: Path) -> None:
-    """Rename the metrics of an older run to metrics.1.jsonl, metrics.2.jsonl, ..."""
-    names = (path.with_suffix(f".{number}{path.suffix}") for number in itertools.count(1))
-    aside = next(name for name in names if not name.exists())
-    path.rename(aside)
-    logger.info("the metrics of an earlier run are kept as %s", aside)
 
 
 def _drop_lines_after(path: Path, iteration: int) -> None:

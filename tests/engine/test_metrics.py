@@ -134,8 +134,8 @@ def test_line_holds_every_number_exactly(tmp_path):
     assert TIMING_KEYS - {"eta_seconds"} < line.keys()
 
 
-def write_run(folder, iterations, resume=None):
-    writer = MetricsWriter(folder, max_iter=100, resume_iteration=resume)
+def write_run(folder, iterations, resume=0):
+    writer = MetricsWriter(folder, max_iter=100, first_iteration=resume)
     for iteration in iterations:
         writer.log(record(iteration))
         if iteration % 40 == 0:
@@ -160,7 +160,7 @@ def test_killed_and_resumed_run_leaves_the_lines_of_an_uninterrupted_one(tmp_pat
 def test_damaged_lines_are_dropped_and_counted(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"iteration": 20}\n\xff\x00\n[1]\n{"no": 1}\n{"iteration": 40}\n{"itera')
-    MetricsWriter(tmp_path, max_iter=100, resume_iteration=40).close()
+    MetricsWriter(tmp_path, max_iter=100, first_iteration=40).close()
     assert [line["iteration"] for line in read_lines(tmp_path)] == [20, 40]
     assert "dropped 4 damaged line(s)" in caplog.text
 
@@ -169,15 +169,6 @@ def test_resume_without_a_checkpoint_begins_anew(tmp_path):
     write_run(tmp_path, (20, 40))
     write_run(tmp_path, (20,), resume=0)
     assert [line["iteration"] for line in read_lines(tmp_path)] == [20]
-
-
-def test_new_run_puts_older_metrics_aside(tmp_path):
-    for iterations in ((20, 40), (20, 60), (20,)):
-        write_run(tmp_path, iterations)
-    assert [line["iteration"] for line in read_lines(tmp_path)] == [20]
-    assert len((tmp_path / "metrics.1.jsonl").read_text().splitlines()) == 3
-    assert '"iteration": 60' in (tmp_path / "metrics.2.jsonl").read_text()
-    assert scalars(read_events(tmp_path), "loss/total_loss") == [(20, 20 + 1 / 3)]
 
 
 def test_tensorboard_scalars(tmp_path):
