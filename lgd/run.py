@@ -49,8 +49,8 @@ from lgd.evaluation.results import (
     results_table,
     write_predictions,
     write_results_json,
-    write_text_atomically,
 )
+from lgd.files import write_text_atomically
 from lgd.output import OutputFolder, log_to_file, set_earlier_run_aside
 from lgd.weights.load import load_into
 

@@ -7,8 +7,8 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = (
-    "structures", "config", "distributed", "ops", "layers", "backbones", "detectors", "distill", "data",
-    "evaluation", "weights", "engine", "build", "output", "launch", "run", "train", "cli",
+    "structures", "files", "config", "distributed", "ops", "layers", "backbones", "detectors", "distill",
+    "data", "evaluation", "weights", "engine", "build", "output", "launch", "run", "train", "cli",
 )  # fmt: skip
 SEES_CONFIG = {"config", "build", "run", "train", "cli"}
 FILES = sorted(path for folder in ("lgd", "jobs") for path in (REPOSITORY / folder).rglob("*.py"))

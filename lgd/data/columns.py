@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 import struct
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from lgd.files import replacing
 
 Array = npt.NDArray[Any]
 
@@ -63,20 +63,12 @@ def write_columns(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str
         end = start + array.nbytes
     header = json.dumps({"arrays": directory, "end": end, "metadata": metadata}).encode()
     base = _base(len(header))
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(_PREFIX.pack(_MAGIC, *stamp, len(header)) + header)
-            for name, array in arrays.items():
-                file.seek(base + directory[name][2])
-                file.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
-            file.truncate(base + end)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.write(_PREFIX.pack(_MAGIC, *stamp, len(header)) + header)
+        for name, array in arrays.items():
+            file.seek(base + directory[name][2])
+            file.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        file.truncate(base + end)
 
 
 def read_stamp(path: Path) -> Stamp | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from lgd import distributed
-from lgd.evaluation.results import write_text_atomically
+from lgd.files import replacing, write_text_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -50,20 +49,12 @@ def save_file(path: Path, content: dict[str, Any]) -> None:
     Raises:
         CheckpointError: the disk is full or the folder not writable; an older `path` stays.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _flush_folder(path.parent)
     except OSError as error:
-        _discard(temporary)
         raise CheckpointError(f"could not write {path}: {_reason(error)}") from error
     except RuntimeError as error:  # what torch's zip writer makes of a failing disk
-        _discard(temporary)
         raise CheckpointError(f"could not write {path}: the disk is full or failing") from error
 
 
@@ -81,13 +72,14 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     """
     path = folder / f"step_{step:07d}.pth"
     seal = path.with_suffix(".json")
+    for leftover in folder.glob(".step_*.tmp"):  # of a run that was killed while it wrote
+        _discard(leftover)
     # A seal must never outlive its file: take an old one away before the file is replaced.
     try:
         seal.unlink(missing_ok=True)
         save_file(path, {"format": FORMAT, "step": step, **state})
         record = {"step": step, "bytes": path.stat().st_size, "sha256": _sha256(path)}
         write_text_atomically(seal, json.dumps(record))
-        _flush_folder(folder)
     except (CheckpointError, OSError) as error:
         kept = _newest_path(folder, before=step)
         stays = f"{kept.name} stays" if kept else "there is no earlier checkpoint"
@@ -192,14 +184,6 @@ def _newest_path(folder: Path, before: int) -> Path | None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _discard(path: Path) -> None:

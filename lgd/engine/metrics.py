@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from lgd.distill.schedule import Phase
-from lgd.evaluation.results import replace_non_finite, write_text_atomically
+from lgd.evaluation.results import replace_non_finite
+from lgd.files import write_text_atomically
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from lgd.files import write_text_atomically
 
 Results = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None] | None]]]
 """Data set -> "student" or "teacher" -> "bbox" -> metric -> percent; None where nothing can be measured."""
@@ -27,25 +28,6 @@ def write_results_json(path: Path, results: Results) -> None:
     NaN and infinity, which JSON does not have, become null. The old file stays if writing fails.
     """
     write_text_atomically(path, json.dumps(replace_non_finite(results), indent=2) + "\n")
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write `text` under a temporary name, flush it to the disk and rename it to `path`.
-
-    Raises:
-        OSError: the disk is full or the folder read-only; `path` is as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def replace_non_finite(value: Any) -> Any:

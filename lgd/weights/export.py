@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lgd.files import replacing
 from lgd.weights.reference import find_cell_anchors, reference_constants, to_reference
 
 
@@ -29,6 +30,5 @@ def write_reference_checkpoint(
         pixel_mean=pixel_mean, pixel_std=pixel_std, cell_anchors=find_cell_anchors(model)
     )
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save({"model": to_reference(state, constants)}, temporary)
-    temporary.replace(path)
+    with replacing(path) as file:
+        torch.save({"model": to_reference(state, constants)}, file)

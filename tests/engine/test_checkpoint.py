@@ -6,6 +6,7 @@ import stat
 import pytest
 import torch
 
+from lgd import files
 from lgd.engine import checkpoint
 from lgd.engine.checkpoint import (
     CheckpointError,
@@ -101,6 +102,12 @@ def test_a_crash_between_file_and_seal_falls_back(tmp_path, monkeypatch):
     assert load_newest(tmp_path).step == 5
 
 
+def test_what_a_killed_writer_left_is_cleared(tmp_path):
+    (tmp_path / ".step_0000003.pth.0123.tmp").write_bytes(b"half")
+    save(tmp_path, 5)
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_folder_that_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="there is no earlier checkpoint"):
@@ -111,7 +118,7 @@ def test_saved_file_replaces_the_old_one_only_when_whole(tmp_path, monkeypatch):
     path = tmp_path / "model.pth"
     save_file(path, {"format": "lgd", "model": {}})
     monkeypatch.setattr(
-        checkpoint.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(5, "Input/output error"))
+        files.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(5, "Input/output error"))
     )
     with pytest.raises(CheckpointError, match="Input/output error"):
         save_file(path, {"format": "lgd", "model": {"w": torch.ones(3)}})
