@@ -136,7 +136,7 @@ class RetinanetConfig:
     smooth_l1_loss_beta: Annotated[NonNegativeFloat, "Where the box loss turns from square to linear."] = 0.1
     reference_normalizer: Annotated[
         bool,
-        "As the reference: advance the loss normaliser in every call, by this rank alone; float32 focal loss.",
+        "As the reference: advance the loss normaliser in every call, on each rank; float32 focal loss.",
     ] = False
 
 
