@@ -48,7 +48,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 for what the user can mend."""
+    """Run the command line; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
     arguments = parse_arguments(argv)
     rank = LaunchInfo.from_environment().rank
     start_logging(rank)
@@ -70,9 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        return _fail(
-            f"{error.strerror}: {error.filename or cfg.output_dir}; what was saved before stays", rank
-        )
+        return _fail(f"{error.strerror}: {error.filename or 'OUTPUT_DIR'}; what was saved before stays", rank)
+    except KeyboardInterrupt:
+        return 130
     finally:
         distributed.shutdown()
     return 0
