@@ -1,7 +1,8 @@
 """The tensors that pass between the rooms of the library: batches, targets, detections.
 
 Legend: B images of a batch, padded bottom and right to one canvas H x W; N object slots per image
-(the largest count of the batch, at least 1); D detections of one image. All boxes are xyxy pixels.
+(the largest count of the batch, at least 1); E edges of an outline; D detections of one image. All boxes
+are xyxy pixels.
 """
 
 from __future__ import annotations
@@ -17,6 +18,34 @@ Features = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Outlines:
+    """Instance masks of a batch as the edges of their outlines, padded to E edges per object.
+
+    An object is the union of its parts; a point lies in a part when a ray from it crosses the part's edges an
+    odd number of times. Polygons are parts of their own; a run-length mask is one part, the borders of its
+    runs. So the masks can be resized and flipped exactly, and rasterised in any box (`lgd.ops.polygons`).
+
+    Attributes:
+        edges: (B, N, E, 4) float, x1 y1 x2 y2 in pixels of the canvas; zeros (no edge) in the unused slots.
+        parts: (B, N, E) int64 in [0, num_parts), the part that each edge belongs to; 0 in the unused slots.
+        num_parts: the largest number of parts of an object, at least 1.
+    """
+
+    edges: Tensor
+    parts: Tensor
+    num_parts: int
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Outlines:
+        """Return a copy on `device`."""
+        edges, parts = (x.to(device, non_blocking=non_blocking) for x in (self.edges, self.parts))
+        return Outlines(edges, parts, self.num_parts)
+
+    def pin_memory(self) -> Outlines:
+        """Return a copy in page-locked memory (called by the data loader)."""
+        return Outlines(self.edges.pin_memory(), self.parts.pin_memory(), self.num_parts)
+
+
+@dataclass(frozen=True)
 class Targets:
     """Ground truth of a batch, padded to N slots per image.
 
@@ -24,11 +53,13 @@ class Targets:
         boxes: (B, N, 4) float, xyxy, pixels of the canvas; zeros in the unused slots.
         labels: (B, N) int64 in [0, num_classes); 0 in the unused slots.
         valid: (B, N) bool, True where a slot holds an object.
+        outlines: the objects' masks; None where the model does not ask for masks.
     """
 
     boxes: Tensor
     labels: Tensor
     valid: Tensor
+    outlines: Outlines | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
         """Return a copy on `device`."""
@@ -36,11 +67,17 @@ class Targets:
             boxes=self.boxes.to(device, non_blocking=non_blocking),
             labels=self.labels.to(device, non_blocking=non_blocking),
             valid=self.valid.to(device, non_blocking=non_blocking),
+            outlines=self.outlines.to(device, non_blocking) if self.outlines else None,
         )
 
     def pin_memory(self) -> Targets:
         """Return a copy in page-locked memory (called by the data loader)."""
-        return Targets(self.boxes.pin_memory(), self.labels.pin_memory(), self.valid.pin_memory())
+        return Targets(
+            self.boxes.pin_memory(),
+            self.labels.pin_memory(),
+            self.valid.pin_memory(),
+            self.outlines.pin_memory() if self.outlines else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -95,12 +132,16 @@ class Detections:
         boxes: (D, 4) float, xyxy, pixels of the original image, clipped to it.
         scores: (D,) float in [0, 1], descending.
         labels: (D,) int64 in [0, num_classes).
+        masks: (D, M, M) float in [0, 1], the probability of the object on an M x M grid over its box; None
+            where the detector makes no masks.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+    masks: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Detections:
         """Return a copy on `device`."""
-        return Detections(self.boxes.to(device), self.scores.to(device), self.labels.to(device))
+        masks = None if self.masks is None else self.masks.to(device)
+        return Detections(self.boxes.to(device), self.scores.to(device), self.labels.to(device), masks)

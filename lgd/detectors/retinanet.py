@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lgd.distributed import all_reduce_sum, get_world_size
 from lgd.layers.fpn import FPN
+from lgd.layers.pixels import PixelNormalizer
 from lgd.ops.anchors import cell_anchors, grid_anchors
 from lgd.ops.boxes import clip_boxes, decode_deltas, encode_deltas, scale_boxes
 from lgd.ops.losses import reference_focal_loss, sigmoid_focal_loss, smooth_l1_loss
@@ -100,8 +101,6 @@ class RetinaNet(nn.Module):
         ValueError: anchors that don't fit the neck's levels.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
     cell_anchors: Tensor
     loss_normalizer: Tensor
 
@@ -143,6 +142,7 @@ class RetinaNet(nn.Module):
         self.detections_per_image = detections_per_image
         self.reference_normalizer = reference_normalizer
 
+        self.normalize = PixelNormalizer(pixel_mean, pixel_std)
         self.backbone = backbone
         self.neck = neck
         cells = _make_cells(anchor_sizes, aspect_ratios, len(self.strides))
@@ -154,15 +154,12 @@ class RetinaNet(nn.Module):
             prior_prob=prior_prob,
         )
         # Kept in float64 until used, so that a float64 model gets these numbers unrounded.
-        mean, std = (torch.tensor(x, dtype=torch.float64).view(-1, 1, 1) for x in (pixel_mean, pixel_std))
         self.register_buffer("cell_anchors", cells, persistent=False)
-        self.register_buffer("pixel_mean", mean, persistent=False)
-        self.register_buffer("pixel_std", std, persistent=False)
         self.register_buffer("loss_normalizer", torch.tensor(100.0))
 
     def extract_features(self, batch: Batch) -> Features:
         """See `Detector.extract_features`."""
-        features: Features = self.neck(self.backbone(self._normalize(batch)))
+        features: Features = self.neck(self.backbone(self.normalize(batch, self.loss_normalizer.dtype)))
         return features
 
     def compute_losses(
@@ -218,15 +215,6 @@ class RetinaNet(nn.Module):
     def backbone_parameters(self) -> Iterable[nn.Parameter]:
         """See `Detector.backbone_parameters`."""
         return self.backbone.parameters()
-
-    def _normalize(self, batch: Batch) -> Tensor:
-        """Images (B, 3, H, W) in the model's dtype with mean 0 and deviation 1, 0 in the padding."""
-        dtype = self.loss_normalizer.dtype
-        images = (batch.images.to(dtype) - self.pixel_mean.to(dtype)) / self.pixel_std.to(dtype)
-        height, width = images.shape[-2:]
-        rows = torch.arange(height, device=images.device) < batch.sizes[:, :1]
-        columns = torch.arange(width, device=images.device) < batch.sizes[:, 1:]
-        return torch.where(rows[:, None, :, None] & columns[:, None, None, :], images, 0)
 
     def _make_anchors(self, features: Features) -> list[Tensor]:
         """[(h_l * w_l * R, 4)] of every level, in the model's dtype."""

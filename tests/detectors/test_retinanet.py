@@ -14,7 +14,7 @@ from tests.detectors.small import ANCHOR_SIZES, excite_head, make_batch, make_re
 def test_images_are_normalized_and_zero_in_the_padding():
     detector = make_retinanet().double()
     batch = dataclasses.replace(make_batch([1, 1]), images=torch.full((2, 3, 64, 96), 210, dtype=torch.uint8))
-    images = detector._normalize(batch)
+    images = detector.normalize(batch, torch.float64)
     assert images.dtype == torch.float64
     assert torch.equal(images[0, :, 0, 0], torch.tensor([110 / 50, 100 / 55, 90 / 60], dtype=torch.float64))
     height, width = batch.sizes[1].tolist()
@@ -26,7 +26,7 @@ def test_images_are_normalized_and_zero_in_the_padding():
 def test_float_pixels_are_taken_as_they_are():
     detector, batch = make_retinanet().double(), make_batch([1, 2])
     as_float = dataclasses.replace(batch, images=batch.images.float())
-    assert torch.equal(detector._normalize(as_float), detector._normalize(batch))
+    assert torch.equal(detector.normalize(as_float, torch.float64), detector.normalize(batch, torch.float64))
 
 
 def test_predictions_go_by_row_column_anchor():

@@ -1,0 +1,24 @@
+"""From the configuration to objects: the only package besides `run.py` and `train.py` that sees both."""
+
+from lgd.build.model import Model, build_model
+from lgd.build.training import (
+    build_loop_options,
+    build_schedule,
+    build_sides,
+    build_test_loader,
+    build_train_loader,
+    load_initial_weights,
+    micro_batch_size,
+)
+
+__all__ = [
+    "Model",
+    "build_loop_options",
+    "build_model",
+    "build_schedule",
+    "build_sides",
+    "build_test_loader",
+    "build_train_loader",
+    "load_initial_weights",
+    "micro_batch_size",
+]

@@ -1,0 +1,49 @@
+"""The distiller with its parts, or the plain student, from the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from lgd.build.choice import choose
+from lgd.build.retinanet import build_retinanet
+from lgd.config.schema import Config
+from lgd.config.values import ConfigError
+from lgd.detectors.retinanet import RetinaNet
+from lgd.distill.distiller import Adapter, LabelGuidedDistiller, PlainStudent
+from lgd.distill.teacher import DynamicTeacher
+
+Model = LabelGuidedDistiller | PlainStudent
+
+DETECTORS: Mapping[str, Callable[[Config], RetinaNet]] = {"RetinaNet": build_retinanet}
+
+
+def build_model(cfg: Config) -> Model:
+    """Build the distiller with its student, teacher and adapter, or the plain student.
+
+    Raises:
+        ConfigError: a part or an option that there is not.
+    """
+    student = choose(DETECTORS, cfg.model.meta_architecture, "MODEL.META_ARCHITECTURE")(cfg)
+    distillator = cfg.model.distillator
+    if not distillator.enabled:
+        return PlainStudent(student)
+    if distillator.label_encoder.load_labelmap:
+        raise ConfigError("MODEL.DISTILLATOR.LABEL_ENCODER.LOAD_LABELMAP True needs a detector with masks")
+    teacher = distillator.teacher
+    try:
+        return LabelGuidedDistiller(
+            student=student,
+            teacher=DynamicTeacher(
+                channels=student.channels,
+                num_classes=cfg.num_classes,
+                interact_pattern=teacher.interact_pattern,
+                add_context_box=teacher.add_context_box,
+                detach_appearance_embed=teacher.detach_appearance_embed,
+                category_format=distillator.label_encoder.category_format,
+                num_heads=teacher.nr_transformer_heads,
+            ),
+            adapter=Adapter(student.channels),
+            weight=distillator.lambda_,
+        )
+    except ValueError as error:
+        raise ConfigError(f"MODEL.DISTILLATOR: {error}") from error

@@ -1,0 +1,166 @@
+"""Optimizers, schedules, loop options, loaders and first weights from the configuration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from lgd.build.model import Model
+from lgd.config.schema import Config
+from lgd.config.solver import resolve_solver
+from lgd.config.values import ConfigError
+from lgd.data.index import AnnotationIndex
+from lgd.data.loader import test_loader, train_loader
+from lgd.distill.schedule import DistillSchedule
+from lgd.distributed import get_rank, get_world_size
+from lgd.engine.loop import LoopOptions, Side
+from lgd.engine.optim import LRSchedule, build_optimizer
+from lgd.structures import Batch
+from lgd.weights.load import load_weights
+
+logger = logging.getLogger(__name__)
+
+
+def build_sides(cfg: Config, model: Model, device: torch.device) -> list[Side]:
+    """Build the optimizer and schedule of the student (with the adapter) and of the teacher."""
+    parameters: dict[str, list[nn.Parameter]] = {"student": [], "teacher": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameters["teacher" if name.startswith("teacher.") else "student"].append(parameter)
+    fused = cfg.train.fused_optimizer
+    return [
+        _build_side(cfg, name, side, device.type == "cuda" if fused == "auto" else fused)
+        for name, side in parameters.items()
+        if side
+    ]
+
+
+def _build_side(cfg: Config, name: str, parameters: list[nn.Parameter], fused: bool) -> Side:
+    solver = resolve_solver(cfg, "teacher" if name == "teacher" else "student")
+    optimizer = build_optimizer(
+        parameters,
+        kind=solver.optimizer,
+        lr=solver.base_lr,
+        momentum=solver.momentum,
+        weight_decay=solver.weight_decay,
+        fused=fused,
+    )
+    schedule = LRSchedule(
+        base_lr=solver.base_lr,
+        kind=solver.lr_scheduler_name,
+        steps=solver.steps,
+        gamma=solver.gamma,
+        warmup_factor=solver.warmup_factor,
+        warmup_iters=solver.warmup_iters,
+        warmup_method=solver.warmup_method,
+        max_iter=cfg.solver.max_iter,
+    )
+    return Side(name, optimizer, schedule)
+
+
+def build_schedule(cfg: Config) -> DistillSchedule:
+    """Build the phases of LGD; a plain student has none."""
+    distillator = cfg.model.distillator
+    if not distillator.enabled:
+        return DistillSchedule(
+            pre_nondistill=0, post_nondistill=0, pre_freeze=0, max_iter=cfg.solver.max_iter
+        )
+    return DistillSchedule(
+        pre_nondistill=distillator.pre_nondistill_iters,
+        post_nondistill=distillator.post_nondistill_iters,
+        pre_freeze=distillator.pre_freeze_student_backbone_iters,
+        max_iter=cfg.solver.max_iter,
+    )
+
+
+def build_loop_options(cfg: Config) -> LoopOptions:
+    """Build the numbers of the training loop."""
+    clip = cfg.solver.clip_gradients
+    return LoopOptions(
+        max_iter=cfg.solver.max_iter,
+        images_per_step=cfg.solver.ims_per_batch,
+        log_period=cfg.log_period,
+        eval_period=cfg.test.eval_period,
+        checkpoint_period=cfg.solver.checkpoint_period,
+        accumulate_steps=cfg.train.accumulate_steps,
+        clip_kind=clip.clip_type if clip.enabled else "none",
+        clip_limit=clip.clip_value,
+        clip_norm_type=clip.norm_type,
+        mixed_precision=cfg.solver.amp.enabled,
+        seed=cfg.seed,
+    )
+
+
+def micro_batch_size(cfg: Config) -> int:
+    """Images of one forward pass on one rank.
+
+    Raises:
+        ConfigError: the batch does not divide.
+    """
+    shares = get_world_size() * cfg.train.accumulate_steps
+    if cfg.solver.ims_per_batch % shares:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH {cfg.solver.ims_per_batch} does not divide into {get_world_size()} ranks "
+            f"x TRAIN.ACCUMULATE_STEPS {cfg.train.accumulate_steps}; choose a multiple of {shares}"
+        )
+    return cfg.solver.ims_per_batch // shares
+
+
+def build_train_loader(
+    cfg: Config, index: AnnotationIndex, *, first_step: int, pin_memory: bool
+) -> Iterable[Batch]:
+    """Open this rank's endless training batches, from those of `first_step` on."""
+    options = cfg.input
+    return train_loader(
+        index,
+        image_format=options.format,
+        batch_size=micro_batch_size(cfg),
+        num_accumulation_steps=cfg.train.accumulate_steps,
+        world_size=get_world_size(),
+        rank=get_rank(),
+        seed=cfg.seed,
+        start=first_step * cfg.train.accumulate_steps,
+        min_sizes=options.min_size_train,
+        min_size_sampling=options.min_size_train_sampling,
+        max_size=options.max_size_train,
+        flip_prob=0.5 if options.random_flip == "horizontal" else 0.0,
+        num_workers=cfg.dataloader.num_workers,
+        on_bad_image=cfg.dataloader.on_bad_image,
+        filter_empty=cfg.dataloader.filter_empty_annotations,
+        aspect_ratio_grouping=cfg.dataloader.aspect_ratio_grouping,
+        pin_memory=pin_memory,
+    )
+
+
+def build_test_loader(cfg: Config, index: AnnotationIndex, *, pin_memory: bool) -> Iterable[Batch]:
+    """Open this rank's share of a test set."""
+    return test_loader(
+        index,
+        image_format=cfg.input.format,
+        batch_size=cfg.test.ims_per_batch,
+        world_size=get_world_size(),
+        rank=get_rank(),
+        min_size=cfg.input.min_size_test,
+        max_size=cfg.input.max_size_test,
+        num_workers=cfg.dataloader.num_workers,
+        on_bad_image=cfg.dataloader.on_bad_image,
+        pin_memory=pin_memory,
+    )
+
+
+def load_initial_weights(cfg: Config, model: Model) -> None:
+    """Fill the model from MODEL.WEIGHTS, if any; says what was loaded and what was not."""
+    if not cfg.model.weights:
+        return
+    report = load_weights(
+        model,
+        cfg.model.weights,
+        stride_in_1x1=cfg.model.resnets.stride_in_1x1,
+        pixel_mean=cfg.model.pixel_mean,
+        pixel_std=cfg.model.pixel_std,
+        image_format=cfg.input.format,
+    )
+    logger.info("%s", report.summary())
