@@ -164,7 +164,7 @@ class TestNormalizer:
 def slice_batch(batch, start, stop):
     def cut(x):
         return (
-            Targets(*(y[start:stop] for y in dataclasses.astuple(x)))
+            Targets(x.boxes[start:stop], x.labels[start:stop], x.valid[start:stop])
             if isinstance(x, Targets)
             else x[start:stop]
         )
