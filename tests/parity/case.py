@@ -20,7 +20,7 @@ import yaml
 from lgd.build import Model, build_model
 from lgd.config.load import load_config
 from lgd.config.schema import Config
-from lgd.structures import Batch, Targets
+from lgd.structures import Batch, Outlines, Targets
 from lgd.weights import load_weights, reference_constants
 
 HERE = Path(__file__).parent
@@ -136,8 +136,19 @@ def make_batch(
         sizes=sizes,
         original_sizes=sizes,
         image_ids=torch.arange(len(inputs)),
-        targets=Targets(boxes=boxes, labels=labels, valid=valid),
+        targets=Targets(boxes, labels, valid, _make_outlines(inputs, drop_objects_of, num_slots, dtype)),
     )
+
+
+def _make_outlines(
+    inputs: Sequence[Mapping[str, Any]], drop_objects_of: Sequence[int], num_slots: int, dtype: torch.dtype
+) -> Outlines | None:
+    if "polygons" not in inputs[0]:
+        return None
+    from lgd.data.outlines import polygons_to_outlines
+
+    polygons = [[] if index in drop_objects_of else entry["polygons"] for index, entry in enumerate(inputs)]
+    return polygons_to_outlines(polygons, num_slots, dtype)
 
 
 def _make_image(case: Case, entry: Mapping[str, Any]) -> np.ndarray:

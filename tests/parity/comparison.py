@@ -65,7 +65,8 @@ def _step_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], limits
     frozen = theirs["requires_grad_false"]
     yield from (f"{name} has a gradient" for name in frozen if ours["grad_norms"].get(name))
     after = "loss_normalizer_after"
-    yield from _far({after: ours[after]}, {after: theirs[after]}, limits.loss)
+    if theirs.get(after) is not None:
+        yield from _far({after: ours[after]}, {after: theirs[after]}, limits.loss)
     for side, levels in ours["stats"].items():
         for level, stats in levels.items() if "stats" in theirs else ():
             recorded = theirs["stats"][side][level]
@@ -102,17 +103,26 @@ def _detection_differences(
 
 
 def _count_matches(ours: Mapping[str, Any], theirs: Mapping[str, Any], limits: Limits) -> int:
-    """Pair detections of one image, each at most once: same class, near score, near box."""
+    """Pair detections of one image, each at most once: same class, near score and box, like mask."""
     free = torch.ones(len(ours["scores"]), dtype=torch.bool)
     boxes, scores, classes = (
         torch.tensor(ours[key], dtype=torch.float64) for key in ("boxes", "scores", "classes")
     )
     count = 0
-    for box, score, label in zip(theirs["boxes"], theirs["scores"], theirs["classes"], strict=True):
+    for number, (box, score, label) in enumerate(
+        zip(theirs["boxes"], theirs["scores"], theirs["classes"], strict=True)
+    ):
         distances = (boxes - torch.tensor(box, dtype=torch.float64)).abs().amax(1)
         fits = free & (classes == label) & ((scores - score).abs() <= limits.score)
         distances = distances.masked_fill(~fits, torch.inf)
-        if len(distances) and distances.min() <= limits.pixels:
-            free[distances.argmin()] = False
+        if len(distances) == 0 or distances.min() > limits.pixels:
+            continue
+        nearest = int(distances.argmin())
+        if "masks" not in theirs or _alike(ours["masks"][nearest]["area"], theirs["masks"][number]["area"]):
+            free[nearest] = False
             count += 1
     return count
+
+
+def _alike(area: int, recorded: int) -> bool:
+    return abs(area - recorded) <= max(2, 0.002 * recorded)

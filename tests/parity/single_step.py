@@ -61,12 +61,13 @@ def _train(case: Case, model: Model, batch: Batch, *, distill: bool) -> dict[str
     total = torch.stack(list(losses.values())).sum()
     total.backward()
     norms = {reference_name(n): _norm_of_gradient(p) for n, p in model.named_parameters()}
+    normalizer = _normalizer(model)
     return {
         "losses": {name: loss.item() for name, loss in losses.items()},
         "total": total.item(),
         "grad_norms": {name: norms.get(name) for name in case.parameter_names},
         "stats": {side: _describe(features) for side, features in maps.items()},
-        "loss_normalizer_after": model.student.loss_normalizer.item(),
+        "loss_normalizer_after": None if normalizer is None else normalizer.item(),
     }
 
 
@@ -98,9 +99,16 @@ def _describe(features: Features) -> dict[str, dict[str, Any]]:
     }
 
 
+def _normalizer(model: Model) -> Tensor | None:
+    """RetinaNet's moving average of the number of foreground anchors; other detectors have none."""
+    return getattr(model.student, "loss_normalizer", None)
+
+
 def _reset_normalizer(model: Model) -> None:
     """The reference does not save it; it starts every run anew."""
-    model.student.loss_normalizer.fill_(100.0)
+    normalizer = _normalizer(model)
+    if normalizer is not None:
+        normalizer.fill_(100.0)
 
 
 @torch.no_grad()
@@ -109,12 +117,20 @@ def _evaluate(model: Model, batch: Batch, *, use_teacher: bool) -> list[dict[str
     features = model.student.extract_features(batch)
     if use_teacher:
         features = model.teach(features, batch)
-    return [_to_record(image) for image in model.student.detect(features, batch)]
+    detections = model.student.detect(features, batch)
+    return [_to_record(*image) for image in zip(detections, batch.original_sizes.tolist(), strict=True)]
 
 
-def _to_record(detections: Detections) -> dict[str, Any]:
-    return {
+def _to_record(detections: Detections, size: list[int]) -> dict[str, Any]:
+    record: dict[str, Any] = {
         "boxes": detections.boxes.tolist(),
         "scores": detections.scores.tolist(),
         "classes": detections.labels.tolist(),
     }
+    if detections.masks is not None:
+        from lgd.evaluation.masks import paste_masks
+
+        height, width = size
+        pasted = paste_masks(detections.masks, detections.boxes, (height, width))
+        record["masks"] = [{"area": int(area)} for area in pasted.sum(dim=(1, 2))]
+    return record
