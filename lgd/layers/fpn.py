@@ -14,28 +14,52 @@ from lgd.structures import Features
 
 
 class TopBlockP6P7(nn.Module):
-    """Two more levels by strided convolutions, as RetinaNet (arXiv 1708.02002, section 4).
+    """More levels by strided convolutions, as RetinaNet (arXiv 1708.02002, section 4).
 
     Args:
         in_channels: channels of the map it reads.
         out_channels: C.
         source: the map it reads, one of the backbone's ("res5") or of the pyramid's ("p5").
+        num_levels: 2, or 1 for P6 alone.
+
+    Raises:
+        ValueError: another number of levels.
     """
 
-    num_levels = 2
-
-    def __init__(self, in_channels: int, out_channels: int, source: str) -> None:
+    def __init__(self, in_channels: int, out_channels: int, source: str, num_levels: int = 2) -> None:
         super().__init__()
+        if num_levels not in (1, 2):
+            raise ValueError(f"convolutions add 1 or 2 levels on top, not {num_levels}")
         self.source = source
+        self.num_levels = num_levels
         self.p6 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
-        self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1) if num_levels == 2 else None
         for conv in (self.p6, self.p7):
-            _init_xavier(conv)
+            if conv is not None:
+                _init_xavier(conv)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> [(B, C, H/2, W/2), (B, C, H/4, W/4)], sizes rounded up."""
         p6 = self.p6(x)
-        return [p6, self.p7(F.relu(p6))]
+        return [p6] if self.p7 is None else [p6, self.p7(F.relu(p6))]
+
+
+class TopBlockMaxPool(nn.Module):
+    """One more level: every second cell of the pyramid's last (arXiv 1612.03144, section 4.1).
+
+    Args:
+        source: the map it reads.
+    """
+
+    num_levels = 1
+
+    def __init__(self, source: str = "p5") -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, C, H, W) -> [(B, C, H/2, W/2)], sizes rounded up."""
+        return [F.max_pool2d(x, kernel_size=1, stride=2)]
 
 
 class FPN(nn.Module):
@@ -49,6 +73,7 @@ class FPN(nn.Module):
         out_channels: C.
         norm: name of the norm after every convolution, "" for none.
         top_block: makes coarser levels; None for none.
+        fuse_type: "sum" of a level and the one above it, or their "avg".
 
     Attributes:
         channels: C.
@@ -62,10 +87,14 @@ class FPN(nn.Module):
         in_strides: Mapping[str, int],
         out_channels: int,
         norm: str = "",
-        top_block: TopBlockP6P7 | None = None,
+        top_block: TopBlockP6P7 | TopBlockMaxPool | None = None,
+        fuse_type: str = "sum",
     ) -> None:
         super().__init__()
         self.in_features = list(in_channels)
+        if fuse_type not in ("sum", "avg"):
+            raise ValueError(f"an FPN joins levels by 'sum' or 'avg', not {fuse_type!r}")
+        self.fuse_type = fuse_type
         strides = [in_strides[name] for name in self.in_features]
         if any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
             raise ValueError(f"FPN needs maps whose strides double, not {strides} of {self.in_features}")
@@ -88,7 +117,10 @@ class FPN(nn.Module):
         for stage, name in zip(reversed(self.stages), reversed(self.in_features), strict=True):
             lateral: Tensor = self.get_submodule(f"fpn_lateral{stage}")(maps[name])
             if merged is not None:
-                lateral = lateral + F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
+                above = F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
+                lateral = lateral + above
+                if self.fuse_type == "avg":
+                    lateral = lateral / 2
             merged = lateral
             outputs.insert(0, self.get_submodule(f"fpn_output{stage}")(merged))
         levels = dict(zip(self.strides, outputs, strict=False))

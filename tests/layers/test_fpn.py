@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lgd.layers.fpn import FPN, TopBlockP6P7
+from lgd.layers.fpn import FPN, TopBlockMaxPool, TopBlockP6P7
 
 CHANNELS = {"res3": 6, "res4": 8, "res5": 10}
 STRIDES = {"res3": 8, "res4": 16, "res5": 32}
@@ -50,6 +50,29 @@ def test_top_block(source, in_channels):
     ]
 
 
+def test_one_top_level_by_convolution():
+    fpn = make_fpn(top_block=TopBlockP6P7(4, 4, "p5", num_levels=1))
+    levels = fpn(make_maps())
+    assert list(levels) == list(fpn.strides) == ["p3", "p4", "p5", "p6"]
+    assert torch.equal(levels["p6"], fpn.top_block.p6(levels["p5"]))
+    assert not any("p7" in name for name in fpn.state_dict())
+
+
+def test_max_pooled_top_level_is_every_second_cell():
+    fpn = make_fpn(top_block=TopBlockMaxPool("p5"))
+    levels = fpn({name: x[..., :-1] for name, x in make_maps(24, 48).items()})
+    assert fpn.strides == {"p3": 8, "p4": 16, "p5": 32, "p6": 64}
+    assert levels["p5"].shape[-2:] == (6, 11)
+    assert torch.equal(levels["p6"], levels["p5"][..., ::2, ::2])
+
+
+def test_average_of_levels():
+    fpn, maps = make_fpn(fuse_type="avg"), make_maps()
+    above = fpn.fpn_lateral5(maps["res5"]).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    merged = (fpn.fpn_lateral4(maps["res4"]) + above) / 2
+    assert torch.equal(fpn(maps)["p4"], fpn.fpn_output4(merged))
+
+
 def test_norm_takes_the_bias_away():
     names = set(make_fpn(norm="BN").state_dict())
     assert {"fpn_lateral3.weight", "fpn_lateral3.norm.weight"} <= names
@@ -68,3 +91,13 @@ def test_odd_sizes_of_a_canvas_that_32_does_not_divide():
 def test_strides_must_double():
     with pytest.raises(ValueError, match=r"strides double, not \[8, 32\] of \['res3', 'res5'\]"):
         FPN(in_channels={"res3": 6, "res5": 10}, in_strides=STRIDES, out_channels=4)
+
+
+def test_unknown_fuse_type():
+    with pytest.raises(ValueError, match="by 'sum' or 'avg', not 'max'"):
+        make_fpn(fuse_type="max")
+
+
+def test_number_of_top_levels():
+    with pytest.raises(ValueError, match="add 1 or 2 levels on top, not 3"):
+        TopBlockP6P7(4, 4, "p5", num_levels=3)
