@@ -45,6 +45,7 @@ def parse_coco(json_path: Path, content_hash: str) -> tuple[dict[str, Array], di
     images = _parse_images(document, json_path)
     annotations, warnings = _parse_annotations(document, images, category_ids, json_path)
     metadata = {
+        "kind": "coco",
         "content_hash": content_hash,
         "class_names": class_names,
         "category_ids": category_ids,

@@ -47,6 +47,7 @@ def _join(indices: Sequence[AnnotationIndex], content_hash: str) -> Columns:
     for name in ("image_ids", "annotation_ids"):
         columns[name] = _distinct([part[name] for part in parts], name)
     metadata = {
+        "kind": indices[0].kind,
         "content_hash": content_hash,
         "class_names": indices[0].class_names,
         "category_ids": indices[0].category_ids,

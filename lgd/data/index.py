@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from lgd.data.columns import Array, open_columns
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+
+Kind = Literal["coco", "voc", "crowdhuman"]
+"""Whose rules a data set is scored by."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class AnnotationIndex:
 
     Attributes:
         name: what the user calls the set.
+        kind: whose format the annotations come in, and whose rules score detections on them.
         json_path: the annotation file.
         image_dir: the folder of the images.
         content_hash: SHA-256 of the annotation file, hexadecimal.
@@ -88,6 +92,7 @@ class AnnotationIndex:
         self.name = name
         self.json_path = json_path
         self.image_dir = image_dir
+        self.kind: Kind = metadata["kind"]
         self.content_hash: str = metadata["content_hash"]
         self.class_names: tuple[str, ...] = tuple(metadata["class_names"])
         self.category_ids: tuple[int, ...] = tuple(metadata["category_ids"])
