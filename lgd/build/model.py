@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from lgd.build.choice import choose
+from lgd.build.fgfi import build_feature_imitation, read_teacher_config
 from lgd.build.retinanet import build_retinanet
 from lgd.config.schema import Config
 from lgd.config.values import ConfigError
-from lgd.detectors.retinanet import RetinaNet
+from lgd.detectors.protocol import Detector
 from lgd.distill.distiller import Adapter, LabelGuidedDistiller, PlainStudent
 from lgd.distill.teacher import DynamicTeacher
 
 Model = LabelGuidedDistiller | PlainStudent
 
-DETECTORS: Mapping[str, Callable[[Config], RetinaNet]] = {"RetinaNet": build_retinanet}
+DETECTORS: Mapping[str, Callable[[Config], Detector]] = {"RetinaNet": build_retinanet}
 
 
 def build_model(cfg: Config) -> Model:
@@ -23,13 +24,24 @@ def build_model(cfg: Config) -> Model:
     Raises:
         ConfigError: a part or an option that there is not.
     """
-    student = choose(DETECTORS, cfg.model.meta_architecture, "MODEL.META_ARCHITECTURE")(cfg)
-    distillator = cfg.model.distillator
-    if not distillator.enabled:
+    student = build_detector(cfg)
+    if not cfg.model.distillator.enabled:
         return PlainStudent(student)
+    if cfg.model.distillator.method == "FGFI":
+        return build_feature_imitation(cfg, student, build_detector(read_teacher_config(cfg)))
+    return build_label_guided_distiller(cfg, student)
+
+
+def build_detector(cfg: Config) -> Detector:
+    """Build the configured detector alone."""
+    return choose(DETECTORS, cfg.model.meta_architecture, "MODEL.META_ARCHITECTURE")(cfg)
+
+
+def build_label_guided_distiller(cfg: Config, student: Detector) -> LabelGuidedDistiller:
+    """Build LGD around a student."""
+    distillator, teacher = cfg.model.distillator, cfg.model.distillator.teacher
     if distillator.label_encoder.load_labelmap:
         raise ConfigError("MODEL.DISTILLATOR.LABEL_ENCODER.LOAD_LABELMAP True needs a detector with masks")
-    teacher = distillator.teacher
     try:
         return LabelGuidedDistiller(
             student=student,

@@ -8,12 +8,14 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from lgd.build.fgfi import load_teacher
 from lgd.build.model import Model
 from lgd.config.schema import Config
 from lgd.config.solver import resolve_solver
 from lgd.config.values import ConfigError
 from lgd.data.index import AnnotationIndex
 from lgd.data.loader import test_loader, train_loader
+from lgd.distill.fgfi import FeatureImitation
 from lgd.distill.schedule import DistillSchedule
 from lgd.distributed import get_rank, get_world_size
 from lgd.engine.loop import LoopOptions, Side
@@ -152,7 +154,9 @@ def build_test_loader(cfg: Config, index: AnnotationIndex, *, pin_memory: bool) 
 
 
 def load_initial_weights(cfg: Config, model: Model) -> None:
-    """Fill the model from MODEL.WEIGHTS, if any; says what was loaded and what was not."""
+    """Fill the model from MODEL.WEIGHTS, if any, and FGFI's teacher; say what was loaded and what not."""
+    if isinstance(model, FeatureImitation):
+        load_teacher(cfg, model)
     if not cfg.model.weights:
         return
     report = load_weights(

@@ -64,8 +64,22 @@ class TeacherConfig:
     nr_transformer_heads: Annotated[PositiveInt, "Heads of the attention."] = 8
     detach_appearance_embed: Annotated[bool, "Keep the teacher's losses from the student's features."] = False
     add_context_box: Annotated[bool, "Add the whole image to its objects."] = False
+    config_file: Annotated[
+        str, "Recipe of FGFI's teacher, a path; '' for a teacher of the student's own settings."
+    ] = ""
+    weights: Annotated[str, "Trained detector that FGFI's student imitates, as MODEL.WEIGHTS."] = ""
     affine: Annotated[bool, UNUSED] = False
     solver: SideSolverConfig = SideSolverConfig()
+
+
+@dataclass(frozen=True)
+class FgfiConfig:
+    """MODEL.DISTILLATOR.FGFI: fine-grained feature imitation, the teacher-based baseline."""
+
+    lambda_: Annotated[NonNegativeFloat, "Weight of the imitation loss."] = 0.01
+    iou_ratio: Annotated[
+        UnitFloat, "A cell counts from this share of an object's best overlap with an anchor on."
+    ] = 0.5
 
 
 @dataclass(frozen=True)
@@ -93,6 +107,10 @@ class DistillatorConfig:
     """MODEL.DISTILLATOR: label-guided self-distillation."""
 
     enabled: Annotated[bool, "Train with LGD; False trains the plain detector."] = True
+    method: Annotated[
+        Literal["LGD", "FGFI"], "Teacher made from the labels, or a pretrained detector to imitate."
+    ] = "LGD"
+    fgfi: FgfiConfig = FgfiConfig()
     student: StudentConfig = StudentConfig()
     teacher: TeacherConfig = TeacherConfig()
     adapter: AdapterConfig = AdapterConfig()
