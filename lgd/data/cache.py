@@ -13,7 +13,7 @@ from typing import Any
 from lgd.data.columns import Array, Stamp, open_columns, read_stamp, renew_stamp, write_columns
 from lgd.data.errors import DataError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Counts up with every change of the columns or of the rules that make them."""
 
 _SETTLED = 2_000_000_000

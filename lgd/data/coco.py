@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections import defaultdict
 from pathlib import Path
 
+from lgd.data.annotations import check_images_present
 from lgd.data.cache import cached_columns
 from lgd.data.coco_json import parse_coco
 from lgd.data.errors import DataError
@@ -35,31 +34,7 @@ def load_coco(json_path: Path, image_dir: Path, *, name: str) -> AnnotationIndex
         raise DataError(f"{name}: there is no image folder {image_dir}")
     cache_path = cached_columns(json_path, lambda content_hash: parse_coco(json_path, content_hash))
     index = AnnotationIndex(cache_path, name=name, json_path=json_path, image_dir=image_dir)
-    _check_images_present(index)
+    check_images_present(index)
     for warning in index.warnings:
         logger.warning("%s", warning)
     return index
-
-
-def _check_images_present(index: AnnotationIndex) -> None:
-    """Compare the listed file names with what each folder holds, listing every folder once."""
-    listed = defaultdict(list)
-    for i in range(len(index)):
-        folder, _, file_name = index.file_name(i).rpartition("/")
-        listed[folder].append((file_name, i))
-    absent = []
-    for folder, entries in listed.items():
-        present = _names_in(index.image_dir / folder)
-        absent += [i for file_name, i in entries if file_name not in present]
-    if absent:
-        first = ", ".join(f"{index.file_name(i)} (image {index.image_ids[i]})" for i in absent[:3])
-        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-        raise DataError(f"{index.json_path} lists images that are not in {index.image_dir}: {first}{more}")
-
-
-def _names_in(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
-    except FileNotFoundError:
-        return set()

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lgd.data.annotations import annotation_columns, image_columns, name_some, usable_boxes
 from lgd.data.columns import Array
 from lgd.data.errors import DataError
 from lgd.data.index import Flags, Floats, Integers
 from lgd.data.segmentations import segmentation_columns
 
 _LARGEST = 2**63 - 1
-
-MIN_SIDE = 1e-5
-"""Boxes with a side of at most so many pixels are no objects (detectron2's threshold)."""
 
 
 def parse_coco(json_path: Path, content_hash: str) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -98,14 +96,8 @@ def _parse_images(document: dict[str, Any], path: Path) -> dict[str, Array]:
     wrong = np.array([not isinstance(name, str) or not name for name in file_names], dtype=bool)
     _refuse(wrong, ids, "file_name of image", "is not a name", path)
     order = np.argsort(ids)
-    encoded = [file_names[k].encode() for k in order]
-    return {
-        "image_ids": ids[order],
-        "heights": sizes["height"][order],
-        "widths": sizes["width"][order],
-        "file_names": np.frombuffer(b"".join(encoded), dtype=np.uint8),
-        "file_name_offsets": _offsets([len(name) for name in encoded]),
-    }
+    names = [file_names[k] for k in order]
+    return image_columns(ids[order], names, sizes["height"][order], sizes["width"][order])
 
 
 def _parse_annotations(
@@ -121,20 +113,26 @@ def _parse_annotations(
     crowd = np.array([bool(record.get("iscrowd", 0)) for record in records], dtype=np.bool_)
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
-    keep, warnings = _usable(boxes, images["widths"][image], images["heights"][image], ids, path)
+    keep, warnings = usable_boxes(
+        boxes,
+        images["widths"][image],
+        images["heights"][image],
+        lambda which: f"annotations {name_some(ids[which])}",
+        path,
+    )
     order = np.flatnonzero(keep)
     order = order[np.argsort(image[order], kind="stable")]
     kept = [records[k] for k in order]
-    num_images = len(images["image_ids"])
-    columns: dict[str, Array] = {
-        "annotation_offsets": _offsets(np.bincount(image[order], minlength=num_images)),
-        "counts": np.bincount(image[order][~crowd[order]], minlength=num_images).astype(np.int64),
-        "boxes": boxes[order],
-        "labels": label[order],
-        "annotation_ids": ids[order],
-        "areas": _areas(kept, xywh[order], ids[order], path),
-        "crowd": crowd[order],
-    }
+    columns = annotation_columns(
+        len(images["image_ids"]),
+        image[order],
+        boxes=boxes[order],
+        labels=label[order],
+        ids=ids[order],
+        areas=_areas(kept, xywh[order], ids[order], path),
+        crowd=crowd[order],
+        difficult=np.zeros(len(order), dtype=np.bool_),
+    )
     heights, widths = images["heights"][image[order]], images["widths"][image[order]]
     masks, mask_warnings = segmentation_columns(kept, heights, widths, path)
     return columns | masks, warnings + mask_warnings
@@ -161,29 +159,6 @@ def _areas(records: Sequence[Mapping[str, Any]], xywh: Floats, ids: Integers, pa
     _refuse(wrong, ids, "area of annotation", "is not a number", path)
     areas = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     return np.where(np.isnan(areas), xywh[:, 2] * xywh[:, 3], areas)
-
-
-def _usable(
-    boxes: Floats, widths: Integers, heights: Integers, ids: Integers, path: Path
-) -> tuple[Flags, list[str]]:
-    """Which boxes have a size and meet their image, and a warning for each kind that does not."""
-    limits = np.stack([widths, heights, widths, heights], axis=1)
-    clipped = np.clip(boxes, 0, limits)
-    no_size = np.any(boxes[:, 2:] - boxes[:, :2] <= MIN_SIDE, axis=1)
-    outside = np.any(clipped[:, 2:] - clipped[:, :2] <= MIN_SIDE, axis=1) & ~no_size
-    # A pixel of slack: rounding alone puts some of COCO's own boxes a fraction of a pixel outside.
-    reaching = np.any(np.abs(boxes - clipped) > 1, axis=1) & ~no_size & ~outside
-    kinds = (
-        (no_size, "boxes without a positive size were dropped"),
-        (outside, "boxes wholly outside their image were dropped"),
-        (reaching, "boxes reach more than a pixel outside their image and are clipped to it"),
-    )
-    warnings = [
-        f"{path}: {which.sum()} {text} (annotations {_some(ids[which])})"
-        for which, text in kinds
-        if which.any()
-    ]
-    return ~(no_size | outside), warnings
 
 
 def _records(document: Mapping[str, Any], key: str, path: Path) -> list[Any]:
@@ -227,29 +202,18 @@ def _positions(
     unknown = ~np.isin(values, known)
     if unknown.any():
         raise DataError(
-            f"{path}: annotations {_some(ids[unknown])} are of {kind} {_some(np.unique(values[unknown]))}, "
-            f"which the file does not list"
+            f"{path}: annotations {name_some(ids[unknown])} are of {kind} "
+            f"{name_some(np.unique(values[unknown]))}, which the file does not list"
         )
     return positions
 
 
 def _refuse(wrong: Flags, ids: Integers, subject: str, complaint: str, path: Path) -> None:
     if wrong.any():
-        raise DataError(f"{path}: {subject} {_some(ids[wrong])} {complaint}")
+        raise DataError(f"{path}: {subject} {name_some(ids[wrong])} {complaint}")
 
 
 def _refuse_duplicates(ids: Integers, kind: str, path: Path) -> None:
     unique, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
-        raise DataError(f"{path}: {kind} id {_some(unique[counts > 1])} occurs more than once")
-
-
-def _some(ids: Integers) -> str:
-    """The first few ids, and how many there are beyond them."""
-    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
-    return ", ".join(map(str, ids[:5].tolist())) + more
-
-
-def _offsets(lengths: Iterable[int] | Integers) -> Integers:
-    """Where each of the runs of these lengths begins, and where the last ends."""
-    return np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int64)
+        raise DataError(f"{path}: {kind} id {name_some(unique[counts > 1])} occurs more than once")

@@ -4,8 +4,8 @@ Legend: I images, sorted by id; A annotations, sorted by image and within it in 
 
 Columns of the file: image_ids, heights, widths, counts (I,), file_name_offsets (I + 1,) into file_names
 (bytes, UTF-8), annotation_offsets (I + 1,) into the following: boxes (A, 4), labels, annotation_ids, areas,
-crowd (A,), polygon_offsets (A + 1,) into point_offsets (P + 1,) into points (x and y in turn), run_offsets
-(A + 1,) into runs.
+crowd, difficult (A,), polygon_offsets (A + 1,) into point_offsets (P + 1,) into points (x and y in turn),
+run_offsets (A + 1,) into runs.
 """
 
 from __future__ import annotations
@@ -66,16 +66,17 @@ Segmentation = tuple[Floats, ...] | RunLengths | None
 
 
 class AnnotationIndex:
-    """A data set's images and annotations, read from a mapped file; made by `lgd.data.coco.load_coco`.
+    """A data set's images and annotations, read from a mapped file.
 
+    Made by `load_coco`, `load_voc` and `load_crowdhuman`.
     Pickling sends the file's path, not the columns, so that processes started afresh map it too.
 
     Attributes:
         name: what the user calls the set.
         kind: whose format the annotations come in, and whose rules score detections on them.
-        json_path: the annotation file.
+        json_path: the annotation file; of a VOC set, the list of its images.
         image_dir: the folder of the images.
-        content_hash: SHA-256 of the annotation file, hexadecimal.
+        content_hash: SHA-256 of the annotation file (or files, of which it is one), hexadecimal.
         class_names: the K class names by label.
         category_ids: the annotation file's category id of each label.
         has_annotations: whether the file has annotations at all (test sets may not).
@@ -139,6 +140,10 @@ class AnnotationIndex:
     def crowd(self, i: int) -> Flags:
         """Which annotations of image `i` are crowd regions: (G,)."""
         return self._of_image("crowd", i)
+
+    def difficult(self, i: int) -> Flags:
+        """Which annotations of image `i` are marked difficult (VOC): (G,); trained on, but not counted."""
+        return self._of_image("difficult", i)
 
     def area(self, i: int) -> Floats:
         """Areas of image `i`'s annotations as in the file: (G,), square pixels."""

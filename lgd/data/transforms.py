@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from lgd.data.coco_json import MIN_SIDE
+from lgd.data.annotations import MIN_SIDE
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,207 @@
+"""What the annotation formats share: checks of boxes, and the way from parsed images to columns.
+
+Legend: I images, A annotations, G annotations of an image.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lgd.data.columns import Array
+from lgd.data.errors import DataError
+from lgd.data.index import AnnotationIndex, Flags, Floats, Integers
+from lgd.data.segmentations import segmentation_columns
+
+MIN_SIDE = 1e-5
+"""Boxes with a side of at most so many pixels are no objects (detectron2's threshold)."""
+
+
+@dataclass(frozen=True)
+class ParsedImage:
+    """One image of a format whose annotations are boxes without masks.
+
+    Attributes:
+        file_name: path below the image folder.
+        height: pixels, of the picture shown upright.
+        width: pixels, of the picture shown upright.
+        boxes: G boxes, each x1, y1, x2, y2 in pixels, finite.
+        labels: G labels.
+        crowd: G flags: regions that are neither trained on nor counted.
+        difficult: G flags: objects that are trained on but not counted.
+    """
+
+    file_name: str
+    height: int
+    width: int
+    boxes: Sequence[Sequence[float]]
+    labels: Sequence[int]
+    crowd: Sequence[bool]
+    difficult: Sequence[bool]
+
+
+def columns_of_images(
+    images: Sequence[ParsedImage], path: Path, *, may_reach_outside: bool = False
+) -> tuple[dict[str, Array], list[str]]:
+    """Number images and annotations from 1 in their order, and lay them out as columns.
+
+    Args:
+        images: I of them.
+        path: the annotation file, for messages.
+        may_reach_outside: the format's boxes reach outside their images as a rule: no warning of it.
+
+    Returns:
+        The columns that `AnnotationIndex` reads, and a warning for each kind of box that was dropped.
+    """
+    counts = [len(image.boxes) for image in images]
+    place = np.repeat(np.arange(len(images)), counts)
+    boxes = np.array(_chain(image.boxes for image in images), dtype=np.float64).reshape(-1, 4)
+    widths, heights = (np.array([getattr(image, side) for image in images]) for side in ("width", "height"))
+    keep, warnings = usable_boxes(
+        boxes,
+        widths[place],
+        heights[place],
+        lambda which: "in " + name_some(np.unique([images[p].file_name for p in place[which]])),
+        path,
+        may_reach_outside=may_reach_outside,
+    )
+    sides = boxes[keep, 2:] - boxes[keep, :2]
+    masks, _ = segmentation_columns([{}] * int(keep.sum()), heights[place[keep]], widths[place[keep]], path)
+    annotations = annotation_columns(
+        len(images),
+        place[keep],
+        boxes=boxes[keep],
+        labels=np.array(_chain(image.labels for image in images), dtype=np.int64)[keep],
+        ids=np.flatnonzero(keep) + 1,
+        areas=sides[:, 0] * sides[:, 1],
+        crowd=np.array(_chain(image.crowd for image in images), dtype=np.bool_)[keep],
+        difficult=np.array(_chain(image.difficult for image in images), dtype=np.bool_)[keep],
+    )
+    ids = np.arange(1, len(images) + 1)
+    return image_columns(ids, [x.file_name for x in images], heights, widths) | annotations | masks, warnings
+
+
+def image_columns(
+    ids: Integers, file_names: Sequence[str], heights: Integers, widths: Integers
+) -> dict[str, Array]:
+    """Lay out I images, ascending by id."""
+    encoded = [name.encode() for name in file_names]
+    return {
+        "image_ids": ids,
+        "heights": heights,
+        "widths": widths,
+        "file_names": np.frombuffer(b"".join(encoded), dtype=np.uint8),
+        "file_name_offsets": offsets([len(name) for name in encoded]),
+    }
+
+
+def annotation_columns(
+    num_images: int,
+    image: Integers,
+    *,
+    boxes: Floats,
+    labels: Integers,
+    ids: Integers,
+    areas: Floats,
+    crowd: Flags,
+    difficult: Flags,
+) -> dict[str, Array]:
+    """Lay out A annotations, ascending by `image`, (A,) the places of their images in [0, num_images)."""
+    return {
+        "annotation_offsets": offsets(np.bincount(image, minlength=num_images)),
+        "counts": np.bincount(image[~crowd], minlength=num_images).astype(np.int64),
+        "boxes": boxes,
+        "labels": labels,
+        "annotation_ids": ids,
+        "areas": areas,
+        "crowd": crowd,
+        "difficult": difficult,
+    }
+
+
+def usable_boxes(
+    boxes: Floats,
+    widths: Integers,
+    heights: Integers,
+    describe: Callable[[Flags], str],
+    path: Path,
+    *,
+    may_reach_outside: bool = False,
+) -> tuple[Flags, list[str]]:
+    """Tell which boxes have a size and meet their image.
+
+    Args:
+        boxes: (A, 4) xyxy, pixels.
+        widths: (A,) of their images, pixels.
+        heights: (A,) of their images, pixels.
+        describe: says which annotations these (A,) flags stand for.
+        path: the annotation file, for messages.
+        may_reach_outside: give no warning of boxes that are clipped.
+
+    Returns:
+        (A,) flags, and a warning for each kind of box that is not as it should be.
+    """
+    limits = np.stack([widths, heights, widths, heights], axis=1)
+    clipped = np.clip(boxes, 0, limits)
+    no_size = np.any(boxes[:, 2:] - boxes[:, :2] <= MIN_SIDE, axis=1)
+    outside = np.any(clipped[:, 2:] - clipped[:, :2] <= MIN_SIDE, axis=1) & ~no_size
+    # A pixel of slack: rounding alone puts some of COCO's own boxes a fraction of a pixel outside.
+    reaching = np.any(np.abs(boxes - clipped) > 1, axis=1) & ~no_size & ~outside & (not may_reach_outside)
+    kinds = (
+        (no_size, "boxes without a positive size were dropped"),
+        (outside, "boxes wholly outside their image were dropped"),
+        (reaching, "boxes reach more than a pixel outside their image and are clipped to it"),
+    )
+    warnings = [f"{path}: {which.sum()} {text} ({describe(which)})" for which, text in kinds if which.any()]
+    return ~(no_size | outside), warnings
+
+
+def check_images_present(index: AnnotationIndex) -> None:
+    """Compare the listed file names with what each folder holds, listing every folder once.
+
+    Raises:
+        DataError: images are absent.
+    """
+    listed = defaultdict(list)
+    for i in range(len(index)):
+        folder, _, file_name = index.file_name(i).rpartition("/")
+        listed[folder].append((file_name, i))
+    absent = []
+    for folder, entries in listed.items():
+        present = names_in(index.image_dir / folder)
+        absent += [i for file_name, i in entries if file_name not in present]
+    if absent:
+        first = ", ".join(f"{index.file_name(i)} (image {index.image_ids[i]})" for i in absent[:3])
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        raise DataError(f"{index.json_path} lists images that are not in {index.image_dir}: {first}{more}")
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return the names of what lies in `folder`; none where there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries}
+    except FileNotFoundError:
+        return set()
+
+
+def name_some(names: Array) -> str:
+    """Name the first few of many ids or files, and how many there are beyond them."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(str, names[:5].tolist())) + more
+
+
+def offsets(lengths: Iterable[int] | Integers) -> Integers:
+    """Where each of the runs of these lengths begins, and where the last ends."""
+    return np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int64)
+
+
+def _chain(lists: Iterable[Sequence[Any]]) -> list[Any]:
+    return list(itertools.chain.from_iterable(lists))
