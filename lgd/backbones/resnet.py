@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgd.layers.conv import ConvNorm
+from lgd.layers.deform_conv import OffsetConv, apply_deformed
 from lgd.layers.norm import freeze
 
 
@@ -62,10 +63,12 @@ class BottleneckBlock(nn.Module):
         out_channels: channels of the output.
         bottleneck_channels: channels of the 3x3 convolution.
         stride: of the block.
+        dilation: of the 3x3 convolution.
         num_groups: groups of the 3x3 convolution.
         stride_in_1x1: whether the first 1x1 convolution takes the stride (as in the original ResNet
             weights), or the 3x3 (as in ResNeXt and torchvision).
         norm: a name for `lgd.layers.norm.make_norm`.
+        make_offset_conv: makes the offsets of a deformable 3x3 convolution; None for a plain one.
     """
 
     def __init__(
@@ -75,27 +78,41 @@ class BottleneckBlock(nn.Module):
         *,
         bottleneck_channels: int,
         stride: int,
+        dilation: int,
         num_groups: int,
         stride_in_1x1: bool,
         norm: str,
+        make_offset_conv: Callable[[ConvNorm], OffsetConv] | None,
     ) -> None:
         super().__init__()
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
         self.shortcut = _make_shortcut(in_channels, out_channels, stride, norm)
         self.conv1 = ConvNorm(in_channels, bottleneck_channels, 1, stride=stride_1x1, norm=norm)
         self.conv2 = ConvNorm(
-            bottleneck_channels, bottleneck_channels, 3, stride=stride_3x3, groups=num_groups, norm=norm
+            bottleneck_channels,
+            bottleneck_channels,
+            3,
+            stride=stride_3x3,
+            dilation=dilation,
+            groups=num_groups,
+            norm=norm,
         )
+        self.conv2_offset = make_offset_conv(self.conv2) if make_offset_conv else None
         self.conv3 = ConvNorm(bottleneck_channels, out_channels, 1, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H/stride, W/stride), sizes rounded up."""
-        out = self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x)))))
+        out = F.relu_(self.conv1(x))
+        if self.conv2_offset is None:
+            out = self.conv2(out)
+        else:
+            out = apply_deformed(self.conv2, self.conv2_offset, out)
+        out = self.conv3(F.relu_(out))
         return F.relu_(out + (x if self.shortcut is None else self.shortcut(x)))
 
 
 class ResNet(nn.Module):
-    """A stem and up to four stages, each of twice the stride and channels of the one before.
+    """A stem and up to four stages, each of twice the channels (and mostly the stride) of the one before.
 
     Args:
         depth: 18 or 34 (basic blocks), 50 or 101 (bottlenecks).
@@ -106,6 +123,10 @@ class ResNet(nn.Module):
         width_per_group: channels of each group in res2.
         stem_out_channels: channels of the stem.
         res2_out_channels: channels of res2's output (256 for bottlenecks, 64 for basic blocks in the paper).
+        res5_dilation: of the 3x3 convolutions of res5; with 2 it keeps the stride of res4.
+        deform_on_per_stage: whether res2, .., res5 have deformable 3x3 convolutions.
+        deform_modulated: deformable convolution v2, with a mask.
+        deform_num_groups: groups of channels with offsets of their own.
         freeze_at: how many stages don't train: 0 none, 1 the stem, 2 also res2, ...
 
     Attributes:
@@ -113,7 +134,7 @@ class ResNet(nn.Module):
         strides: pixels per cell by returned map.
 
     Raises:
-        ValueError: a depth or a map that there is not.
+        ValueError: a depth or a map that there is not, or an option that basic blocks don't have.
     """
 
     def __init__(
@@ -127,31 +148,44 @@ class ResNet(nn.Module):
         width_per_group: int = 64,
         stem_out_channels: int = 64,
         res2_out_channels: int = 256,
+        res5_dilation: int = 1,
+        deform_on_per_stage: Sequence[bool] = (False, False, False, False),
+        deform_modulated: bool = False,
+        deform_num_groups: int = 1,
         freeze_at: int = 2,
     ) -> None:
         super().__init__()
-        _check(depth, out_features, num_groups)
+        _check_names(depth, out_features)
+        if not _DEPTHS[depth].bottleneck:
+            _check_basic(depth, num_groups, res5_dilation, deform_on_per_stage)
         bottleneck, num_blocks = _DEPTHS[depth]
         self.stem = Stem(stem_out_channels, norm)
         self.stage_names: list[str] = []
         channels, strides = {"stem": stem_out_channels}, {"stem": 4}
         in_channels, num_stages = stem_out_channels, max(map(_stage_number, out_features)) - 1
+        make_offset_conv = partial(OffsetConv, num_groups=deform_num_groups, modulated=deform_modulated)
+        stride_so_far = 4
         for index, name in enumerate(_STAGES[:num_stages]):
-            out_channels, stride = res2_out_channels * 2**index, 1 if index == 0 else 2
+            dilation = res5_dilation if name == "res5" else 1
+            stride = 1 if index == 0 or dilation == 2 else 2
             make_block: Callable[..., nn.Module] = partial(BasicBlock, norm=norm)
             if bottleneck:
                 make_block = partial(
                     BottleneckBlock,
                     bottleneck_channels=num_groups * width_per_group * 2**index,
+                    dilation=dilation,
                     num_groups=num_groups,
                     stride_in_1x1=stride_in_1x1,
                     norm=norm,
+                    make_offset_conv=make_offset_conv if deform_on_per_stage[index] else None,
                 )
-            blocks = [make_block(in_channels, out_channels, stride=stride)]
-            blocks += [make_block(out_channels, out_channels, stride=1) for _ in range(num_blocks[index] - 1)]
-            self.add_module(name, nn.Sequential(*blocks))
+            out_channels = res2_out_channels * 2**index
+            first = make_block(in_channels, out_channels, stride=stride)
+            others = [make_block(out_channels, out_channels, stride=1) for _ in range(num_blocks[index] - 1)]
+            self.add_module(name, nn.Sequential(first, *others))
             self.stage_names.append(name)
-            in_channels, channels[name], strides[name] = out_channels, out_channels, 4 * 2**index
+            stride_so_far *= stride
+            in_channels, channels[name], strides[name] = out_channels, out_channels, stride_so_far
         ordered = [name for name in channels if name in out_features]
         self.channels = {name: channels[name] for name in ordered}
         self.strides = {name: strides[name] for name in ordered}
@@ -178,20 +212,31 @@ def _stage_number(name: str) -> int:
     return 1 if name == "stem" else int(name.removeprefix("res"))
 
 
-def _check(depth: int, out_features: Sequence[str], num_groups: int) -> None:
+def _check_names(depth: int, out_features: Sequence[str]) -> None:
     if depth not in _DEPTHS:
         raise ValueError(f"no ResNet of depth {depth}; choose one of {sorted(_DEPTHS)}")
     unknown = [name for name in out_features if name not in ("stem", *_STAGES)]
     if unknown or not out_features:
         raise ValueError(f"a ResNet has no maps {unknown}; choose some of {['stem', *_STAGES]}")
-    if num_groups != 1 and not _DEPTHS[depth].bottleneck:
-        raise ValueError(f"a ResNet of depth {depth} has basic blocks, which have no {num_groups} groups")
+
+
+def _check_basic(
+    depth: int, num_groups: int, res5_dilation: int, deform_on_per_stage: Sequence[bool]
+) -> None:
+    missing = {
+        f"{num_groups} groups": num_groups != 1,
+        f"dilation {res5_dilation}": res5_dilation != 1,
+        "deformable convolutions": any(deform_on_per_stage),
+    }
+    for option, is_used in missing.items():
+        if is_used:
+            raise ValueError(f"a ResNet of depth {depth} has basic blocks, which have no {option}")
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Normal with variance 2 / fan_out (arXiv 1502.01852); bias 0."""
+    """Normal with variance 2 / fan_out (arXiv 1502.01852); bias 0. Offsets stay 0."""
     for conv in module.modules():
-        if isinstance(conv, nn.Conv2d):
+        if isinstance(conv, nn.Conv2d) and not isinstance(conv, OffsetConv):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)

@@ -19,6 +19,7 @@ class ConvNorm(nn.Conv2d):
         out_channels: channels of the output.
         kernel_size: odd.
         stride: of the convolution.
+        dilation: of the convolution.
         groups: of the convolution.
         norm: a name for `make_norm`. The convolution has a bias only without a norm.
     """
@@ -30,6 +31,7 @@ class ConvNorm(nn.Conv2d):
         kernel_size: int,
         *,
         stride: int = 1,
+        dilation: int = 1,
         groups: int = 1,
         norm: str = "",
     ) -> None:
@@ -38,7 +40,8 @@ class ConvNorm(nn.Conv2d):
             out_channels,
             kernel_size,
             stride=stride,
-            padding=kernel_size // 2,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
             groups=groups,
             bias=not norm,
         )
@@ -46,9 +49,20 @@ class ConvNorm(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))."""
-        if isinstance(self.norm, FrozenBatchNorm2d):
-            scale, shift = self.norm.scale_and_shift()
-            weight = self.weight * scale[:, None, None, None]
-            return F.conv2d(x, weight, shift, self.stride, self.padding, self.dilation, self.groups)
-        x = super().forward(x)
-        return x if self.norm is None else self.norm(x)
+        weight, bias = self.folded_parameters()
+        x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return self.apply_unfolded_norm(x)
+
+    def folded_parameters(self) -> tuple[Tensor, Tensor | None]:
+        """The convolution's weight and bias, with a frozen norm multiplied in."""
+        if not isinstance(self.norm, FrozenBatchNorm2d):
+            return self.weight, self.bias
+        scale, shift = self.norm.scale_and_shift()
+        return self.weight * scale[:, None, None, None], shift
+
+    def apply_unfolded_norm(self, x: Tensor) -> Tensor:
+        """Apply the norm, unless `folded_parameters` holds it already."""
+        if self.norm is None or isinstance(self.norm, FrozenBatchNorm2d):
+            return x
+        normalized: Tensor = self.norm(x)
+        return normalized
