@@ -69,7 +69,6 @@ def _refuse_unsupported(cfg: Config) -> None:
         "MODEL.RESNETS.DEFORM_ON_PER_STAGE": any(cfg.model.resnets.deform_on_per_stage),
         "MODEL.RESNETS.RES5_DILATION": cfg.model.resnets.res5_dilation != 1,
         "MODEL.FPN.FUSE_TYPE": cfg.model.fpn.fuse_type != "sum",
-        "MODEL.ANCHOR_GENERATOR.OFFSET": cfg.model.anchor_generator.offset != 0.0,
         "INPUT.CROP.ENABLED": cfg.input.crop.enabled,
         "DATALOADER.SAMPLER_TRAIN": cfg.dataloader.sampler_train != "TrainingSampler",
     }

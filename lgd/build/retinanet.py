@@ -28,6 +28,7 @@ def build_retinanet(cfg: Config) -> RetinaNet:
             aspect_ratios=cfg.model.anchor_generator.aspect_ratios,
             pixel_mean=cfg.model.pixel_mean,
             pixel_std=cfg.model.pixel_std,
+            anchor_offset=cfg.model.anchor_generator.offset,
             num_convs=options.num_convs,
             prior_prob=options.prior_prob,
             iou_thresholds=(options.iou_thresholds[0], options.iou_thresholds[1]),

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from lgd.distributed import all_reduce_sum, get_world_size
 from lgd.layers.fpn import FPN
 from lgd.layers.pixels import PixelNormalizer
-from lgd.ops.anchors import cell_anchors, grid_anchors
+from lgd.ops.anchors import level_cells, pyramid_anchors
 from lgd.ops.boxes import clip_boxes, decode_deltas, encode_deltas, scale_boxes
 from lgd.ops.losses import reference_focal_loss, sigmoid_focal_loss, smooth_l1_loss
 from lgd.ops.matching import FOREGROUND, IGNORED, match_anchors
 from lgd.ops.nms import nms_per_class
+from lgd.ops.predictions import flatten_predictions, promote
 from lgd.structures import Batch, Detections, Features, Targets
 
 
@@ -67,7 +68,7 @@ class RetinaNetHead(nn.Module):
         """(B, C, h, w) -> logits (B, h * w * R, K) and deltas (B, h * w * R, 4), row by row."""
         logits = self.cls_score(self.cls_subnet(feature))
         deltas = self.bbox_pred(self.bbox_subnet(feature))
-        return _flatten_predictions(logits, self.num_classes), _flatten_predictions(deltas, 4)
+        return flatten_predictions(logits, self.num_classes), flatten_predictions(deltas, 4)
 
 
 class RetinaNet(nn.Module):
@@ -81,6 +82,7 @@ class RetinaNet(nn.Module):
         aspect_ratios: height / width of the anchors by level, or one row for every level.
         pixel_mean: of each channel of the images.
         pixel_std: of each channel of the images.
+        anchor_offset: of the anchors' centres, in cells.
         num_convs: convolutions of each tower of the head.
         prior_prob: foreground probability of the fresh head.
         iou_thresholds: below the first an anchor is background, from the second on foreground.
@@ -114,6 +116,7 @@ class RetinaNet(nn.Module):
         aspect_ratios: Sequence[Sequence[float]],
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        anchor_offset: float = 0.0,
         num_convs: int = 4,
         prior_prob: float = 0.01,
         iou_thresholds: tuple[float, float] = (0.4, 0.5),
@@ -131,6 +134,7 @@ class RetinaNet(nn.Module):
         self.channels = neck.channels
         self.strides = dict(neck.strides)
         self.num_classes = num_classes
+        self.anchor_offset = anchor_offset
         self.iou_thresholds = iou_thresholds
         self.focal_loss_alpha = focal_loss_alpha
         self.focal_loss_gamma = focal_loss_gamma
@@ -145,7 +149,7 @@ class RetinaNet(nn.Module):
         self.normalize = PixelNormalizer(pixel_mean, pixel_std)
         self.backbone = backbone
         self.neck = neck
-        cells = _make_cells(anchor_sizes, aspect_ratios, len(self.strides))
+        cells = level_cells(anchor_sizes, aspect_ratios, len(self.strides))
         self.head = RetinaNetHead(
             channels=self.channels,
             num_classes=num_classes,
@@ -167,7 +171,7 @@ class RetinaNet(nn.Module):
     ) -> tuple[dict[str, Tensor], AnchorAssignment]:
         """See `Detector.compute_losses`; gives "loss_cls" and "loss_box_reg"."""
         predictions = [self.head(features[level]) for level in self.strides]
-        logits, deltas = (_promote(torch.cat(parts, dim=1)) for parts in zip(*predictions, strict=True))
+        logits, deltas = (promote(torch.cat(parts, dim=1)) for parts in zip(*predictions, strict=True))
         first_call = assignment is None
         if assignment is None:
             assignment = self.assign(features, batch.targets)
@@ -204,7 +208,7 @@ class RetinaNet(nn.Module):
         candidates = []
         for level, anchors in zip(self.strides, self._make_anchors(features), strict=True):
             logits, deltas = self.head(features[level])
-            candidates.append(self._select_candidates(_promote(logits), _promote(deltas), anchors))
+            candidates.append(self._select_candidates(promote(logits), promote(deltas), anchors))
         boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
         scale = batch.original_sizes.to(boxes.dtype) / batch.sizes.to(boxes.dtype)
         return [
@@ -218,11 +222,8 @@ class RetinaNet(nn.Module):
 
     def _make_anchors(self, features: Features) -> list[Tensor]:
         """[(h_l * w_l * R, 4)] of every level, in the model's dtype."""
-        all_cells = self.cell_anchors.to(self.loss_normalizer.dtype)
-        return [
-            grid_anchors(cells, features[level].shape[-2], features[level].shape[-1], stride)
-            for cells, (level, stride) in zip(all_cells, self.strides.items(), strict=True)
-        ]
+        cells = self.cell_anchors.to(self.loss_normalizer.dtype)
+        return pyramid_anchors(cells, features, self.strides, self.anchor_offset)
 
     @torch.no_grad()
     def _update_normalizer(self, foreground: Tensor, first_call: bool) -> Tensor:
@@ -267,29 +268,3 @@ def _make_tower(channels: int, num_convs: int) -> nn.Sequential:
 def _bias(conv: nn.Conv2d) -> Tensor:
     assert conv.bias is not None
     return conv.bias
-
-
-def _flatten_predictions(x: Tensor, width: int) -> Tensor:
-    """(B, R * width, h, w) -> (B, h * w * R, width)."""
-    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, width)
-
-
-def _promote(x: Tensor) -> Tensor:
-    """At least float32: losses and box arithmetic don't survive half precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _make_cells(
-    sizes: Sequence[Sequence[float]], ratios: Sequence[Sequence[float]], num_levels: int
-) -> Tensor:
-    """(L, R, 4) anchors of one cell by level."""
-    for name, rows in (("anchor_sizes", sizes), ("aspect_ratios", ratios)):
-        if len(rows) not in (1, num_levels):
-            raise ValueError(f"{name} has {len(rows)} rows for {num_levels} levels; give 1 or {num_levels}")
-    per_level = [
-        cell_anchors(sizes[level % len(sizes)], ratios[level % len(ratios)]) for level in range(num_levels)
-    ]
-    counts = [len(cells) for cells in per_level]
-    if len(set(counts)) != 1 or counts[0] == 0:
-        raise ValueError(f"all levels share one head, so their anchors must be equally many, not {counts}")
-    return torch.tensor(per_level, dtype=torch.float64)

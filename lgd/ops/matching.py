@@ -50,7 +50,7 @@ def match_anchors(
     Args:
         boxes: (B, N, 4) xyxy.
         valid: (B, N) bool, which slots hold an object.
-        anchors: (A, 4) xyxy.
+        anchors: (A, 4) xyxy, the same for all images, or (B, A, 4).
         thresholds: (low, high) with 0 < low <= high.
         allow_low_quality: keep the best anchors of every object.
 
@@ -59,7 +59,7 @@ def match_anchors(
     """
     # Boxes without area overlap nothing, so that unused slots drop out without a mask on the pairs.
     boxes = torch.where(valid[..., None], boxes, 0)
-    num_images, num_anchors = boxes.shape[0], anchors.shape[0]
+    num_images, num_anchors = boxes.shape[0], anchors.shape[-2]
     best = boxes.new_zeros(num_images, num_anchors)
     indices = torch.zeros_like(best, dtype=torch.int64)
     rescued = torch.zeros_like(best, dtype=torch.bool)

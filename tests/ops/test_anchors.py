@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lgd.ops.anchors import cell_anchors, grid_anchors
+from lgd.ops.anchors import cell_anchors, grid_anchors, level_cells, pyramid_anchors
 
 
 def test_cells_by_hand():
@@ -26,3 +26,32 @@ def test_grid_goes_by_row_column_anchor():
     ]
     assert anchors.dtype == torch.float64
     assert anchors.tolist() == expected
+
+
+def test_offset_moves_the_centres_by_parts_of_a_cell():
+    cells = torch.tensor([[-1.0, -2.0, 1.0, 2.0]], dtype=torch.float64)
+    shifted = grid_anchors(cells, 2, 2, 8, offset=0.5)
+    assert torch.equal(shifted, grid_anchors(cells, 2, 2, 8) + 4)
+
+
+def test_levels_have_their_own_rows_or_share_one():
+    cells = level_cells([[8], [16]], [[1.0]], 2)
+    assert cells.dtype == torch.float64
+    assert cells.tolist() == [[[-4, -4, 4, 4]], [[-8, -8, 8, 8]]]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [([[8], [16]], "anchor_sizes has 2 rows for 3 levels"), ([[8], [16], [8, 9]], r"not \[1, 1, 2\]")],
+)
+def test_rows_that_do_not_fit_the_levels(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        level_cells(sizes, [[1.0]], 3)
+
+
+def test_pyramid():
+    features = {"p2": torch.zeros(1, 5, 2, 3), "p3": torch.zeros(1, 5, 1, 2)}
+    cells = level_cells([[8], [16]], [[1.0]], 2)
+    fine, coarse = pyramid_anchors(cells, features, {"p2": 4, "p3": 8}, 0.5)
+    assert torch.equal(fine, grid_anchors(cells[0], 2, 3, 4, 0.5))
+    assert torch.equal(coarse, grid_anchors(cells[1], 1, 2, 8, 0.5))

@@ -1,0 +1,16 @@
+"""From a dense head's maps to rows of predictions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def flatten_predictions(x: Tensor, width: int) -> Tensor:
+    """Order predictions by row, column and anchor: (B, A * width, h, w) -> (B, h * w * A, width)."""
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, width)
+
+
+def promote(x: Tensor) -> Tensor:
+    """Take `x` to at least float32: losses and box arithmetic don't survive half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
