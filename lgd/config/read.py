@@ -28,7 +28,7 @@ class Setting:
 
 
 def read_file(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Setting]:
-    """Read a YAML file over its `_BASE_` files.
+    """Read a YAML file over its `_BASE_`: one file, or a list of files of which the later wins.
 
     Args:
         path: the file.
@@ -46,7 +46,8 @@ def read_file(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Setting]:
     inherited: dict[str, Setting] = {}
     for key, value in root.value:
         if key.value == _BASE:
-            inherited = read_file(_base_path(path, key, value, above), above)
+            for base in _base_paths(path, key, value, above):
+                inherited |= read_file(base, above)
     return {**inherited, **_collect(_walk(root, "", str(path)))}
 
 
@@ -102,18 +103,21 @@ def _compose(text: str, source: str, name: str = "the file") -> yaml.MappingNode
     return _as_mapping(root, name, source)
 
 
-def _base_path(path: Path, key: yaml.Node, value: yaml.Node, above: tuple[Path, ...]) -> Path:
+def _base_paths(path: Path, key: yaml.Node, value: yaml.Node, above: tuple[Path, ...]) -> Iterator[Path]:
     place = _place(str(path), key)
     named = _construct(value, f"{place}: {_BASE}")
-    if not isinstance(named, str):
-        raise ConfigError(f"{place}: {_BASE} expects the path of one YAML file, got {named!r}")
-    base = path.parent / Path(named).expanduser()
-    if not base.is_file():
-        raise ConfigError(f"{place}: {_BASE} names {named}, but there is no file {base}")
-    if base.resolve() in above:
-        ring = " -> ".join(file.name for file in (*above, base))
-        raise ConfigError(f"{place}: {_BASE} leads in a ring: {ring}")
-    return base
+    for name in named if isinstance(named, list) else [named]:
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"{place}: {_BASE} expects the path of a YAML file or a list of them, got {named!r}"
+            )
+        base = path.parent / Path(name).expanduser()
+        if not base.is_file():
+            raise ConfigError(f"{place}: {_BASE} names {name}, but there is no file {base}")
+        if base.resolve() in above:
+            ring = " -> ".join(file.name for file in (*above, base))
+            raise ConfigError(f"{place}: {_BASE} leads in a ring: {ring}")
+        yield base
 
 
 def _walk(section: yaml.MappingNode, prefix: str, source: str) -> Iterator[Setting]:

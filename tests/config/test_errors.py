@@ -103,7 +103,8 @@ IN_FILE = {
     "SEED: !include x": ":1: SEED has the tag !include, refused",
     # bases
     "_BASE_: nowhere.yaml": ":1: _BASE_ names nowhere.yaml, but there is no file {folder}/nowhere.yaml",
-    "_BASE_: [a.yaml, b.yaml]": (":1: _BASE_ expects the path of one YAML file, got ['a.yaml', 'b.yaml']"),
+    "_BASE_: [nowhere.yaml]": ":1: _BASE_ names nowhere.yaml, but there is no file {folder}/nowhere.yaml",
+    "_BASE_: [5]": ":1: _BASE_ expects the path of a YAML file or a list of them, got [5]",
     "_BASE_: recipe.yaml": ":1: _BASE_ leads in a ring: recipe.yaml -> recipe.yaml",
 }
 

@@ -60,6 +60,16 @@ def test_a_base_may_be_absolute_and_have_a_base(write: Any, tmp_path: Path) -> N
     assert (cfg.seed, cfg.log_period) == (2, 5)
 
 
+def test_of_several_bases_the_later_wins_key_by_key(write: Any) -> None:
+    write("SEED: 1\nSOLVER: {MAX_ITER: 10, STEPS: [3, 5]}\n", "root.yaml")
+    write("_BASE_: root.yaml\nLOG_PERIOD: 7\n", "a.yaml")
+    write("SOLVER: {MAX_ITER: 20}\nMODEL: {FCOS: {NUM_CLASSES: 3}}\n", "b.yaml")
+    write("MODEL: {RETINANET: {NUM_CLASSES: 4}}\n", "c.yaml")
+    cfg = load_config(write("_BASE_: [a.yaml, b.yaml, c.yaml]\n", "recipe.yaml"))
+    assert (cfg.seed, cfg.log_period, cfg.solver.max_iter, cfg.solver.steps) == (1, 7, 20, (3, 5))
+    assert cfg.num_classes == 4
+
+
 @pytest.mark.parametrize(
     ("key", "text", "expected"),
     [
