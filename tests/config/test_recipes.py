@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from lgd.config.keys import flatten, known_keys, known_sections
 from lgd.config.load import config_hash, dump_config, load_config
 from lgd.config.schema import ALIASES, Config
 from lgd.config.solver import resolve_solver
-from tests.config.reference_recipes import REFERENCE_RECIPES
+from tests.config.reference_recipes import EARLIER, REFERENCE_RECIPES, RELEASED
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 OURS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+RECIPES = [name for name in OURS if not name.startswith(("Base-", "bases/"))]
 RECIPES_JSON = ROOT.parent / "shared" / "parity" / "recipes.json"
 
 
@@ -47,9 +49,7 @@ def test_ours_load_without_a_doubt_and_reload_from_their_dump(
     dumped.write_text(dump_config(cfg))
     assert load_config(dumped) == cfg
     assert config_hash(load_config(dumped)) == config_hash(cfg)
-    if not name.startswith(
-        "Base"
-    ):  # a base alone leaves LGD's default phases, which the reference has as well
+    if name in RECIPES:  # a base alone leaves LGD's default phases, which the reference has as well
         assert not caplog.records
 
 
@@ -133,15 +133,101 @@ def test_plain_recipes_differ_from_those_with_lgd_in_nothing_else(schedule: str)
 
 
 def test_no_two_recipes_write_to_the_same_folder() -> None:
-    folders = [load_config(CONFIGS / name).output_dir for name in OURS if not name.startswith("Base")]
+    folders = [load_config(CONFIGS / name).output_dir for name in RECIPES]
     assert len(set(folders)) == len(folders)
 
 
 def test_the_map_names_every_recipe() -> None:
     text = (CONFIGS / "README.md").read_text()
     for name in OURS:
-        schedule = Path(name).stem.removeprefix("r50_")
-        assert name in text or f"`..._{schedule}`" in text, name
+        pair = f"{name.removesuffix('.yaml').removesuffix('_lgd')}[_lgd].yaml"
+        assert f"`{name}`" in text or f"`{pair}`" in text, name
+
+
+def test_the_map_names_only_recipes_that_are_here() -> None:
+    for name in re.findall(r"`([\w/-]+(?:\[_lgd\])?\.yaml)`", (CONFIGS / "README.md").read_text()):
+        for ending in ("", "_lgd"):
+            assert (CONFIGS / name.replace("[_lgd]", ending)).is_file(), name
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("_lgd.yaml")])
+def test_the_plain_recipe_beside_it_differs_in_nothing_but_lgd(name: str) -> None:
+    lgd, plain = (flatten(load_config(CONFIGS / file)) for file in (name, name.replace("_lgd", "")))
+    changed = {key for key in lgd if lgd[key] != plain[key]}
+    assert changed == {"MODEL.DISTILLATOR.ENABLED", "OUTPUT_DIR"}
+    assert lgd["MODEL.DISTILLATOR.ENABLED"] is True
+    for file, values in ((name, lgd), (name.replace("_lgd", ""), plain)):
+        assert values["OUTPUT_DIR"] == f"outputs/{file.removesuffix('.yaml')}"
+
+
+DETECTORS = {
+    "retinanet": ("RetinaNet", False),
+    "fcos": ("FCOS", False),
+    "atss": ("ATSS", False),
+    "poto": ("POTO", False),
+    "faster_rcnn": ("GeneralizedRCNN", False),
+    "mask_rcnn": ("GeneralizedRCNN", True),
+}
+BACKBONES = {
+    "r50": ("MSRA/R-50.pkl", 50, 1, False),
+    "r101": ("MSRA/R-101.pkl", 101, 1, False),
+    "r101_dcn": ("MSRA/R-101.pkl", 101, 1, True),
+    "x101": ("FAIR/X-101-32x8d.pkl", 101, 32, False),
+    "x101_dcn": ("FAIR/X-101-32x8d.pkl", 101, 32, True),
+}
+SCHEDULES = {"1x": 90_000, "2x": 180_000, "3x": 270_000, "voc": 18_000, "crowdhuman": 28_125}
+NAME = re.compile(r"(\w+)/(\w+?)_(1x|2x|3x|voc|crowdhuman)(?:_(ms|ss))?(?:_lgd)?\.yaml")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in RECIPES if name not in ("demo.yaml", "examples/bccd_small.yaml")]
+)
+def test_a_recipe_is_what_its_name_says(name: str) -> None:
+    match = NAME.fullmatch(name)
+    assert match, name
+    detector, backbone, schedule, scale = match.groups()
+    cfg = load_config(CONFIGS / name)
+    assert (cfg.model.meta_architecture, cfg.model.mask_on) == DETECTORS[detector]
+    assert cfg.model.distillator.label_encoder.load_labelmap is cfg.model.mask_on
+    resnet = cfg.model.resnets
+    if backbone == "swin_t":
+        assert "swint" in cfg.model.backbone.name
+        assert cfg.model.swint.out_features == cfg.model.fpn.in_features
+    else:
+        weights, depth, groups, deformable = BACKBONES[backbone]
+        assert cfg.model.weights.endswith(weights)
+        assert (resnet.depth, resnet.num_groups, any(resnet.deform_on_per_stage)) == (
+            depth,
+            groups,
+            deformable,
+        )
+        assert resnet.stride_in_1x1 is (groups == 1)
+    assert cfg.solver.max_iter == SCHEDULES[schedule]
+    assert cfg.solver.steps[-1] < cfg.solver.max_iter
+    if scale is not None:
+        assert cfg.input.min_size_train == ((800,) if scale == "ss" else (640, 672, 704, 736, 768, 800))
+
+
+def meaning(cfg: Config) -> dict[str, Any]:
+    """Every setting with an effect; of SOLVER, what each side makes of it."""
+    values = flatten(cfg)
+    for side in ("student", "teacher"):
+        for key, value in dataclasses.asdict(resolve_solver(cfg, side)).items():
+            values[f"MODEL.DISTILLATOR.{side.upper()}.SOLVER.{key.upper()}"] = value
+            values.pop(f"SOLVER.{key.upper()}", None)
+    for key in ("OUTPUT_DIR", "MODEL.DISTILLATOR.STUDENT.META_ARCH", "MODEL.DISTILLATOR.TEACHER.META_ARCH"):
+        del values[key]
+    return values
+
+
+def test_there_are_fourteen_released_recipes() -> None:
+    assert len(RELEASED) == 14
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [*RELEASED.items(), *EARLIER.items()])
+def test_a_recipe_of_the_reference_means_the_same_as_ours(theirs: str, ours: str, tmp_path: Path) -> None:
+    cfg = load_config(place(tmp_path, theirs, REFERENCE_RECIPES[theirs]))
+    assert meaning(cfg) == meaning(load_config(CONFIGS / ours))
 
 
 def reference_settings() -> list[Any]:
@@ -180,6 +266,23 @@ def test_every_setting_of_every_recipe_of_the_reference(
     for key, value in settings.items():
         if key not in known_sections() and key != "_BASE_":
             assert values[key] == known_keys()[key].coerce(value, key), key
+
+
+@pytest.mark.skipif(not RECIPES_JSON.is_file(), reason="needs ../shared/parity/recipes.json")
+@pytest.mark.parametrize("name", REFERENCE_RECIPES)
+def test_our_copies_of_the_references_recipes_say_the_same(name: str, tmp_path: Path) -> None:
+    groups = json.loads(RECIPES_JSON.read_text())
+    recorded = groups["released" if name in RELEASED else "earlier"][f"configs/Distillation/{name}.yaml"]
+    copy = load_config(place(tmp_path / "copy", name, REFERENCE_RECIPES[name]))
+    record = load_config(place(tmp_path / "record", name, yaml.safe_dump(nest(recorded))))
+    assert meaning(copy) == meaning(record)
+
+
+@pytest.mark.skipif(not RECIPES_JSON.is_file(), reason="needs ../shared/parity/recipes.json")
+def test_every_released_recipe_has_a_counterpart() -> None:
+    recorded = json.loads(RECIPES_JSON.read_text())["released"]
+    names = {path.removeprefix("configs/Distillation/").removesuffix(".yaml") for path in recorded}
+    assert {name for name in names if "Base-" not in name} == set(RELEASED)
 
 
 @pytest.mark.skipif(not RECIPES_JSON.is_file(), reason="needs ../shared/parity/recipes.json")
