@@ -30,7 +30,6 @@ _PREFIXES = (
 """The reference's prefix and ours; the first that fits is taken, other names are the same on both sides."""
 
 _ALIAS, _ALIASED = "student.fpn.", "student.backbone."
-_CELL_ANCHORS = "student.anchor_generator.cell_anchors."
 _CONSTANT = re.compile(
     r"student\.(pixel_(mean|std)|(proposal_generator\.)?anchor_generator\.cell_anchors\.\d+)$"
 )
@@ -58,14 +57,17 @@ def reference_name(name: str) -> str:
 
 
 def reference_constants(
-    *, pixel_mean: Sequence[float], pixel_std: Sequence[float], cell_anchors: Sequence[Tensor] = ()
+    *,
+    pixel_mean: Sequence[float],
+    pixel_std: Sequence[float],
+    cell_anchors: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The buffers of the reference's checkpoints that the config decides.
 
     Args:
         pixel_mean: (3,) in the images' channel order.
         pixel_std: (3,).
-        cell_anchors: RetinaNet's, per level (A, 4) xyxy around the origin, pixels; may be left out.
+        cell_anchors: from `find_cell_anchors`; may be left out.
 
     Returns:
         float32 tensors by the reference's names.
@@ -74,15 +76,23 @@ def reference_constants(
         "student.pixel_mean": torch.tensor(list(pixel_mean), dtype=torch.float32).reshape(3, 1, 1),
         "student.pixel_std": torch.tensor(list(pixel_std), dtype=torch.float32).reshape(3, 1, 1),
     }
-    for level, anchors in enumerate(cell_anchors):
-        constants[f"{_CELL_ANCHORS}{level}"] = anchors.detach().to(torch.float32)
+    for name, anchors in (cell_anchors or {}).items():
+        constants[name] = anchors.detach().to(torch.float32)
     return constants
 
 
-def find_cell_anchors(model: nn.Module) -> Sequence[Tensor]:
-    """A student RetinaNet's anchors by level, (A, 4) each; none of other detectors."""
-    anchors = dict(model.named_buffers()).get("student.cell_anchors")
-    return () if anchors is None else list(anchors.cpu())
+def find_cell_anchors(model: nn.Module) -> dict[str, Tensor]:
+    """A student's anchors, (A, 4) xyxy pixels around the origin, by the reference's names of their levels.
+
+    RetinaNet has them, the two-stage detectors in their proposal generator; none of other detectors.
+    """
+    buffers = dict(model.named_buffers())
+    return {
+        f"{parent}.anchor_generator.cell_anchors.{level}": anchors
+        for parent in ("student", "student.proposal_generator")
+        if f"{parent}.cell_anchors" in buffers
+        for level, anchors in enumerate(buffers[f"{parent}.cell_anchors"].cpu())
+    }
 
 
 def from_reference(

@@ -5,6 +5,7 @@ import torch
 import torchvision
 
 from lgd.weights import WeightsError, load_into, load_weights, reference_constants, to_reference
+from lgd.weights.reference import find_cell_anchors
 from tests.weights.modules import module_of, randomise, small_resnet, student_with
 from tests.weights.test_backbones import NEW, caffe2_name
 
@@ -91,7 +92,7 @@ def test_other_anchors_than_the_models_are_an_error(tmp_path):
     anchors = torch.tensor([[[-16.0, -16.0, 16.0, 16.0]], [[-32.0, -32.0, 32.0, 32.0]]], dtype=torch.float64)
     model.student.register_buffer("cell_anchors", anchors, persistent=False)
     constants = reference_constants(
-        pixel_mean=INPUT["pixel_mean"], pixel_std=INPUT["pixel_std"], cell_anchors=list(anchors)
+        pixel_mean=INPUT["pixel_mean"], pixel_std=INPUT["pixel_std"], cell_anchors=find_cell_anchors(model)
     )
     load_weights(model, save(tmp_path, {"model": to_reference(STATE, constants)}), **INPUT)
     constants["student.anchor_generator.cell_anchors.1"] *= 2

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lgd.weights.reference import (
+    find_cell_anchors,
     from_detectron2_model,
     from_reference,
     reference_constants,
@@ -15,7 +16,10 @@ from lgd.weights.report import WeightsError
 from tests.weights.modules import randomise
 
 CASE = Path(__file__).parents[1] / "parity" / "cases" / "a_retinanet_r50.json"
-ANCHORS = [torch.tensor([[-16.0, -16.0, 16.0, 16.0]]) * 2**level for level in range(5)]
+ANCHORS = {
+    f"student.anchor_generator.cell_anchors.{level}": torch.tensor([[-16.0, -16.0, 16.0, 16.0]]) * 2**level
+    for level in range(5)
+}
 CONSTANTS = reference_constants(
     pixel_mean=[103.53, 116.28, 123.675], pixel_std=[1.0, 1.0, 1.0], cell_anchors=ANCHORS
 )
@@ -92,7 +96,8 @@ def test_constants_are_held_against_the_configs(official):
             official,
             reference_constants(pixel_mean=[103.53, 116.28, 123.675], pixel_std=[57.375, 57.12, 58.395]),
         )
-    wider = CONSTANTS | {"student.anchor_generator.cell_anchors.3": ANCHORS[3] * 1.5}
+    name = "student.anchor_generator.cell_anchors.3"
+    wider = CONSTANTS | {name: ANCHORS[name] * 1.5}
     with pytest.raises(WeightsError, match=r"cell_anchors\.3 is .*MODEL\.ANCHOR_GENERATOR"):
         from_reference(official, wider)
 
@@ -109,3 +114,15 @@ def test_a_detector_of_detectron2_is_the_references_student(official):
     found = from_detectron2_model(plain, CONSTANTS)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_anchors_go_by_the_names_of_dense_and_of_two_stage_detectors():
+    cells = torch.zeros(2, 3, 4)
+    model, part = torch.nn.Module(), torch.nn.Module()
+    part.register_buffer("cell_anchors", cells, persistent=False)
+    model.student = part
+    assert list(find_cell_anchors(model)) == [f"student.anchor_generator.cell_anchors.{i}" for i in (0, 1)]
+    model.student = torch.nn.Module()
+    model.student.proposal_generator = part
+    names = [f"student.proposal_generator.anchor_generator.cell_anchors.{i}" for i in (0, 1)]
+    assert list(find_cell_anchors(model)) == names
