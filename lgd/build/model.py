@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from lgd.build.choice import choose
+from lgd.build.dense import build_atss, build_fcos, build_poto
 from lgd.build.fgfi import build_feature_imitation, read_teacher_config
 from lgd.build.retinanet import build_retinanet
 from lgd.config.schema import Config
@@ -15,7 +16,12 @@ from lgd.distill.teacher import DynamicTeacher
 
 Model = LabelGuidedDistiller | PlainStudent
 
-DETECTORS: Mapping[str, Callable[[Config], Detector]] = {"RetinaNet": build_retinanet}
+DETECTORS: Mapping[str, Callable[[Config], Detector]] = {
+    "RetinaNet": build_retinanet,
+    "FCOS": build_fcos,
+    "ATSS": build_atss,
+    "POTO": build_poto,
+}
 
 
 def build_model(cfg: Config) -> Model:

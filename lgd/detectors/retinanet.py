@@ -6,21 +6,20 @@ C channels, R anchors of one cell.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lgd.detectors.dense import Candidates, init_head, select_candidates, suppress
 from lgd.distributed import all_reduce_sum, get_world_size
 from lgd.layers.fpn import FPN
 from lgd.layers.pixels import PixelNormalizer
 from lgd.ops.anchors import level_cells, pyramid_anchors
-from lgd.ops.boxes import clip_boxes, decode_deltas, encode_deltas, scale_boxes
+from lgd.ops.boxes import decode_deltas, encode_deltas
 from lgd.ops.losses import reference_focal_loss, sigmoid_focal_loss, smooth_l1_loss
 from lgd.ops.matching import FOREGROUND, IGNORED, match_anchors
-from lgd.ops.nms import nms_per_class
 from lgd.ops.predictions import flatten_predictions, promote
 from lgd.structures import Batch, Detections, Features, Targets
 
@@ -58,11 +57,7 @@ class RetinaNetHead(nn.Module):
         self.bbox_subnet = _make_tower(channels, num_convs)
         self.cls_score = nn.Conv2d(channels, num_anchors * num_classes, 3, padding=1)
         self.bbox_pred = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(_bias(module))
-        nn.init.constant_(_bias(self.cls_score), -math.log((1 - prior_prob) / prior_prob))
+        init_head(self, self.cls_score, prior_prob)
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, h, w) -> logits (B, h * w * R, K) and deltas (B, h * w * R, 4), row by row."""
@@ -205,15 +200,20 @@ class RetinaNet(nn.Module):
     @torch.no_grad()
     def detect(self, features: Features, batch: Batch) -> list[Detections]:
         """See `Detector.detect`."""
-        candidates = []
-        for level, anchors in zip(self.strides, self._make_anchors(features), strict=True):
-            logits, deltas = self.head(features[level])
-            candidates.append(self._select_candidates(promote(logits), promote(deltas), anchors))
-        boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
-        scale = batch.original_sizes.to(boxes.dtype) / batch.sizes.to(boxes.dtype)
+        predictions = [[promote(x) for x in self.head(features[level])] for level in self.strides]
+        levels = list(zip(predictions, self._make_anchors(features), strict=True))
         return [
-            self._suppress(*image)
-            for image in zip(boxes, scores, labels, scale, batch.original_sizes, strict=True)
+            suppress(
+                [
+                    self._select_candidates(logits[index], deltas[index], anchors)
+                    for (logits, deltas), anchors in levels
+                ],
+                batch,
+                index,
+                nms_threshold=self.nms_thresh_test,
+                limit=self.detections_per_image,
+            )
+            for index in range(len(batch.images))
         ]
 
     def backbone_parameters(self) -> Iterable[nn.Parameter]:
@@ -236,26 +236,13 @@ class RetinaNet(nn.Module):
         # A copy: backward still needs this value when the buffer has moved on.
         return self.loss_normalizer / (1 if self.reference_normalizer else get_world_size())
 
-    def _select_candidates(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Best boxes of one level for each image: boxes (B, T, 4), scores (B, T), labels (B, T)."""
-        scores = logits.sigmoid().flatten(1)
-        scores, indices = scores.topk(min(self.topk_candidates_test, scores.shape[1]), dim=1)
-        anchor_indices = indices // self.num_classes
-        deltas = deltas.gather(1, anchor_indices[..., None].expand(-1, -1, 4))
-        boxes = decode_deltas(anchors[anchor_indices], deltas, self.box_reg_weights)
-        return boxes, scores, indices % self.num_classes
-
-    def _suppress(
-        self, boxes: Tensor, scores: Tensor, labels: Tensor, scale: Tensor, original_size: Tensor
-    ) -> Detections:
-        """Threshold, suppress and bring the candidates of one image to its original size."""
-        boxes, scores, labels = (x[scores > self.score_thresh_test] for x in (boxes, scores, labels))
-        kept = nms_per_class(boxes, scores, labels, self.nms_thresh_test)[: self.detections_per_image]
-        boxes = clip_boxes(scale_boxes(boxes[kept], scale), original_size)
-        nonempty = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
-        return Detections(boxes[nonempty], scores[kept][nonempty], labels[kept][nonempty])
+    def _select_candidates(self, logits: Tensor, deltas: Tensor, anchors: Tensor) -> Candidates:
+        """Best boxes of one level of one image: logits (A, K), deltas (A, 4)."""
+        positions, labels, scores = select_candidates(
+            logits.sigmoid(), score_threshold=self.score_thresh_test, limit=self.topk_candidates_test
+        )
+        boxes = decode_deltas(anchors[positions], deltas[positions], self.box_reg_weights)
+        return Candidates(boxes, scores, labels)
 
 
 def _make_tower(channels: int, num_convs: int) -> nn.Sequential:
@@ -263,8 +250,3 @@ def _make_tower(channels: int, num_convs: int) -> nn.Sequential:
     for _ in range(num_convs):
         layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
-
-
-def _bias(conv: nn.Conv2d) -> Tensor:
-    assert conv.bias is not None
-    return conv.bias

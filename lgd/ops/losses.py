@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _EXACT_SOFTPLUS = 40.0  # log1p(exp(x)) is x to the last float64 digit from here on
+_SMALLEST_AREA = torch.finfo(torch.float32).eps
 
 
 def sigmoid_focal_loss(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) -> Tensor:
@@ -77,3 +78,33 @@ def smooth_l1_loss(predictions: Tensor, targets: Tensor, mask: Tensor, *, beta: 
     """
     losses = F.smooth_l1_loss(predictions, targets, reduction="none", beta=beta)
     return (losses.sum(-1) * mask.to(losses.dtype)).sum()
+
+
+def giou_loss(predictions: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of the generalised IoU loss (arXiv 1902.09630, algorithm 1).
+
+    Args:
+        predictions: (..., 4) xyxy.
+        targets: (..., 4) xyxy.
+        weights: (...) at least 0; rows of weight 0 get no gradient, whatever their predictions are.
+
+    Returns:
+        Scalar; each row in [0, 2] times its weight.
+    """
+    predictions = torch.where((weights > 0)[..., None], predictions, targets)
+    top_left, bottom_right = predictions[..., :2], predictions[..., 2:]
+    target_top_left, target_bottom_right = targets[..., :2], targets[..., 2:]
+    overlap = _area(
+        torch.maximum(top_left, target_top_left), torch.minimum(bottom_right, target_bottom_right)
+    )
+    union = _area(top_left, bottom_right) + _area(target_top_left, target_bottom_right) - overlap
+    hull = _area(torch.minimum(top_left, target_top_left), torch.maximum(bottom_right, target_bottom_right))
+    iou = overlap / union.clamp(min=_SMALLEST_AREA)
+    giou = iou - (hull - union) / hull.clamp(min=_SMALLEST_AREA)
+    return ((1 - giou) * weights).sum()
+
+
+def _area(top_left: Tensor, bottom_right: Tensor) -> Tensor:
+    """Area of boxes (...), 0 where the corners (..., 2) are the wrong way round."""
+    width, height = (bottom_right - top_left).clamp(min=0).unbind(-1)
+    return width * height

@@ -1,0 +1,126 @@
+"""The head of FCOS, ATSS and POTO, and what it says.
+
+Legend: B images, A locations of all levels or of one, K classes, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lgd.detectors.dense import init_head
+from lgd.layers.norm import make_norm
+from lgd.ops.predictions import flatten_predictions, promote
+from lgd.structures import Features
+
+
+@dataclass(frozen=True)
+class PointPredictions:
+    """What a head says at every location of one level, or of all.
+
+    Attributes:
+        logits: (B, A, K) of the classes.
+        distances: (B, A, 4) left top right bottom, pixels, at least 0.
+        centerness: (B, A) logits; None from a head without.
+    """
+
+    logits: Tensor
+    distances: Tensor
+    centerness: Tensor | None
+
+
+class Scale(nn.Module):
+    """A factor that is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` times the factor."""
+        return x * self.scale
+
+
+class PointHead(nn.Module):
+    """Two towers of 3x3 convolutions, shared by all levels (FCOS, arXiv 1904.01355, section 3.2).
+
+    Args:
+        channels: C.
+        num_classes: K.
+        strides: by level, fine to coarse.
+        num_convs: convolutions of each tower before the predicting ones, each with group norm and ReLU.
+        prior_prob: score of every class that the fresh head predicts everywhere.
+        centerness: the tower that predicts it, None for no centreness.
+        distances_in_strides: predict rectified distances in strides, else the logarithm of pixels.
+
+    Raises:
+        ValueError: channels that the group norm does not divide.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        num_classes: int,
+        strides: Mapping[str, int],
+        num_convs: int,
+        prior_prob: float,
+        centerness: Literal["box", "class"] | None,
+        distances_in_strides: bool,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.strides = dict(strides)
+        self.centerness_tower = centerness
+        self.distances_in_strides = distances_in_strides
+        self.cls_subnet = _make_tower(channels, num_convs)
+        self.bbox_subnet = _make_tower(channels, num_convs)
+        self.cls_score = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.bbox_pred = nn.Conv2d(channels, 4, 3, padding=1)
+        self.centerness = None if centerness is None else nn.Conv2d(channels, 1, 3, padding=1)
+        self.scales = nn.ModuleList(Scale() for _ in strides)
+        init_head(self, self.cls_score, prior_prob)
+
+    def forward(self, features: Features) -> list[PointPredictions]:
+        """Predict on every level, fine to coarse; A goes row by row."""
+        return [
+            self._predict(features[level], scale, stride)
+            for (level, stride), scale in zip(self.strides.items(), self.scales, strict=True)
+        ]
+
+    def _predict(self, feature: Tensor, scale: nn.Module, stride: int) -> PointPredictions:
+        for_class, for_box = self.cls_subnet(feature), self.bbox_subnet(feature)
+        raw = promote(flatten_predictions(scale(self.bbox_pred(for_box)), 4))
+        central = None
+        if self.centerness is not None:
+            source = for_box if self.centerness_tower == "box" else for_class
+            central = promote(flatten_predictions(self.centerness(source), 1).squeeze(-1))
+        return PointPredictions(
+            logits=promote(flatten_predictions(self.cls_score(for_class), self.num_classes)),
+            distances=F.relu(raw) * stride if self.distances_in_strides else raw.exp(),
+            centerness=central,
+        )
+
+
+def join_levels(levels: Sequence[PointPredictions]) -> PointPredictions:
+    """Predictions of all levels as of one."""
+    central = [level.centerness for level in levels if level.centerness is not None]
+    return PointPredictions(
+        logits=torch.cat([level.logits for level in levels], dim=1),
+        distances=torch.cat([level.distances for level in levels], dim=1),
+        centerness=torch.cat(central, dim=1) if central else None,
+    )
+
+
+def _make_tower(channels: int, num_convs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(num_convs):
+        norm = make_norm("GN", channels)
+        assert norm is not None
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), norm, nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
