@@ -1,0 +1,180 @@
+"""Every recipe of configs/ builds, trains with LGD on, evaluates student and teacher, saves and resumes.
+
+The recipes are made small by KEY VALUE pairs alone, which leave detector, backbone and its depth, LGD's
+settings, optimizers and clipping as they are. Those that differ in nothing but what is overridden then (the
+schedule, the lengths of the short side) are one run, which stands for all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lgd import train
+from lgd.config.keys import flatten
+from lgd.config.load import load_config
+from lgd.config.solver import resolve_solver
+from tests.training import REPOSITORY, read_metrics
+
+CONFIGS = REPOSITORY / "configs"
+RECIPES = sorted(
+    path.relative_to(CONFIGS).as_posix()
+    for path in CONFIGS.rglob("*.yaml")
+    if path.parent.name != "bases" and not path.name.startswith("Base-")
+)
+
+SMALL = {
+    "NUM_CLASSES": 0,
+    "MODEL.WEIGHTS": "",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.SWINT.EMBED_DIM": 24,
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 16,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 30,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+    "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
+    "MODEL.FCOS.SCORE_THRESH_TEST": 0.0,
+    "MODEL.DISTILLATOR.PRE_NONDISTILL_ITERS": 1,
+    "MODEL.DISTILLATOR.POST_NONDISTILL_ITERS": 0,
+    "MODEL.DISTILLATOR.PRE_FREEZE_STUDENT_BACKBONE_ITERS": 1,
+    "INPUT.MIN_SIZE_TRAIN": "[128, 144]",
+    "INPUT.MAX_SIZE_TRAIN": 192,
+    "INPUT.MIN_SIZE_TEST": 128,
+    "INPUT.MAX_SIZE_TEST": 192,
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.MAX_ITER": 2,
+    "SOLVER.STEPS": "[1]",
+    "SOLVER.WARMUP_ITERS": 1,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "TEST.EVAL_PERIOD": 0,
+    "TEST.DETECTIONS_PER_IMAGE": 10,
+    "TEST.VIS_IMAGES": 0,
+    "LOG_PERIOD": 1,
+    "SEED": 5,
+}
+
+
+def smaller(name: str) -> list[str]:
+    """KEY VALUE pairs that make a run of seconds of a recipe; data and OUTPUT_DIR stay."""
+    settings = SMALL | {"MODEL.RESNETS.WIDTH_PER_GROUP": 1 if "x101" in name else 8}
+    return [str(item) for pair in settings.items() for item in pair]
+
+
+@cache
+def what_runs(name: str) -> dict[str, Any]:
+    """Every setting that the small run of a recipe depends on, its OUTPUT_DIR and number of classes apart."""
+    cfg = load_config(CONFIGS / name, smaller(name))
+    values = {
+        key: value
+        for key, value in flatten(cfg).items()
+        if key != "OUTPUT_DIR" and (cfg.model.distillator.enabled or not key.startswith("MODEL.DISTILLATOR."))
+    }
+    return values | {side: resolve_solver(cfg, side) for side in ("student", "teacher")}
+
+
+def group(names: list[str]) -> dict[str, list[str]]:
+    """Recipes by the first of those that run alike."""
+    groups: dict[str, list[str]] = {}
+    trees: list[tuple[dict[str, Any], str]] = []
+    for name in names:
+        tree = what_runs(name)
+        first = next((first for other, first in trees if other == tree), None)
+        if first is None:
+            trees.append((tree, name))
+        groups.setdefault(first or name, []).append(name)
+    return groups
+
+
+GROUPS = group(RECIPES)
+
+
+def data_of(name: str, folder: Path) -> list[str]:
+    """The recipe's data sets, in small."""
+    return [
+        *("DATASETS.TRAIN", f"('coco:{folder}:train',)"),
+        *("DATASETS.TEST", f"('coco:{folder}:val',)"),
+    ]
+
+
+def final_model(output: Path) -> dict[str, torch.Tensor]:
+    return torch.load(output / "model_final.pth", weights_only=True)["model"]
+
+
+def losses_by_step(output: Path) -> dict[int, dict[str, float]]:
+    return {
+        line["iteration"]: {key: value for key, value in line.items() if "loss" in key}
+        for line in read_metrics(output)
+        if "total_loss" in line
+    }
+
+
+def check_losses(output: Path, with_lgd: bool) -> None:
+    steps = losses_by_step(output)
+    assert list(steps) == [1, 2]
+    for losses in steps.values():
+        assert all(math.isfinite(value) for value in losses.values()), losses
+        own = {key for key in losses if key.startswith("loss_") and ".tea" not in key} - {"loss_distill"}
+        taught = {f"{key}.tea" for key in own} | {"loss_distill"} if with_lgd else set()
+        assert own
+        assert set(losses) == own | taught | {"total_loss"}
+
+
+def check_results(output: Path, with_lgd: bool, with_masks: bool) -> None:
+    (results,) = json.loads((output / "results.json").read_text()).values()
+    assert set(results) == ({"student", "teacher"} if with_lgd else {"student"})
+    for kinds in results.values():
+        assert ("segm" in kinds) == with_masks
+        assert all(0 <= numbers["AP"] <= 100 for numbers in kinds.values())
+
+
+def test_every_recipe_stands_in_one_group_of_recipes_that_run_alike() -> None:
+    assert sorted(name for names in GROUPS.values() for name in names) == RECIPES
+    for first, names in GROUPS.items():
+        assert all(what_runs(name) == what_runs(first) for name in names)
+
+
+def test_only_schedules_and_scales_are_lost_in_groups() -> None:
+    groups = {frozenset(names) for names in GROUPS.values()}
+    two_x = {f"retinanet/r50_{schedule}_lgd.yaml" for schedule in ("2x_ms", "2x_ss", "3x_ms")}
+    one_x = {f"retinanet/r50_{schedule}_lgd.yaml" for schedule in ("1x_ms", "1x_ss")}
+    plain = {f"retinanet/r50_{schedule}.yaml" for schedule in ("1x_ms", "1x_ss", "2x_ms", "2x_ss", "3x_ms")}
+    assert {frozenset(two_x), frozenset(one_x), frozenset(plain)} <= groups
+    for names in groups:
+        kinds = {name.removesuffix(".yaml").split("_1x")[0].split("_2x")[0].split("_3x")[0] for name in names}
+        assert len(kinds) == 1, names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GROUPS)
+def test_trains_evaluates_saves_and_resumes(name: str, small_data: Path, tmp_path: Path) -> None:
+    model = load_config(CONFIGS / name).model
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    settings = [*smaller(name), *data_of(name, small_data)]
+    assert train.main(["--config-file", str(CONFIGS / name), *settings, "OUTPUT_DIR", str(whole)]) == 0
+    check_losses(whole, model.distillator.enabled)
+    check_results(whole, model.distillator.enabled, model.mask_on)
+
+    shutil.copytree(whole, resumed)
+    (resumed / "checkpoints" / "step_0000002.pth").unlink()
+    (resumed / "model_final.pth").unlink()
+    settings += ["OUTPUT_DIR", str(resumed)]
+    assert train.main(["--config-file", str(CONFIGS / name), "--resume", *settings]) == 0
+    assert losses_by_step(resumed) == losses_by_step(whole)
+    expected, got = final_model(whole), final_model(resumed)
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(value, got[key]) for key, value in expected.items())
