@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lgd.data.errors import DataError, ImageError
 from lgd.data.index import AnnotationIndex, Integers
+from lgd.data.outlines import pad_outlines, require_masks
 from lgd.data.samplers import MicroBatchSampler, TrainingSampler, aspect_groups, evaluation_batches
 from lgd.data.samples import ImageFormat, OnBadImage, Preparation, Sample, TestImages, TrainingImages
 from lgd.data.transforms import Resize, resized_size
@@ -73,6 +74,7 @@ def train_loader(
     aspect_ratio_grouping: bool = True,
     pin_memory: bool = False,
     dtype: torch.dtype = torch.float32,
+    with_masks: bool = False,
 ) -> BatchLoader:
     """Make the endless training batches of one rank.
 
@@ -99,12 +101,15 @@ def train_loader(
         filter_empty: leave out images without any object that is not a crowd.
         aspect_ratio_grouping: batch images wider than high apart from the others.
         pin_memory: put the batches into page-locked memory.
-        dtype: of the boxes.
+        dtype: of the boxes and outlines.
+        with_masks: whether the targets have outlines.
 
     Raises:
-        DataError: no image has an object.
+        DataError: no image has an object, or an object has no mask and shall have one.
         ValueError: sizes that cannot be.
     """
+    if with_masks:
+        require_masks(index)
     resize = Resize(tuple(min_sizes), max_size, min_size_sampling)
     images = _training_images(index, filter_empty)
     groups = aspect_groups(index.heights[images], index.widths[images])
@@ -115,7 +120,7 @@ def train_loader(
         seed=seed,
     )
     dataset = TrainingImages(
-        Preparation(index, image_format, max_size, dtype),
+        Preparation(index, image_format, max_size, dtype, with_masks),
         candidates=images,
         resize=resize,
         flip_prob=flip_prob,
@@ -142,20 +147,23 @@ def test_loader(
     on_bad_image: OnBadImage = "fail",
     pin_memory: bool = False,
     dtype: torch.dtype = torch.float32,
+    with_masks: bool = False,
 ) -> BatchLoader:
     """Make the test batches of one rank: over all ranks every image once, images without objects included.
 
     Images share a batch only where their canvases are equal, so that batching adds no padding. A rank may
     have no batch at all. An unfit image that is skipped is missing from its batch and named in
-    `Batch.skipped`. Arguments as in `train_loader`.
+    `Batch.skipped`. Arguments and errors as in `train_loader`.
     """
+    if with_masks:
+        require_masks(index)
     sizes = [
         resized_size(h, w, min_size, max_size)
         for h, w in zip(index.heights.tolist(), index.widths.tolist(), strict=True)
     ]
     canvases = -(-np.array(sizes, dtype=np.int64).reshape(-1, 2) // size_divisibility) * size_divisibility
     batches = evaluation_batches(canvases, batch_size=batch_size, num_ranks=world_size, rank=rank)
-    dataset = TestImages(Preparation(index, image_format, max_size, dtype), min_size=min_size)
+    dataset = TestImages(Preparation(index, image_format, max_size, dtype, with_masks), min_size=min_size)
     loader = _data_loader(dataset, batches, size_divisibility, on_bad_image, num_workers, pin_memory)
     return BatchLoader(loader, len(batches), on_bad_image)
 
@@ -166,7 +174,7 @@ test_loader.__test__ = False  # type: ignore[attr-defined]
 def collate(
     samples: Sequence[Sample | ImageError], *, size_divisibility: int, on_bad_image: OnBadImage = "fail"
 ) -> Batch | ImageError:
-    """Pad images and boxes to a batch.
+    """Pad images, boxes and outlines to a batch.
 
     Args:
         samples: B of them, or errors.
@@ -205,7 +213,9 @@ def _pad_targets(samples: Sequence[Sample]) -> Targets:
     for b, sample in enumerate(samples):
         count = len(sample.labels)
         boxes[b, :count], labels[b, :count], valid[b, :count] = sample.boxes, sample.labels, True
-    return Targets(boxes, labels, valid)
+    outlines = [sample.outlines for sample in samples if sample.outlines is not None]
+    padded = pad_outlines(outlines, num_slots, boxes.dtype) if len(outlines) == len(samples) else None
+    return Targets(boxes, labels, valid, padded)
 
 
 def _training_images(index: AnnotationIndex, filter_empty: bool) -> Integers:

@@ -1,4 +1,4 @@
-"""Single images, ready to be padded into a batch: read, checked, resized, flipped, with their boxes.
+"""Single images, ready to be padded into a batch: read, checked, resized, flipped, with boxes and masks.
 
 Legend: h x w the resized image, G its boxes.
 """
@@ -16,7 +16,17 @@ from torch.utils.data import Dataset
 from lgd.data.errors import ImageError
 from lgd.data.images import read_image
 from lgd.data.index import AnnotationIndex, Integers
-from lgd.data.transforms import Resize, clip_boxes, flip_boxes, resize_boxes, resize_image, resized_size
+from lgd.data.outlines import ImageOutlines, read_outlines, select_outlines
+from lgd.data.transforms import (
+    Resize,
+    clip_boxes,
+    flip_boxes,
+    flip_edges,
+    resize_boxes,
+    resize_edges,
+    resize_image,
+    resized_size,
+)
 
 ImageFormat = Literal["BGR", "RGB"]
 OnBadImage = Literal["fail", "skip"]
@@ -39,6 +49,7 @@ class Sample:
         original_size: (height, width) of the file's picture, upright.
         image_id: of the annotation file.
         skipped: messages of unreadable images that this one stands for.
+        outlines: the masks of the G objects, pixels of `image`, not clipped to it; None where not asked for.
     """
 
     image: Tensor
@@ -47,6 +58,7 @@ class Sample:
     original_size: tuple[int, int]
     image_id: int
     skipped: tuple[str, ...] = ()
+    outlines: ImageOutlines | None = None
 
 
 @dataclass(frozen=True)
@@ -58,12 +70,14 @@ class Preparation:
         image_format: order of the channels that the model sees.
         max_size: cap on the long side, pixels.
         dtype: of the boxes.
+        with_masks: whether samples have outlines.
     """
 
     index: AnnotationIndex
     image_format: ImageFormat
     max_size: int
     dtype: torch.dtype
+    with_masks: bool = False
 
     def __call__(self, i: int, *, min_size: int, flip: bool) -> Sample:
         """Read, resize and flip image `i`; raises `ImageError` where its file is unfit."""
@@ -77,14 +91,23 @@ class Preparation:
         if flip:
             boxes = flip_boxes(boxes, size[1])
         boxes, has_extent = clip_boxes(boxes, size)
+        labels = torch.from_numpy(self.index.labels(i)[keep])[has_extent]
+        keep[keep] = has_extent.numpy()  # now of all annotations, crowds included
         axes = [0] * (self.image_format == "BGR") + [2] * flip
         return Sample(
             image=image.flip(axes),
             boxes=boxes[has_extent].to(self.dtype),
-            labels=torch.from_numpy(self.index.labels(i)[keep])[has_extent],
+            labels=labels,
             original_size=old_size,
             image_id=int(self.index.image_ids[i]),
+            outlines=self._outlines(i, torch.from_numpy(keep), size, flip) if self.with_masks else None,
         )
+
+    def _outlines(self, i: int, keep: Tensor, size: tuple[int, int], flip: bool) -> ImageOutlines:
+        outlines = select_outlines(read_outlines(self.index, i), keep)
+        record = self.index.image(i)
+        edges = resize_edges(outlines.edges, (record.height, record.width), size)
+        return replace(outlines, edges=flip_edges(edges, size[1]) if flip else edges)
 
     def _check_size(self, i: int, size: tuple[int, int]) -> None:
         record = self.index.image(i)

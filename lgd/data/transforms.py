@@ -1,6 +1,6 @@
-"""Resizing and flipping of images and boxes; pure functions, chance comes in as a generator.
+"""Resizing and flipping of images, boxes and outlines; pure functions, chance comes in as a generator.
 
-Legend: H x W the image, G boxes.
+Legend: H x W the image, G boxes, T edges of outlines.
 """
 
 from __future__ import annotations
@@ -96,6 +96,17 @@ def flip_boxes(boxes: Tensor, width: int) -> Tensor:
     """Let (G, 4) xyxy boxes follow their image of `width` pixels when it is mirrored left to right."""
     x1, y1, x2, y2 = boxes.unbind(1)
     return torch.stack([width - x2, y1, width - x1, y2], dim=1)
+
+
+def resize_edges(edges: Tensor, old_size: Sequence[int], new_size: Sequence[int]) -> Tensor:
+    """Let (T, 4) edges x1 y1 x2 y2 follow their image from `old_size` to `new_size`, each (height, width)."""
+    return resize_boxes(edges, old_size, new_size)
+
+
+def flip_edges(edges: Tensor, width: int) -> Tensor:
+    """Let (T, 4) edges x1 y1 x2 y2 follow their image of `width` pixels when it is mirrored left to right."""
+    x1, y1, x2, y2 = edges.unbind(1)
+    return torch.stack([width - x1, y1, width - x2, y2], dim=1)
 
 
 def clip_boxes(boxes: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
