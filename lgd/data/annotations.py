@@ -73,19 +73,22 @@ def columns_of_images(
         may_reach_outside=may_reach_outside,
     )
     sides = boxes[keep, 2:] - boxes[keep, :2]
-    masks, _ = segmentation_columns([{}] * int(keep.sum()), heights[place[keep]], widths[place[keep]], path)
+    ids = np.flatnonzero(keep) + 1
+    records = [{"id": number} for number in ids]
+    masks, _ = segmentation_columns(records, heights[place[keep]], widths[place[keep]], path)
     annotations = annotation_columns(
         len(images),
         place[keep],
         boxes=boxes[keep],
         labels=np.array(_chain(image.labels for image in images), dtype=np.int64)[keep],
-        ids=np.flatnonzero(keep) + 1,
+        ids=ids,
         areas=sides[:, 0] * sides[:, 1],
         crowd=np.array(_chain(image.crowd for image in images), dtype=np.bool_)[keep],
         difficult=np.array(_chain(image.difficult for image in images), dtype=np.bool_)[keep],
     )
-    ids = np.arange(1, len(images) + 1)
-    return image_columns(ids, [x.file_name for x in images], heights, widths) | annotations | masks, warnings
+    names = [image.file_name for image in images]
+    columns = image_columns(np.arange(1, len(images) + 1), names, heights, widths)
+    return columns | annotations | masks, warnings
 
 
 def image_columns(

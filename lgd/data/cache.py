@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +26,44 @@ NO_STAMP = Stamp(-1, -1)
 """Equal to no file's."""
 
 
-def cached_columns(json_path: Path, build: Callable[[str], Columns]) -> Path:
+def cached_columns(json_path: Path, build: Callable[[str], Columns], *, parts: Sequence[Path] = ()) -> Path:
     """Return the file of columns for the content of `json_path`, making it where there is none.
 
     A cache is known by the source's size and time; where these differ, by the source's SHA-256. Several
     processes may do this at once: each writes a file of its own and renames it.
 
     Args:
-        json_path: the annotation file.
+        json_path: the annotation file; the cache is called after it and lies beside it.
         build: makes arrays and metadata, given the content's hash.
+        parts: more files that the annotations are spread over, if any.
 
     Raises:
         DataError: no folder for the cache can be written to.
     """
-    stamp = Stamp.of(json_path)
+    sources = (json_path, *parts)
+    stamp = Stamp.of_all(sources)
     for folder in _folders(json_path):
         for path in _caches(folder, json_path.name):
             if read_stamp(path) == stamp and _is_whole(path):
                 return path
-    with json_path.open("rb") as file:
-        content_hash = hashlib.file_digest(file, "sha256").hexdigest()
+    content_hash = _content_hash(sources)
     if time.time_ns() - stamp.modified < _SETTLED:
         stamp = NO_STAMP
     return named_columns(
         json_path, f"{json_path.name}.{content_hash[:16]}", stamp, lambda: build(content_hash)
     )
+
+
+def _content_hash(sources: Sequence[Path]) -> str:
+    """SHA-256 of a file's content; of several, of their names and hashes."""
+    hashes = []
+    for source in sources:
+        with source.open("rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(hashes) == 1:
+        return hashes[0]
+    lines = (f"{source.name} {content}" for source, content in zip(sources, hashes, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def named_columns(json_path: Path, name: str, stamp: Stamp, build: Callable[[], Columns]) -> Path:

@@ -8,15 +8,17 @@ from pathlib import Path
 
 from lgd.data.coco import load_coco
 from lgd.data.concatenation import concatenate
+from lgd.data.crowdhuman import load_crowdhuman
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
 from lgd.data.synthetic import DEFAULT_SIZES, write_synthetic
+from lgd.data.voc import load_voc
 
 _KNOWN = {
     "coco_2017_train": ("coco/annotations/instances_train2017.json", "coco/train2017"),
     "coco_2017_val": ("coco/annotations/instances_val2017.json", "coco/val2017"),
 }
-_KINDS = ("coco", "synthetic")
+_KINDS = ("coco", "crowdhuman", "voc", "synthetic")
 
 
 def open_dataset(spec: str, root: Path) -> AnnotationIndex:
@@ -24,12 +26,13 @@ def open_dataset(spec: str, root: Path) -> AnnotationIndex:
 
     Args:
         spec: "coco_2017_train" or "coco_2017_val" (below `root`); "coco:ROOT:SPLIT", which is
-            ROOT/annotations/instances_SPLIT.json and the images in ROOT/SPLIT; or "synthetic:ROOT:SPLIT",
-            laid out alike and written on first use.
+            ROOT/annotations/instances_SPLIT.json and the images in ROOT/SPLIT; "crowdhuman:ROOT:SPLIT";
+            "voc:ROOT:SPLIT", ROOT a folder like VOCdevkit/VOC2007; or "synthetic:ROOT:SPLIT", laid out like
+            COCO and written on first use.
         root: the folder of the known data sets.
 
     Raises:
-        DataError: `spec` is none of these, or see `load_coco`.
+        DataError: `spec` is none of these, or see `load_coco`, `load_crowdhuman` and `load_voc`.
     """
     if spec in _KNOWN:
         json_path, image_dir = _KNOWN[spec]
@@ -38,6 +41,10 @@ def open_dataset(spec: str, root: Path) -> AnnotationIndex:
     folder, _, split = place.rpartition(":")
     if kind not in _KINDS or not folder or not split:
         raise DataError(_unknown(spec))
+    if kind == "crowdhuman":
+        return load_crowdhuman(Path(folder), split, name=spec)
+    if kind == "voc":
+        return load_voc(Path(folder), split, name=spec)
     if kind == "synthetic":
         if split not in DEFAULT_SIZES:
             raise DataError(

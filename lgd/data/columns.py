@@ -6,10 +6,11 @@ types, shapes and offsets, and the caller's metadata), arrays at multiples of 64
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +28,11 @@ _ALIGNMENT = 64
 
 
 class Stamp(NamedTuple):
-    """What tells a source file from a changed one without reading it.
+    """What tells source files from changed ones without reading them.
 
     Attributes:
-        size: bytes.
-        modified: nanoseconds since the epoch.
+        size: bytes of a file; of several, a number that changes with each one's size or time.
+        modified: nanoseconds since the epoch; of several, the latest.
     """
 
     size: int
@@ -42,6 +43,15 @@ class Stamp(NamedTuple):
         """Return the stamp of the file at `path`."""
         status = path.stat()
         return cls(status.st_size, status.st_mtime_ns)
+
+    @classmethod
+    def of_all(cls, paths: Sequence[Path]) -> Stamp:
+        """Return the stamp of the files at `paths`, at least one."""
+        stamps = [cls.of(path) for path in paths]
+        if len(stamps) == 1:
+            return stamps[0]
+        digest = hashlib.sha256(repr([tuple(stamp) for stamp in stamps]).encode()).digest()
+        return cls(int.from_bytes(digest[:7], "little"), max(stamp.modified for stamp in stamps))
 
 
 def write_columns(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, Any], stamp: Stamp) -> None:

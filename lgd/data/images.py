@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision.io
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from lgd.data.errors import ImageError
@@ -40,6 +40,21 @@ def read_image(path: Path) -> Tensor:
             return _decode_jpeg(content) if image.format in _JPEG else _decode_with_pillow(image)
     except Exception as error:  # What decoders raise on damaged files is without limit.
         raise ImageError(f"cannot read image {path}: {_reason(error)}") from error
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Read height and width of the picture shown upright, in pixels, from the file's header.
+
+    Raises:
+        ImageError: the file is absent or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except Exception as error:  # What decoders raise on damaged files is without limit.
+        raise ImageError(f"cannot read image {path}: {_reason(error)}") from error
+    return (width, height) if sideways else (height, width)
 
 
 def _decode_jpeg(content: bytes) -> Tensor:

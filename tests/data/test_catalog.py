@@ -46,10 +46,13 @@ def test_synthetic_is_written_on_first_use(tmp_path, small):
         ("sintetic:x:y", "did you mean synthetic:ROOT:SPLIT?"),
         ("coco:x", "did you mean coco:ROOT:SPLIT?"),
         ("coco", "did you mean coco:ROOT:SPLIT?"),
+        ("voc", "did you mean voc:ROOT:SPLIT?"),
+        ("crowd_human:x:y", "did you mean crowdhuman:ROOT:SPLIT?"),
+        ("crowdhuman:x", "did you mean crowdhuman:ROOT:SPLIT?"),
         (
-            "voc",
-            "unknown data set 'voc': Known are coco_2017_train, coco_2017_val, coco:ROOT:SPLIT, "
-            "synthetic:ROOT:SPLIT",
+            "objects365",
+            "unknown data set 'objects365': Known are coco_2017_train, coco_2017_val, coco:ROOT:SPLIT, "
+            "crowdhuman:ROOT:SPLIT, voc:ROOT:SPLIT, synthetic:ROOT:SPLIT",
         ),
         ("", "unknown data set ''"),
     ],

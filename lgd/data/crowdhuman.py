@@ -1,0 +1,147 @@
+"""CrowdHuman: people in crowds, one JSON object a line (.odgt), images without their sizes.
+
+The full boxes are the objects, also where they are hidden; they reach outside their images and are clipped
+on use. Regions to ignore (tags other than "person", and "ignore" in a box's "extra") become crowds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lgd.data.annotations import ParsedImage, check_images_present, columns_of_images, name_some, names_in
+from lgd.data.cache import Columns, cached_columns
+from lgd.data.errors import DataError
+from lgd.data.images import read_size
+from lgd.data.index import AnnotationIndex
+
+logger = logging.getLogger(__name__)
+
+_NUM_THREADS = 16
+"""Reading headers waits for the disk or the network, not for the processor."""
+
+
+def load_crowdhuman(root: Path, split: str, *, name: str) -> AnnotationIndex:
+    """Open a split of CrowdHuman: ROOT/annotation_SPLIT.odgt and ROOT/Images/ID.jpg.
+
+    Images are numbered from 1 in the file's order. The first call on a content reads every image's size from
+    its header; later calls have it from the cache. A file without any "gtboxes" has no annotations.
+
+    Args:
+        root: the folder of the set.
+        split: names the annotation file.
+        name: what messages call the set.
+
+    Raises:
+        DataError: the file, the folder or images are absent, an image's header cannot be read, or a line is
+            not what the format says.
+    """
+    path, image_dir = root / f"annotation_{split}.odgt", root / "Images"
+    if not path.is_file():
+        raise DataError(f"{name}: there is no annotation file {path}")
+    if not image_dir.is_dir():
+        raise DataError(f"{name}: there is no image folder {image_dir}")
+    cache_path = cached_columns(path, lambda content_hash: _parse(path, image_dir, content_hash))
+    index = AnnotationIndex(cache_path, name=name, json_path=path, image_dir=image_dir)
+    check_images_present(index)
+    for warning in index.warnings:
+        logger.warning("%s", warning)
+    return index
+
+
+def _parse(path: Path, image_dir: Path, content_hash: str) -> Columns:
+    lines = _read_lines(path)
+    has_annotations = any("gtboxes" in record for _, record in lines)
+    sizes = _read_sizes([_file_name(record) for _, record in lines], image_dir, path)
+    images = [
+        _parse_image(record, size, has_annotations, f"{path}, line {number}")
+        for (number, record), size in zip(lines, sizes, strict=True)
+    ]
+    columns, warnings = columns_of_images(images, path, may_reach_outside=True)
+    metadata = {
+        "kind": "crowdhuman",
+        "content_hash": content_hash,
+        "class_names": ["person"],
+        "category_ids": [1],
+        "has_annotations": has_annotations,
+        "warnings": warnings,
+    }
+    return columns, metadata
+
+
+def _read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The objects of the file, each with its line's number."""
+    lines: list[tuple[int, dict[str, Any]]] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number} is not whole JSON: {error}") from error
+        if not isinstance(record, dict) or not isinstance(record.get("ID"), str) or not record["ID"]:
+            raise DataError(f'{path}, line {number} is not an object with an "ID"')
+        if record["ID"] in seen:
+            raise DataError(f"{path}, line {number}: ID {record['ID']} is in line {seen[record['ID']]} too")
+        seen[record["ID"]] = number
+        lines.append((number, record))
+    if not lines:
+        raise DataError(f"{path} is empty")
+    return lines
+
+
+def _file_name(record: Mapping[str, Any]) -> str:
+    return f"{record['ID']}.jpg"
+
+
+def _read_sizes(file_names: Sequence[str], image_dir: Path, path: Path) -> list[tuple[int, int]]:
+    """The images' heights and widths, from their headers."""
+    absent = sorted(set(file_names) - names_in(image_dir))
+    if absent:
+        raise DataError(f"{path} lists images that are not in {image_dir}: {name_some(np.array(absent))}")
+    with ThreadPoolExecutor(_NUM_THREADS) as threads:
+        return list(threads.map(lambda file_name: read_size(image_dir / file_name), file_names))
+
+
+def _parse_image(
+    record: Mapping[str, Any], size: tuple[int, int], has_annotations: bool, place: str
+) -> ParsedImage:
+    objects = record.get("gtboxes", None if has_annotations else [])
+    if not isinstance(objects, list) or not all(isinstance(each, dict) for each in objects):
+        raise DataError(f'{place}: "gtboxes" of {record["ID"]} is not a list of objects')
+    boxes = []
+    for number, each in enumerate(objects):
+        box = each.get("fbox")
+        if not _is_box(box):
+            raise DataError(f'{place}: "fbox" of box {number} of {record["ID"]} is {box!r}, not four numbers')
+        boxes.append((box[0], box[1], box[0] + box[2], box[1] + box[3]))
+    return ParsedImage(
+        file_name=_file_name(record),
+        height=size[0],
+        width=size[1],
+        boxes=boxes,
+        labels=[0] * len(boxes),
+        crowd=[_is_ignored(each) for each in objects],
+        difficult=[False] * len(boxes),
+    )
+
+
+def _is_box(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(type(x) in (int, float) and math.isfinite(x) for x in value)
+    )
+
+
+def _is_ignored(each: Mapping[str, Any]) -> bool:
+    extra = each.get("extra")
+    return each.get("tag") != "person" or (isinstance(extra, dict) and bool(extra.get("ignore", 0)))

@@ -1,0 +1,205 @@
+from pathlib import Path
+
+import pytest
+
+import lgd.data.voc as voc
+from lgd.data.catalog import open_dataset, open_datasets
+from lgd.data.errors import DataError
+from lgd.data.loader import train_loader
+from tests.data.boxes_sets import voc_object, voc_xml, write_voc
+
+HERE = Path()
+
+
+def objects(*boxes: tuple[int, int, int, int]) -> list[str]:
+    return [voc_object("cat", box) for box in boxes]
+
+
+def test_boxes_classes_and_difficult_objects(tmp_path):
+    spec = write_voc(
+        tmp_path,
+        {
+            "000007": [
+                voc_object("tvmonitor", (1, 1, 64, 48)),
+                voc_object("aeroplane", (3.5, 4, 10, 12), difficult=1),
+                voc_object("person", (2, 2, 2, 2), difficult=None),
+            ],
+            "000005": [],
+        },
+    )
+    index = open_dataset(spec, HERE)
+    assert (index.kind, index.class_names, index.category_ids) == (
+        "voc",
+        voc.CLASS_NAMES,
+        tuple(range(1, 21)),
+    )
+    assert [index.file_name(i) for i in range(2)] == ["000007.jpg", "000005.jpg"]
+    assert index.image_ids.tolist() == [1, 2]
+    assert index.boxes(0).tolist() == [[0, 0, 64, 48], [2.5, 3, 10, 12], [1, 1, 2, 2]]
+    assert index.labels(0).tolist() == [19, 0, 14]
+    assert index.difficult(0).tolist() == [False, True, False]
+    assert not index.crowd(0).any()
+    assert index.area(0).tolist() == [64 * 48, 7.5 * 9, 1]
+    assert index.counts.tolist() == [3, 0]
+    assert index.warnings == ()
+
+
+def test_difficult_objects_are_trained_on(tmp_path):
+    spec = write_voc(tmp_path, {"1": [voc_object("cat", (3, 4, 10, 12), difficult=1)]})
+    loader = train_loader(
+        open_dataset(spec, HERE),
+        batch_size=1,
+        world_size=1,
+        rank=0,
+        seed=0,
+        min_sizes=(0,),
+        max_size=999,
+        flip_prob=0,
+        num_workers=0,
+    )
+    batch = next(iter(loader))
+    assert batch.targets.boxes[0].tolist() == [[2, 3, 10, 12]]
+    assert batch.targets.labels[0].tolist() == [voc.CLASS_NAMES.index("cat")]
+
+
+def test_two_years_are_joined(tmp_path):
+    specs = [
+        write_voc(tmp_path / "VOC2007", {"000001": objects((1, 1, 9, 9))}),
+        write_voc(tmp_path / "VOC2012", {"2008_000002": [voc_object("dog", (1, 1, 9, 9), 1)], "x": []}),
+    ]
+    joined = open_datasets(specs, HERE)
+    assert joined.kind == "voc"
+    assert joined.counts.tolist() == [1, 1, 0]
+    assert joined.difficult(1).tolist() == [True]
+    assert joined.path(1) == tmp_path / "VOC2012" / "JPEGImages" / "2008_000002.jpg"
+
+
+def test_classes_of_other_sets(tmp_path):
+    spec = write_voc(tmp_path, {"1": [voc_object("helmet", (1, 1, 9, 9)), voc_object("axe", (1, 1, 9, 9))]})
+    index = open_dataset(spec, HERE)
+    assert index.class_names == ("axe", "helmet")
+    assert index.labels(0).tolist() == [1, 0]
+    assert (
+        "other classes than VOC's 20, so the 2 of this split are taken in sorted order" in index.warnings[0]
+    )
+    (tmp_path / "classes.txt").write_text("helmet\n\nsaw\naxe\n")
+    index = open_dataset(spec, HERE)
+    assert index.class_names == ("helmet", "saw", "axe")
+    assert index.labels(0).tolist() == [0, 2]
+    assert index.warnings == ()
+    (tmp_path / "classes.txt").write_text("helmets\naxe\n")
+    with pytest.raises(DataError, match=r"1\.xml: the class 'helmet' .*classes\.txt; did you mean helmets\?"):
+        open_dataset(spec, HERE)
+    (tmp_path / "classes.txt").write_text("axe\naxe\n")
+    with pytest.raises(DataError, match=r"classes\.txt is empty or names a class twice"):
+        open_dataset(spec, HERE)
+
+
+def test_pictures_of_another_format(tmp_path):
+    spec = write_voc(tmp_path, {"a.b": objects((1, 1, 9, 9))}, suffix=".png")
+    assert open_dataset(spec, HERE).file_name(0) == "a.b.png"
+
+
+def test_lists_of_one_class_have_a_second_column(tmp_path):
+    spec = write_voc(tmp_path, {"1": objects((1, 1, 9, 9)), "2": []}, split="cat_train")
+    (tmp_path / "ImageSets" / "Main" / "cat_train.txt").write_text("1  1\n2 -1\n")
+    assert len(open_dataset(spec, HERE)) == 2
+
+
+def test_a_changed_file_is_noticed(tmp_path, monkeypatch):
+    spec = write_voc(tmp_path, {"1": objects((1, 1, 9, 9)), "2": objects((1, 1, 9, 9))})
+    first = open_dataset(spec, HERE)
+    with monkeypatch.context() as patch:
+        patch.setattr(voc, "read_voc_xml", None)
+        assert open_dataset(spec, HERE).content_hash == first.content_hash
+    (tmp_path / "Annotations" / "2.xml").write_text(voc_xml("2", objects((1, 1, 8, 9))))
+    second = open_dataset(spec, HERE)
+    assert second.boxes(1).tolist() == [[0, 0, 8, 9]]
+    assert second.content_hash != first.content_hash
+
+
+def test_boxes_without_extent_are_dropped(tmp_path):
+    spec = write_voc(tmp_path, {"1": objects((5, 5, 4, 9), (1, 1, 9, 9)), "2": objects((90, 1, 99, 9))})
+    index = open_dataset(spec, HERE)
+    assert index.counts.tolist() == [1, 0]
+    assert [warning.partition(": ")[2] for warning in index.warnings] == [
+        "1 boxes without a positive size were dropped (in 1.jpg)",
+        "1 boxes wholly outside their image were dropped (in 2.jpg)",
+    ]
+
+
+BOMB = (
+    '<!DOCTYPE annotation [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">'
+    '<!ENTITY c SYSTEM "file:///etc/passwd">]><annotation><folder>&b;</folder></annotation>'
+)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_document_types_are_refused(tmp_path, encoding):
+    spec = write_voc(tmp_path, {"1": []})
+    (tmp_path / "Annotations" / "1.xml").write_text(BOMB, encoding=encoding)
+    with pytest.raises(DataError, match=r"1\.xml: it has a document type definition"):
+        open_dataset(spec, HERE)
+
+
+@pytest.mark.parametrize(
+    ("xml", "message"),
+    [
+        ("<annotation><size>", "not whole XML: no element found"),
+        ("", "not whole XML: no element found"),
+        ("<annotation></annotation>", "it has no size (height) of the image"),
+        (
+            "<annotation><size><height>4</height><width>-1</width></size></annotation>",
+            "the image's width is '-1', not a positive whole number",
+        ),
+        (
+            "<annotation><size><height>0</height><width>1</width></size></annotation>",
+            "the image's height is '0', not a positive whole number",
+        ),
+        (voc_xml("1", [voc_object("", (1, 2, 3, 4))]), "object 0 has no name"),
+        (
+            voc_xml("1", [voc_object("cat", (1, 2, "x", 4))]),  # type: ignore[arg-type]
+            "object 0 (cat) has xmax 'x', not a number",
+        ),
+        (
+            voc_xml("1", [voc_object("cat", (1, float("nan"), 3, 4))]),
+            "object 0 (cat) has ymin 'nan', not a number",
+        ),
+        (
+            voc_xml("1", ["<object><name>cat</name></object>"]),
+            "object 0 (cat) has xmin None, not a number",
+        ),
+    ],
+)
+def test_broken_xml(tmp_path, xml, message):
+    spec = write_voc(tmp_path, {"1": []})
+    (tmp_path / "Annotations" / "1.xml").write_text(xml)
+    with pytest.raises(DataError) as caught:
+        open_dataset(spec, HERE)
+    assert str(caught.value).startswith(f"{tmp_path / 'Annotations' / '1.xml'}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_absent(tmp_path):
+    write_voc(tmp_path / "VOC2007", {"1": [], "2": []})
+    with pytest.raises(DataError, match=r"no list of images .*; did you mean voc:.*/VOC2007:trainval\?"):
+        open_dataset(f"voc:{tmp_path}:trainval", HERE)
+    root = tmp_path / "VOC2007"
+    with pytest.raises(DataError, match=r"there is no list of images .*Main/tset\.txt$"):
+        open_dataset(f"voc:{root}:tset", HERE)
+    spec = f"voc:{root}:trainval"
+    (root / "JPEGImages" / "2.jpg").unlink()
+    with pytest.raises(DataError, match=r"lists images that are not in .*JPEGImages: 2\.jpg"):
+        open_dataset(spec, HERE)
+    (root / "Annotations" / "1.xml").unlink()
+    with pytest.raises(DataError, match=r"trainval\.txt lists 1, but there is no .*Annotations/1\.xml"):
+        open_dataset(spec, HERE)
+    (root / "ImageSets" / "Main" / "trainval.txt").write_text("2\n2\n")
+    with pytest.raises(DataError, match=r"trainval\.txt lists 2 more than once"):
+        open_dataset(spec, HERE)
+    (root / "ImageSets" / "Main" / "trainval.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"trainval\.txt is empty"):
+        open_dataset(spec, HERE)
+    (root / "Annotations").rename(root / "elsewhere")
+    with pytest.raises(DataError, match=r"there is no folder .*Annotations"):
+        open_dataset(spec, HERE)
