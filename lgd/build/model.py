@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from lgd.build.choice import choose
 from lgd.build.dense import build_atss, build_fcos, build_poto
 from lgd.build.fgfi import build_feature_imitation, read_teacher_config
+from lgd.build.rcnn import build_rcnn
 from lgd.build.retinanet import build_retinanet
 from lgd.config.schema import Config
 from lgd.config.values import ConfigError
@@ -21,6 +22,7 @@ DETECTORS: Mapping[str, Callable[[Config], Detector]] = {
     "FCOS": build_fcos,
     "ATSS": build_atss,
     "POTO": build_poto,
+    "GeneralizedRCNN": build_rcnn,
 }
 
 

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgd.ops.anchors import level_cells, pyramid_anchors
-from lgd.ops.boxes import clip_boxes, decode_deltas, encode_deltas
+from lgd.ops.boxes import clip_boxes, decode_deltas, encode_foreground
 from lgd.ops.losses import smooth_l1_loss
 from lgd.ops.matching import BACKGROUND, FOREGROUND, IGNORED, Matches, match_anchors
 from lgd.ops.nms import nms_per_class
-from lgd.ops.predictions import flatten_predictions, promote
+from lgd.ops.predictions import flatten_predictions, promote, take_rows
 from lgd.ops.sampling import sample_balanced
 from lgd.structures import Batch, Features, Targets
 
@@ -214,14 +214,14 @@ class RPN(nn.Module):
             for (logits, deltas), anchors in zip(predictions, anchors_by_level, strict=True)
         ]
         scores, boxes = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
-        levels = torch.cat([torch.full_like(x[0], index) for index, (x, _) in enumerate(candidates)], dim=1)
+        levels = [torch.full_like(x, level, dtype=torch.int64) for level, (x, _) in enumerate(candidates)]
         boxes = clip_boxes(boxes, image_sizes[:, None])
         sound = torch.isfinite(scores) & torch.isfinite(boxes).all(dim=-1)
         sound &= (boxes[..., 2:] - boxes[..., :2] > self.min_size).all(dim=-1)
         # Boxes without area suppress nothing, and -inf comes last: what is left out needs no second list.
         boxes, scores = torch.where(sound[..., None], boxes, 0), torch.where(sound, scores, -torch.inf)
         images = torch.arange(len(boxes), device=boxes.device)[:, None]
-        groups = images * len(candidates) + levels.long()
+        groups = images * len(candidates) + torch.cat(levels, dim=1)
         # The one host sync: how many boxes survive shows only on the device.
         kept = nms_per_class(boxes.flatten(0, 1), scores.flatten(), groups.flatten(), self.nms_thresh)
         survives = torch.zeros_like(sound).flatten().index_fill(0, kept, True).view_as(sound)
@@ -234,27 +234,3 @@ class RPN(nn.Module):
         limit = self.pre_nms_topk_train if self.training else self.pre_nms_topk_test
         scores, indices = logits.topk(min(limit, logits.shape[1]), dim=1)
         return scores, decode_deltas(anchors[indices], take_rows(deltas, indices), self.box_reg_weights)
-
-
-def take_rows(x: Tensor, indices: Tensor) -> Tensor:
-    """Take rows of each image: (B, A, D) and (B, S) int64 in [0, A) -> (B, S, D)."""
-    return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def encode_foreground(
-    anchors: Tensor, boxes: Tensor, foreground: Tensor, weights: tuple[float, float, float, float]
-) -> Tensor:
-    """Express boxes relative to anchors where `foreground` (...) says so; elsewhere give 0, not log(0).
-
-    Args:
-        anchors: (..., 4) xyxy.
-        boxes: (..., 4) xyxy.
-        foreground: (...) bool; the pairs it selects have positive width and height.
-        weights: factors of the four deltas.
-
-    Returns:
-        (..., 4) deltas.
-    """
-    unit = anchors.new_tensor([0.0, 0.0, 1.0, 1.0])
-    anchors, boxes = (torch.where(foreground[..., None], x, unit) for x in (anchors, boxes))
-    return encode_deltas(anchors, boxes, weights)

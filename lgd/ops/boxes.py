@@ -64,6 +64,28 @@ def encode_deltas(
     return torch.stack([delta * weight for delta, weight in zip(deltas, weights, strict=True)], dim=-1)
 
 
+def encode_foreground(
+    anchors: Tensor,
+    boxes: Tensor,
+    foreground: Tensor,
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+) -> Tensor:
+    """`encode_deltas` where `foreground` says so, and 0 elsewhere, where boxes without area give no NaN.
+
+    Args:
+        anchors: (..., 4) xyxy.
+        boxes: (..., 4) xyxy.
+        foreground: (...) bool; what it selects has positive width and height.
+        weights: factors of (dx, dy, dw, dh).
+
+    Returns:
+        (..., 4) deltas.
+    """
+    unit = (torch.arange(4, device=boxes.device) > 1).to(boxes.dtype)
+    anchors, boxes = (torch.where(foreground[..., None], x, unit) for x in (anchors, boxes))
+    return encode_deltas(anchors, boxes, weights)
+
+
 def decode_deltas(
     anchors: Tensor, deltas: Tensor, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
 ) -> Tensor:

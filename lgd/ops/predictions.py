@@ -14,3 +14,8 @@ def flatten_predictions(x: Tensor, width: int) -> Tensor:
 def promote(x: Tensor) -> Tensor:
     """Take `x` to at least float32: losses and box arithmetic don't survive half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def take_rows(x: Tensor, indices: Tensor) -> Tensor:
+    """Take rows of each image: (B, A, D) and (B, S) int64 in [0, A) -> (B, S, D)."""
+    return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))

@@ -1,11 +1,17 @@
-"""A small RetinaNet and batches of random pixels for tests."""
+"""Small detectors and batches of random pixels for tests."""
+
+import dataclasses
 
 import torch
 
 from lgd.backbones.resnet import ResNet
+from lgd.detectors.mask_head import MaskHead
+from lgd.detectors.rcnn import RCNN
 from lgd.detectors.retinanet import RetinaNet
-from lgd.layers.fpn import FPN, TopBlockP6P7
-from lgd.structures import Batch, Targets
+from lgd.detectors.roi_heads import BoxHead, BoxPredictor, RoIHeads
+from lgd.detectors.rpn import RPN
+from lgd.layers.fpn import FPN, TopBlockMaxPool, TopBlockP6P7
+from lgd.structures import Batch, Outlines, Targets
 
 ANCHOR_SIZES = [[4.0 * 2**level, 6.0 * 2**level] for level in range(3, 8)]
 
@@ -30,8 +36,64 @@ def make_retinanet(num_classes=3, channels=16, **kwargs):
     return RetinaNet(backbone=backbone, neck=neck, num_classes=num_classes, **{**settings, **kwargs})
 
 
+def make_faster_rcnn(num_classes=3, channels=16, *, rpn=None, roi_heads=None, mask_head=None):
+    """`rpn` and `roi_heads` are settings that differ from the ones here."""
+    torch.manual_seed(0)
+    backbone = ResNet(
+        depth=18, stem_out_channels=8, res2_out_channels=8, out_features=("res2", "res3", "res4", "res5")
+    )
+    neck = FPN(
+        in_channels=backbone.channels,
+        in_strides=backbone.strides,
+        out_channels=channels,
+        top_block=TopBlockMaxPool(),
+    )
+    rpn_settings = {
+        "anchor_sizes": [[8.0], [16.0], [32.0], [64.0], [128.0]],
+        "aspect_ratios": [[0.5, 1.0, 2.0]],
+    }
+    box_head = BoxHead(channels=channels, fc_channels=24, resolution=3)
+    return RCNN(
+        backbone=backbone,
+        neck=neck,
+        proposal_generator=RPN(channels=channels, strides=neck.strides, **rpn_settings | (rpn or {})),
+        roi_heads=RoIHeads(
+            num_classes=num_classes,
+            strides={level: neck.strides[level] for level in ("p2", "p3", "p4", "p5")},
+            box_head=box_head,
+            box_predictor=BoxPredictor(in_channels=24, num_classes=num_classes),
+            mask_head=mask_head,
+            **{"batch_size_per_image": 64} | (roi_heads or {}),
+        ),
+        pixel_mean=[100.0, 110.0, 120.0],
+        pixel_std=[50.0, 55.0, 60.0],
+    )
+
+
+def make_mask_rcnn(num_classes=3, channels=16, **kwargs):
+    torch.manual_seed(1)
+    mask_head = MaskHead(
+        channels=channels, num_classes=num_classes, num_convs=1, conv_channels=8, resolution=4
+    )
+    return make_faster_rcnn(num_classes, channels, mask_head=mask_head, **kwargs)
+
+
 def excite_head(detector):
     """Make a fresh head detect things: varied scores of some 0.1, boxes near their anchors."""
+    if isinstance(detector, RCNN):
+        for layer, std in (
+            (detector.proposal_generator.rpn_head.objectness_logits, 0.3),
+            (detector.roi_heads.box_predictor.cls_score, 0.3),
+            (detector.roi_heads.box_predictor.bbox_pred, 0.1),
+        ):
+            torch.nn.init.normal_(layer.weight, std=std)
+        torch.nn.init.kaiming_normal_(detector.proposal_generator.rpn_head.conv.weight)
+        return
+    for name, std in (("cls_score", 0.1), ("bbox_pred", 0.03)):
+        torch.nn.init.normal_(getattr(detector.head, name).weight, std=std)
+    torch.nn.init.constant_(detector.head.cls_score.bias, -2.0)
+    for tower in (detector.head.cls_subnet, detector.head.bbox_subnet):
+        torch.nn.init.kaiming_normal_(tower[0].weight)
     for name, std in (("cls_score", 0.1), ("bbox_pred", 0.03)):
         torch.nn.init.normal_(getattr(detector.head, name).weight, std=std)
     torch.nn.init.constant_(detector.head.cls_score.bias, -2.0)
@@ -62,3 +124,18 @@ def make_batch(num_objects, num_classes=3, height=64, width=96, dtype=torch.floa
         image_ids=torch.arange(num_images),
         targets=Targets(boxes * valid[..., None], labels * valid, valid),
     )
+
+
+def with_masks(batch):
+    """Give every object the mask of a diamond in its box, the odd slots a second, smaller part."""
+    x1, y1, x2, y2 = batch.targets.boxes.unbind(-1)
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    corners = torch.stack([torch.stack(c, -1) for c in ((x, y1), (x2, y), (x, y2), (x1, y))], dim=-2)
+    diamond = torch.cat([corners, corners.roll(-1, dims=-2)], dim=-1)
+    center = torch.stack([x1, y1, x1, y1], dim=-1)[..., None, :]
+    odd = (torch.arange(x.shape[1]) % 2 == 1)[:, None, None]
+    second = torch.where(odd, center + (diamond - center) / 4, 0)
+    edges = torch.cat([diamond, second], dim=-2)
+    parts = (torch.arange(8) >= 4).long().expand(*edges.shape[:2], 8)
+    outlines = Outlines(edges * batch.targets.valid[..., None, None], parts, 2)
+    return dataclasses.replace(batch, targets=dataclasses.replace(batch.targets, outlines=outlines))
