@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +12,9 @@ from torch import Tensor
 from lgd.data.index import AnnotationIndex
 from lgd.distill.distiller import LabelGuidedDistiller, PlainStudent
 from lgd.engine.evaluate import Example, Inference, run_inference
-from lgd.evaluation.coco import Metrics, evaluate_boxes
+from lgd.evaluation.coco import Backend, Metrics
 from lgd.evaluation.draw import draw_detections
+from lgd.evaluation.score import score
 from lgd.structures import Batch
 
 logger = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ class Assessment:
     Attributes:
         test_set: the set.
         inference: detections.
-        metrics: {"student": {"bbox": {"AP": percent, ...}}, "teacher": ...}; None in place of the
-            numbers where the set has no annotations.
+        metrics: {"student": {"bbox": {"AP": percent, ...}, "segm": ...}, "teacher": ...}, as from `score`;
+            None in place of the numbers where the set has no annotations.
     """
 
     test_set: TestSet
@@ -60,7 +60,7 @@ def assess(
     device: torch.device,
     with_teacher: bool,
     mixed_precision: bool,
-    backend: Literal["hotcoco", "pycocotools"],
+    backend: Backend,
     num_examples: int,
 ) -> Iterator[Assessment]:
     """Evaluate on every test set; every rank detects, rank 0 scores and yields.
@@ -92,16 +92,10 @@ def assess(
             continue
         if inference.num_skipped:
             logger.warning("%s: %d unreadable images left out", test_set.name, inference.num_skipped)
-        metrics: dict[str, dict[str, Metrics | None]] = {}
-        for name, results in inference.results.items():
-            box_metrics = evaluate_boxes(
-                index.json_path,
-                results,
-                backend=backend,
-                class_names=index.class_names,
-                category_ids=index.category_ids,
-            )
-            metrics[name] = {"bbox": box_metrics}
+        metrics = {
+            name: score(index, results, with_masks=inference.with_masks, backend=backend)
+            for name, results in inference.results.items()
+        }
         yield Assessment(test_set, inference, metrics)
 
 
@@ -118,5 +112,6 @@ def _draw(example: Example, class_names: Sequence[str], image_format: str) -> Te
         example.detections,
         gt_boxes=example.gt_boxes,
         gt_labels=example.gt_labels,
+        gt_outlines=example.gt_outlines,
         class_names=class_names,
     )

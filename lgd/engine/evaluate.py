@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lgd import distributed
 from lgd.detectors.protocol import Detector
 from lgd.evaluation.coco import to_coco_results
-from lgd.structures import Batch, Detections, Features
+from lgd.structures import Batch, Detections, Features, Outlines
 
 Teach = Callable[[Features, Batch], Features]
 """The teacher as a function of the student's features and the batch's labels."""
+
+Result = dict[str, Any]
+"""One detection, as `to_coco_results` writes it."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,16 @@ class Example:
         detections: the student's, in pixels of `image`.
         gt_boxes: (G, 4) xyxy, pixels of `image`.
         gt_labels: (G,) int64.
+        gt_outlines: the objects' masks, (1, G, ...), in pixels of `image`; None where the model does not ask
+            for masks.
     """
 
     image_id: int
-    image: torch.Tensor
+    image: Tensor
     detections: Detections
-    gt_boxes: torch.Tensor
-    gt_labels: torch.Tensor
+    gt_boxes: Tensor
+    gt_labels: Tensor
+    gt_outlines: Outlines | None = None
 
 
 @dataclass(frozen=True)
@@ -42,11 +49,13 @@ class Inference:
 
     Attributes:
         results: COCO results by model ("student" and, with a teacher, "teacher"), of all ranks.
+        with_masks: whether the results have masks.
         examples: images to draw.
         num_skipped: unreadable images that were left out, over all ranks.
     """
 
-    results: dict[str, list[dict[str, Any]]]
+    results: dict[str, list[Result]]
+    with_masks: bool = False
     examples: list[Example] = field(default_factory=list)
     num_skipped: int = 0
 
@@ -64,7 +73,8 @@ def run_inference(
 ) -> Inference | None:
     """Detect on every batch of this rank; gather on rank 0.
 
-    The student runs once: the teacher starts from its features.
+    The student runs once: the teacher starts from its features. Masks are pasted into the original image on
+    the device and encoded image by image, so that no bitmaps are kept.
 
     Args:
         student: the detector, in evaluation mode.
@@ -78,64 +88,76 @@ def run_inference(
     Returns:
         Everything on rank 0, None on the others.
     """
-    found: dict[str, list[tuple[int, Detections]]] = {"student": []}
-    if teach is not None:
-        found["teacher"] = []
+    names = ["student"] if teach is None else ["student", "teacher"]
+    found: dict[str, list[tuple[int, list[Result]]]] = {name: [] for name in names}
     examples: list[Example] = []
-    num_skipped = 0
+    with_masks, num_skipped = False, 0
     for host_batch in batches:
         num_skipped += len(host_batch.skipped)
         batch = host_batch.to(device, non_blocking=True)
-        image_ids = host_batch.image_ids.tolist()
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
-            for name, detections in _detect(student, teach, batch):
-                found[name] += zip(image_ids, (d.to("cpu") for d in detections), strict=True)
+            detections = dict(zip(names, _detect(student, teach, batch), strict=True))
+        for name in names:
+            found[name] += _results(detections[name], host_batch, category_ids)
+        with_masks |= any(each.masks is not None for each in detections["student"])
         wanted = num_examples - len(examples) if distributed.is_main() else 0
-        recent = [detections for _, detections in found["student"][-len(image_ids) :]]
-        examples += [_example(host_batch, i, recent[i]) for i in range(min(wanted, len(image_ids)))]
-    parts = distributed.gather_objects((found, num_skipped))
+        examples += [
+            _example(host_batch, i, each) for i, each in enumerate(detections["student"][: max(wanted, 0)])
+        ]
+    parts = distributed.gather_objects((found, with_masks, num_skipped))
     if parts is None:
         return None
     return Inference(
-        results={name: _merge((part[name] for part, _ in parts), category_ids) for name in found},
+        results={name: _merge(part[name] for part, _, _ in parts) for name in names},
+        with_masks=any(with_masks for _, with_masks, _ in parts),
         examples=examples,
-        num_skipped=sum(skipped for _, skipped in parts),
+        num_skipped=sum(skipped for _, _, skipped in parts),
     )
 
 
-def _detect(student: Detector, teach: Teach | None, batch: Batch) -> Iterator[tuple[str, list[Detections]]]:
+def _detect(student: Detector, teach: Teach | None, batch: Batch) -> Iterator[list[Detections]]:
     """Yield the student's detections, then the teacher's."""
     features = student.extract_features(batch)
-    yield "student", student.detect(features, batch)
+    yield student.detect(features, batch)
     if teach is not None:
-        yield "teacher", student.detect(teach(features, batch), batch)
+        yield student.detect(teach(features, batch), batch)
 
 
-def _merge(
-    parts: Iterable[list[tuple[int, Detections]]], category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
+def _results(
+    detections: Sequence[Detections], batch: Batch, category_ids: Sequence[int]
+) -> Iterator[tuple[int, list[Result]]]:
+    """Yield (image id, COCO results) of each image."""
+    images = zip(detections, batch.image_ids.tolist(), batch.original_sizes.tolist(), strict=True)
+    for each, image_id, (height, width) in images:
+        yield image_id, to_coco_results(each, image_id, category_ids, (height, width))
+
+
+def _merge(parts: Iterable[list[tuple[int, list[Result]]]]) -> list[Result]:
     """COCO results of all ranks, in the order of the image ids whatever the number of ranks."""
     images = sorted((image for part in parts for image in part), key=lambda image: image[0])
-    return [
-        result
-        for image_id, detections in images
-        for result in to_coco_results(detections, image_id, category_ids)
-    ]
+    return [result for _, results in images for result in results]
 
 
 def _example(batch: Batch, index: int, detections: Detections) -> Example:
     height, width = batch.sizes[index].tolist()
     original_height, original_width = batch.original_sizes[index].tolist()
     scale_x, scale_y = width / original_width, height / original_height
-    valid = batch.targets.valid[index]
+    targets, detections = batch.targets, detections.to("cpu")
+    valid, outlines = targets.valid[index], targets.outlines
     return Example(
         image_id=int(batch.image_ids[index]),
         image=batch.images[index, :, :height, :width].contiguous(),
-        detections=Detections(
-            detections.boxes * detections.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y]),
-            detections.scores,
-            detections.labels,
+        detections=replace(
+            detections,
+            boxes=detections.boxes * detections.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y]),
         ),
-        gt_boxes=batch.targets.boxes[index][valid],
-        gt_labels=batch.targets.labels[index][valid],
+        gt_boxes=targets.boxes[index][valid],
+        gt_labels=targets.labels[index][valid],
+        gt_outlines=outlines and _select(outlines, index, valid),
     )
+
+
+def _select(outlines: Outlines, index: int, valid: Tensor) -> Outlines:
+    """The outlines of one image's objects, without the unused slots."""
+    edges, parts = outlines.edges[index][valid][None], outlines.parts[index][valid][None]
+    return Outlines(edges, parts, outlines.num_parts)

@@ -30,7 +30,7 @@ TIMING_KEYS = frozenset({"time", "data_time", "images_per_second", "memory", "et
 """The keys of metrics.jsonl that depend on the machine; all others repeat bit by bit."""
 
 ModelMetrics = Mapping[str, Mapping[str, Mapping[str, float | None] | None]]
-""""student" or "teacher" -> "bbox" -> metric -> percent."""
+""""student" or "teacher" -> "bbox", "segm", ... -> metric -> percent."""
 
 _TEACHER_SUFFIX = ".tea"
 _PERIODS_FOR_ETA = 10
@@ -130,7 +130,8 @@ class MetricsWriter:
         Args:
             iteration: steps done.
             dataset: name of the test set.
-            results: {"student": {"bbox": {"AP": percent, ...}}, "teacher": ...}; None where not measurable.
+            results: {"student": {"bbox": {"AP": percent, ...}, "segm": ...}, "teacher": ...}; None where not
+                measurable.
         """
         if self._files is None:
             return

@@ -1,4 +1,4 @@
-"""Box AP and AR as COCO defines them, from detections and a COCO annotation file.
+"""Box and mask AP and AR as COCO defines them, from detections and ground truth in COCO's format.
 
 The counting is done by hotcoco (fast) or pycocotools (the reference); both give the same precision and recall
 tables, and one summary turns either into the same numbers.
@@ -19,16 +19,24 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import hotcoco
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from lgd.evaluation.masks import paste_and_encode
 from lgd.structures import Detections
 
 logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float | None]
 """AP and AR by name, in percent; None where there is no ground truth to measure against."""
+
+Backend = Literal["hotcoco", "pycocotools"]
+"""What counts the matches."""
+
+IouType = Literal["bbox", "segm"]
+"""What is held against each other: boxes or masks."""
 
 Array = npt.NDArray[np.float64]
 
@@ -37,7 +45,7 @@ _CAPS = (1, 10, 100)
 
 
 def to_coco_results(
-    detections: Detections, image_id: int, category_ids: Sequence[int]
+    detections: Detections, image_id: int, category_ids: Sequence[int], size: tuple[int, int]
 ) -> list[dict[str, Any]]:
     """Write the detections of one image in COCO's results format.
 
@@ -45,70 +53,39 @@ def to_coco_results(
         detections: D detections, xyxy boxes in pixels of the original image.
         image_id: the image's id in the annotation file.
         category_ids: the annotation file's category id of each class, by label.
+        size: (height, width) of the original image, pixels.
 
     Returns:
-        D dicts with image_id, category_id, bbox (x, y, width, height; pixels) and score.
+        D dicts with image_id, category_id, bbox (x, y, width, height; pixels) and score; where the detections
+        have masks also segmentation, the mask in the image as compressed RLE.
     """
     boxes = detections.boxes.detach().to("cpu", torch.float64)
     xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
     scores = detections.scores.detach().to("cpu", torch.float64).tolist()
     labels = detections.labels.tolist()
-    return [
+    results: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
         for label, box, score in zip(labels, xywh, scores, strict=True)
     ]
+    if detections.masks is not None:
+        encoded = paste_and_encode(detections.masks.detach(), detections.boxes.detach(), size)
+        for result, mask in zip(results, encoded, strict=True):
+            result["segmentation"] = mask
+    return results
 
 
-def evaluate_boxes(
-    gt_json: Path | None,
-    results: Sequence[dict[str, Any]],
-    *,
-    backend: Literal["hotcoco", "pycocotools"] = "hotcoco",
-    class_names: Sequence[str],
-    category_ids: Sequence[int],
-    image_ids: Collection[int] | None = None,
-) -> Metrics | None:
-    """Measure box AP and AR.
-
-    Args:
-        gt_json: COCO annotation file; None where the set has none.
-        results: detections of all images, as from `to_coco_results`.
-        backend: what counts the matches.
-        class_names: the K class names by label.
-        category_ids: the annotation file's category id of each class, by label.
-        image_ids: the images to measure on; all of the file when None.
-
-    Returns:
-        AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl and "AP-<class name>" for each class,
-        in percent; None as a value where no object is there to be found (a class or size that does not
-        occur). None altogether when the set has no annotations.
-
-    Raises:
-        ValueError: `results` names an image or a category that the file does not have, or pycocotools is
-            asked for and not installed.
-    """
-    ground_truth = _read_ground_truth(gt_json) if gt_json is not None else None
-    if ground_truth is None:
-        logger.info(
-            "%s has no annotations: only predictions are written, there is no AP", gt_json or "The set"
-        )
-        return None
-    known_images = [image["id"] for image in ground_truth["images"]]
-    _check_ids(gt_json, "image", (result["image_id"] for result in results), known_images)
-    _check_ids(gt_json, "category", (result["category_id"] for result in results), category_ids)
-
-    count = {"hotcoco": _count_with_hotcoco, "pycocotools": _count_with_pycocotools}[backend]
-    used_images = sorted(known_images if image_ids is None else image_ids)
-    order = np.argsort(category_ids)
-    precision, recall = count(ground_truth, results, used_images, [category_ids[k] for k in order])
-    names = _distinct_names(class_names, category_ids)
-    return _summarise(precision, recall, [names[k] for k in order])
-
-
-def _read_ground_truth(gt_json: Path) -> dict[str, Any] | None:
-    """Read what box AP needs of an annotation file; None where it has no annotations.
+def read_ground_truth(gt_json: Path, *, with_masks: bool) -> dict[str, Any] | None:
+    """Read what `evaluate_coco` needs of an annotation file.
 
     All objects count, those that training drops too (boxes without a size), as in COCO's own evaluation.
+
+    Args:
+        gt_json: COCO annotation file.
+        with_masks: read the masks too.
+
+    Returns:
+        images (id, width, height), categories (id, name) and annotations (id, image_id, category_id, bbox,
+        area, iscrowd; segmentation where there is a mask) as in the file; None where it has no annotations.
     """
     with gt_json.open(encoding="utf-8") as file:
         content = json.load(file)
@@ -118,13 +95,76 @@ def _read_ground_truth(gt_json: Path) -> dict[str, Any] | None:
         "images": [{key: image[key] for key in ("id", "width", "height")} for image in content["images"]],
         "categories": [{key: category[key] for key in ("id", "name")} for category in content["categories"]],
         # Numbered anew from 1: pycocotools takes an object whose id is 0 for one not found.
-        "annotations": [_object(number, each) for number, each in enumerate(content["annotations"], start=1)],
+        "annotations": [
+            _object(number, each, with_masks) for number, each in enumerate(content["annotations"], start=1)
+        ],
     }
 
 
-def _object(number: int, annotation: Mapping[str, Any]) -> dict[str, Any]:
+def evaluate_coco(
+    ground_truth: Mapping[str, Any] | None,
+    results: Sequence[Mapping[str, Any]],
+    *,
+    iou_type: IouType = "bbox",
+    backend: Backend = "hotcoco",
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+    image_ids: Collection[int] | None = None,
+    gt_name: str,
+) -> Metrics | None:
+    """Measure AP and AR of boxes or masks.
+
+    The areas (small, medium, large) are the ground truth's as given, and of detections the box's or, for
+    masks, the mask's.
+
+    Args:
+        ground_truth: as from `read_ground_truth`: ids of annotations are above 0, each has an area;
+            segmentations are polygons of at least three points or RLE. None where there is nothing to
+            measure against.
+        results: detections of all images, as from `to_coco_results`.
+        iou_type: "bbox" or "segm".
+        backend: what counts the matches.
+        class_names: the K class names by label.
+        category_ids: the ground truth's category id of each class, by label.
+        image_ids: the images to measure on; all of the ground truth when None.
+        gt_name: what to call the ground truth in messages.
+
+    Returns:
+        AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl and "AP-<class name>" for each class,
+        in percent; None as a value where no object is there to be found (a class or size that does not
+        occur). None altogether without ground truth, or without masks in it where masks are to be measured.
+
+    Raises:
+        ValueError: `results` names an image or a category that the ground truth does not have, or pycocotools
+            is asked for and not installed.
+    """
+    if ground_truth is None:
+        logger.info("%s has no annotations: only predictions are written, there is no AP", gt_name)
+        return None
+    known_images = [image["id"] for image in ground_truth["images"]]
+    _check_ids(gt_name, "image", (result["image_id"] for result in results), known_images)
+    _check_ids(gt_name, "category", (result["category_id"] for result in results), category_ids)
+    if iou_type == "segm":
+        masked = _fill_in_masks(ground_truth, gt_name)
+        if masked is None:
+            logger.info("%s has no masks: there is no mask AP", gt_name)
+            return None
+        ground_truth = masked
+
+    count = {"hotcoco": _count_with_hotcoco, "pycocotools": _count_with_pycocotools}[backend]
+    used_images = sorted(known_images if image_ids is None else image_ids)
+    order = np.argsort(category_ids)
+    precision, recall = count(
+        ground_truth, _reduce(results, iou_type), iou_type, used_images, [category_ids[k] for k in order]
+    )
+    names = _distinct_names(class_names, category_ids)
+    return _summarise(precision, recall, [names[k] for k in order])
+
+
+def _object(number: int, annotation: Mapping[str, Any], with_mask: bool) -> dict[str, Any]:
     """One annotation; a missing area is the box's, a missing iscrowd is 0."""
     area, (_, _, width, height) = annotation.get("area"), annotation["bbox"]
+    mask = _usable_mask(annotation.get("segmentation")) if with_mask else None
     return {
         "id": number,
         "image_id": annotation["image_id"],
@@ -132,16 +172,52 @@ def _object(number: int, annotation: Mapping[str, Any]) -> dict[str, Any]:
         "bbox": annotation["bbox"],
         "area": width * height if area is None or math.isnan(area) else area,
         "iscrowd": int(bool(annotation.get("iscrowd"))),
+        **({"segmentation": mask} if mask else {}),
     }
 
 
-def _check_ids(gt_json: Path | None, kind: str, used: Iterable[int], known: Sequence[int]) -> None:
+def _usable_mask(segmentation: Any) -> Any:
+    """The RLE, or the polygons of three points and more: the same that training takes."""
+    if isinstance(segmentation, Mapping):
+        return segmentation
+    return [polygon for polygon in segmentation or [] if len(polygon) >= 6 and len(polygon) % 2 == 0]
+
+
+def _fill_in_masks(ground_truth: Mapping[str, Any], gt_name: str) -> dict[str, Any] | None:
+    """Give objects without a mask an empty one, which nothing matches; None where no object has a mask."""
+    annotations = ground_truth["annotations"]
+    num_missing = sum("segmentation" not in annotation for annotation in annotations)
+    if num_missing == len(annotations):
+        return None
+    if num_missing:
+        logger.warning(
+            "%s: %d of %d objects have no mask; for mask AP they count as not found",
+            gt_name,
+            num_missing,
+            len(annotations),
+        )
+    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+    filled = [{"segmentation": _empty_mask(*sizes[each["image_id"]]), **each} for each in annotations]
+    return {**ground_truth, "annotations": filled}
+
+
+def _empty_mask(height: int, width: int) -> dict[str, list[int]]:
+    return {"size": [height, width], "counts": [height * width]}
+
+
+def _reduce(results: Sequence[Mapping[str, Any]], iou_type: IouType) -> list[dict[str, Any]]:
+    """Only what is measured: both backends would take a mask's area from a box beside it."""
+    shape = {"bbox": "bbox", "segm": "segmentation"}[iou_type]
+    return [{key: result[key] for key in ("image_id", "category_id", shape, "score")} for result in results]
+
+
+def _check_ids(gt_name: str, kind: str, used: Iterable[int], known: Sequence[int]) -> None:
     unknown = sorted(set(used).difference(known))
     if unknown:
         raise ValueError(
-            f"{gt_json}: the detections name {len(unknown)} {kind} id(s) that are not in this file "
+            f"{gt_name}: the detections name {len(unknown)} {kind} id(s) that are not there "
             f"({', '.join(map(str, unknown[:5]))}{', ...' if len(unknown) > 5 else ''}); "
-            "evaluate on the file that the images were read from"
+            "evaluate on the set that the images were read from"
         )
 
 
@@ -155,16 +231,15 @@ def _distinct_names(class_names: Sequence[str], category_ids: Sequence[int]) -> 
 
 
 def _count_with_hotcoco(
-    ground_truth: dict[str, Any],
+    ground_truth: Mapping[str, Any],
     results: Sequence[dict[str, Any]],
+    iou_type: IouType,
     image_ids: Sequence[int],
     category_ids: Sequence[int],
 ) -> tuple[Array, Array]:
     """Count with hotcoco: precision (T, R, K, A, M) and recall (T, K, A, M) in [0, 1], -1 without objects."""
-    import hotcoco
-
-    gt = hotcoco.COCO(ground_truth)
-    evaluator = hotcoco.COCOeval(gt, gt.load_res(list(results)), "bbox")
+    gt = hotcoco.COCO(dict(ground_truth))
+    evaluator = hotcoco.COCOeval(gt, gt.load_res(list(results)), iou_type)
     evaluator.params.img_ids = list(image_ids)
     evaluator.params.cat_ids = list(category_ids)
     evaluator.evaluate()
@@ -175,13 +250,15 @@ def _count_with_hotcoco(
 
 
 def _count_with_pycocotools(
-    ground_truth: dict[str, Any],
+    ground_truth: Mapping[str, Any],
     results: Sequence[dict[str, Any]],
+    iou_type: IouType,
     image_ids: Sequence[int],
     category_ids: Sequence[int],
 ) -> tuple[Array, Array]:
     """Count with pycocotools; returns what `_count_with_hotcoco` returns."""
     try:
+        from pycocotools import mask
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
@@ -191,15 +268,18 @@ def _count_with_pycocotools(
 
     # Its own loadRes fails on an empty list, so the detections become a data set by hand.
     found = [
-        {**result, "id": number, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+        {**result, "id": number, "iscrowd": 0}
+        | {"area": mask.area(result["segmentation"]) if iou_type == "segm" else math.prod(result["bbox"][2:])}
         for number, result in enumerate(results, start=1)
     ]
     gt, detected = COCO(), COCO()
-    gt.dataset, detected.dataset = ground_truth, {**ground_truth, "annotations": found}
+    # It writes into the annotations, so that it gets copies.
+    gt.dataset = {**ground_truth, "annotations": [dict(each) for each in ground_truth["annotations"]]}
+    detected.dataset = {**ground_truth, "annotations": found}
     with contextlib.redirect_stdout(io.StringIO()):
         gt.createIndex()
         detected.createIndex()
-        evaluator = COCOeval(gt, detected, "bbox")
+        evaluator = COCOeval(gt, detected, iou_type)
         evaluator.params.imgIds = list(image_ids)
         evaluator.params.catIds = list(category_ids)
         evaluator.evaluate()

@@ -1,4 +1,7 @@
-"""Pictures of ground truth beside detections."""
+"""Pictures of ground truth beside detections.
+
+Legend: G objects, D detections; H x W the image; H' x W' a panel, which is the image resized.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,13 @@ from functools import cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from lgd.structures import Detections
+from lgd.evaluation.masks import paste_masks
+from lgd.ops.polygons import rasterize_on_grid
+from lgd.structures import Detections, Outlines
 
 Color = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2, the last pixels included
@@ -20,6 +26,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _SHORT_SIDE, _LONG_SIDE = 320, 800
 _SEPARATOR = 6
 _MAX_CAPTION_SHARE = 0.15
+_MASK_OPACITY = 0.35
 _STRIP_COLOR, _STRIP_TEXT_COLOR = (32, 33, 36), (241, 243, 244)
 # The first found is taken; Pillow's own font, which every machine has, knows no letters beyond ASCII.
 _FONT_FILES = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
@@ -32,13 +39,14 @@ def draw_detections(
     gt_labels: Tensor,
     class_names: Sequence[str],
     *,
+    gt_outlines: Outlines | None = None,
     score_threshold: float = 0.5,
     title: str = "detections",
 ) -> Tensor:
     """Draw the ground truth on the left, the detections on the right.
 
     The image is resized to a short side of at least 320 pixels, so that the text can be read, but to a long
-    side of at most 800.
+    side of at most 800. Masks, where there are any, are laid over it in the colours of the boxes.
 
     Args:
         image: (3, H, W) uint8, RGB.
@@ -46,31 +54,34 @@ def draw_detections(
         gt_boxes: (G, 4) xyxy, pixels of `image`.
         gt_labels: (G,) int64 in [0, K).
         class_names: the K class names by label.
+        gt_outlines: the objects' masks, (1, G, ...), in pixels of `image`; None where there are none.
         score_threshold: detections below are left out.
         title: what the right panel is called.
 
     Returns:
-        (3, H', W') uint8, RGB.
+        (3, H'', W'') uint8, RGB: two panels side by side, a strip with the title over each.
     """
     pixels = image.detach().cpu().permute(1, 2, 0).contiguous().numpy()
     scale = _choose_scale(*pixels.shape[:2])
-    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
-    panel = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    width, height = (max(1, round(side * scale)) for side in (pixels.shape[1], pixels.shape[0]))
+    panel = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
-    kept = detections.scores >= score_threshold
-    scores = detections.scores[kept].tolist()
-    labels = detections.labels[kept].tolist()
+    gt_masks = None if gt_outlines is None else _rasterize(gt_outlines, scale, (height, width))
     left = _draw_panel(
-        panel,
+        _overlay(panel, gt_masks, gt_labels.tolist()),
         f"ground truth: {len(gt_labels)}",
         (gt_boxes * scale).tolist(),
         gt_labels.tolist(),
         [class_names[label] for label in gt_labels.tolist()],
     )
+    kept = detections.scores >= score_threshold
+    scores, labels = detections.scores[kept].tolist(), detections.labels[kept].tolist()
+    boxes = detections.boxes[kept] * scale
+    masks = None if detections.masks is None else paste_masks(detections.masks[kept], boxes, (height, width))
     right = _draw_panel(
-        panel,
+        _overlay(panel, masks, labels),
         f"{title}: {len(labels)} with score ≥ {score_threshold:g}",
-        (detections.boxes[kept] * scale).tolist(),
+        boxes.tolist(),
         labels,
         [f"{class_names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)],
     )
@@ -78,6 +89,31 @@ def draw_detections(
     both.paste(left, (0, 0))
     both.paste(right, (left.width + _SEPARATOR, 0))
     return torch.from_numpy(np.array(both)).permute(2, 0, 1).contiguous()
+
+
+def _rasterize(outlines: Outlines, scale: float, size: tuple[int, int]) -> Tensor:
+    """Masks of one image's objects at the size of a panel: (G, H', W') bool."""
+    edges, sizes = outlines.edges * scale, torch.tensor([size], device=outlines.edges.device)
+    return rasterize_on_grid(edges, outlines.parts, outlines.num_parts, sizes, size, size)[0]
+
+
+def _overlay(panel: Image.Image, masks: Tensor | None, labels: Sequence[int]) -> Image.Image:
+    """Lay (n, H', W') bool masks over a copy of `panel`: translucent, with a line of full colour inside."""
+    pixels = np.array(panel)
+    if masks is None:
+        return Image.fromarray(pixels)
+    reach = _line_width(panel) // 2 + 1
+    for mask, label in reversed(list(zip(masks.cpu(), labels, strict=True))):  # the best on top
+        near_outside = F.max_pool2d(1.0 - mask[None].float(), 2 * reach + 1, stride=1, padding=reach)[0] > 0
+        inside, line = mask.numpy(), (mask & near_outside).numpy()
+        color = np.array(_class_color(label))
+        pixels[inside] = ((1 - _MASK_OPACITY) * pixels[inside] + _MASK_OPACITY * color).round()
+        pixels[line] = color
+    return Image.fromarray(pixels)
+
+
+def _line_width(panel: Image.Image) -> int:
+    return max(2, round(min(panel.size) / 250))
 
 
 def _choose_scale(height: int, width: int) -> float:
@@ -88,10 +124,8 @@ def _choose_scale(height: int, width: int) -> float:
 def _draw_panel(
     panel: Image.Image, title: str, boxes: list[list[float]], labels: list[int], captions: list[str]
 ) -> Image.Image:
-    """Copy `panel`, draw boxes in pixels of it with their captions, and put a strip with the title on top."""
-    text_size = max(11, round(min(panel.size) / 36))
-    line_width = max(2, round(min(panel.size) / 250))
-    panel = panel.copy()
+    """Draw boxes in pixels of `panel` with their captions into it, and put a strip with the title on top."""
+    text_size, line_width = max(11, round(min(panel.size) / 36)), _line_width(panel)
     draw = ImageDraw.Draw(panel)
     rectangles = [_inside(box, panel) for box in boxes]
     for rectangle, label in reversed(list(zip(rectangles, labels, strict=True))):  # the best on top

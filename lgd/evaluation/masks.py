@@ -100,7 +100,8 @@ def _paste_parts(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold:
     """Paste all the detections, a few at a time, in the rectangle that holds these few."""
     assert threshold > 0, "zero is what lies outside of the boxes"
     dtype = torch.promote_types(masks.dtype, boxes.dtype)
-    masks, boxes = masks.to(dtype), boxes.to(dtype)
+    masks, starts, ends = masks.to(dtype), boxes[:, :2].to(dtype), boxes[:, 2:].to(dtype)
+    boxes = torch.cat([starts, ends.maximum(starts)], dim=1)  # crossed ends: without a size
     windows = _windows(boxes, masks.shape[-1], size)
     step = _choose_step(masks.device, size)
     for first in range(0, len(masks), step):
@@ -121,7 +122,7 @@ def _windows(boxes: Tensor, grid_size: int, size: tuple[int, int]) -> list[list[
 
     Interpolated to the zeros around it, a mask reaches half a cell of its grid over its box.
     """
-    margin = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0) / (2 * grid_size) + 1
+    margin = (boxes[:, 2:] - boxes[:, :2]) / (2 * grid_size) + 1
     outer = torch.cat([(boxes[:, :2] - margin).floor(), (boxes[:, 2:] + margin).ceil()], dim=1)
     limit = boxes.new_tensor([size[1], size[0]] * 2)
     windows: list[list[int]] = outer.clamp(min=0).minimum(limit).long().tolist()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lgd.evaluation.coco import evaluate_boxes, to_coco_results
+from lgd.evaluation.coco import evaluate_coco, read_ground_truth, to_coco_results
 from lgd.structures import Detections
 
 TWELVE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -31,6 +31,12 @@ def write_ground_truth(folder, boxes, categories=((1, "cat"), (2, "dog")), image
     path = folder / "instances.json"
     path.write_text(json.dumps(content))
     return path
+
+
+def evaluate(path, results, *, iou_type="bbox", **more):
+    """Read the file and evaluate, as everyone does."""
+    ground_truth = read_ground_truth(path, with_masks=iou_type == "segm")
+    return evaluate_coco(ground_truth, results, iou_type=iou_type, gt_name=str(path), **more)
 
 
 def detection(image, category, box, score):
@@ -89,7 +95,7 @@ def assert_same(first, second):
 def both_backends(path, results, category_ids, **more):
     names = [f"class {c}" for c in category_ids]
     first, second = (
-        evaluate_boxes(path, results, backend=backend, class_names=names, category_ids=category_ids, **more)
+        evaluate(path, results, backend=backend, class_names=names, category_ids=category_ids, **more)
         for backend in BACKENDS
     )
     assert_same(first, second)
@@ -148,7 +154,7 @@ def test_hand_computed(tmp_path, backend):
         detection(2, 2, (300, 300, 50, 50), 0.8),
         detection(2, 2, (0, 0, 100, 120), 0.7),
     ]
-    metrics = evaluate_boxes(path, results, backend=backend, class_names=["cat", "dog"], category_ids=[1, 2])
+    metrics = evaluate(path, results, backend=backend, class_names=["cat", "dog"], category_ids=[1, 2])
     cat = 100 * 51 / 101  # recall 0.5 reaches 51 of the 101 points, at precision 1
     dog = 50.0  # the only object is found second: precision 1/2 at every recall
     assert metrics["AP50"] == pytest.approx((cat + dog) / 2)
@@ -166,7 +172,7 @@ def test_hand_computed(tmp_path, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_predictions_are_zero(tmp_path, backend):
     path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), {})])
-    metrics = evaluate_boxes(path, [], backend=backend, class_names=["cat", "dog"], category_ids=[1, 2])
+    metrics = evaluate(path, [], backend=backend, class_names=["cat", "dog"], category_ids=[1, 2])
     assert metrics["AP"] == metrics["AP50"] == metrics["AR100"] == metrics["APs"] == metrics["AP-cat"] == 0.0
     assert metrics["APl"] is None
     assert metrics["AP-dog"] is None
@@ -175,7 +181,7 @@ def test_no_predictions_are_zero(tmp_path, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_images_without_objects_only(tmp_path, backend):
     path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), {})])
-    metrics = evaluate_boxes(
+    metrics = evaluate(
         path, [], backend=backend, class_names=["cat", "dog"], category_ids=[1, 2], image_ids=[2]
     )
     assert set(metrics.values()) == {None}
@@ -185,7 +191,7 @@ def test_images_without_objects_only(tmp_path, backend):
 def test_object_with_id_zero_counts(tmp_path, backend):
     path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), {"area": 400, "iscrowd": 0})])
     assert json.loads(path.read_text())["annotations"][0]["id"] == 0
-    metrics = evaluate_boxes(
+    metrics = evaluate(
         path,
         [detection(1, 1, (10, 10, 20, 20), 0.5)],
         backend=backend,
@@ -215,14 +221,14 @@ def test_no_more_than_100_detections_of_a_class_in_an_image(tmp_path, backend):
     wrong = [detection(1, 1, (300, 300, 9, 9), 0.9)] * 100
     right = [detection(1, 1, (10, 10, 20, 20), 0.1)]
     kwargs = {"backend": backend, "class_names": ["cat"], "category_ids": [1]}
-    assert evaluate_boxes(path, wrong + right, **kwargs)["AR100"] == 0
-    assert evaluate_boxes(path, wrong[1:] + right, **kwargs)["AR100"] == pytest.approx(100)
+    assert evaluate(path, wrong + right, **kwargs)["AR100"] == 0
+    assert evaluate(path, wrong[1:] + right, **kwargs)["AR100"] == pytest.approx(100)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_is_printed(tmp_path, backend, capfd):
     path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), {})])
-    evaluate_boxes(path, [], backend=backend, class_names=["cat", "dog"], category_ids=[1, 2])
+    evaluate(path, [], backend=backend, class_names=["cat", "dog"], category_ids=[1, 2])
     assert capfd.readouterr() == ("", "")
 
 
@@ -230,7 +236,7 @@ def test_classes_may_be_in_any_order_and_share_a_name(tmp_path):
     path = write_ground_truth(
         tmp_path, [(1, 7, (10, 10, 20, 20), {}), (1, 2, (90, 90, 20, 20), {})], [(7, "cell"), (2, "cell")]
     )
-    metrics = evaluate_boxes(
+    metrics = evaluate(
         path,
         [detection(1, 7, (10, 10, 20, 20), 0.5)],
         class_names=["cell", "cell"],
@@ -244,8 +250,7 @@ def test_without_annotations_there_is_no_ap(tmp_path, caplog):
     path = tmp_path / "image_info.json"
     path.write_text(json.dumps({"images": [{"id": 1, "width": 5, "height": 5}], "categories": []}))
     with caplog.at_level(logging.INFO):
-        assert evaluate_boxes(path, [], class_names=[], category_ids=[]) is None
-        assert evaluate_boxes(None, [], class_names=[], category_ids=[]) is None
+        assert evaluate(path, [], class_names=[], category_ids=[]) is None
     assert f"{path} has no annotations: only predictions are written, there is no AP" in caplog.text
 
 
@@ -253,16 +258,16 @@ def test_detections_of_another_set_are_refused(tmp_path):
     path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), {})])
     kwargs = {"class_names": ["cat", "dog"], "category_ids": [1, 2]}
     with pytest.raises(ValueError, match=r"instances\.json.* 1 image id\(s\) .*\(77\)"):
-        evaluate_boxes(path, [detection(77, 1, (0, 0, 1, 1), 0.5)], **kwargs)
+        evaluate(path, [detection(77, 1, (0, 0, 1, 1), 0.5)], **kwargs)
     with pytest.raises(ValueError, match=r"6 category id\(s\) .*\(3, 4, 5, 6, 7, \.\.\.\)"):
-        evaluate_boxes(path, [detection(1, c, (0, 0, 1, 1), 0.5) for c in range(3, 9)], **kwargs)
+        evaluate(path, [detection(1, c, (0, 0, 1, 1), 0.5) for c in range(3, 9)], **kwargs)
 
 
 def test_missing_pycocotools_says_what_to_do(tmp_path, monkeypatch):
     path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), {})])
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(ValueError, match="pip install pycocotools, or evaluate with hotcoco"):
-        evaluate_boxes(path, [], backend="pycocotools", class_names=["cat", "dog"], category_ids=[1, 2])
+        evaluate(path, [], backend="pycocotools", class_names=["cat", "dog"], category_ids=[1, 2])
 
 
 def test_to_coco_results():
@@ -271,9 +276,9 @@ def test_to_coco_results():
         scores=torch.tensor([0.75, 0.5]),
         labels=torch.tensor([1, 0]),
     )
-    assert to_coco_results(detections, 42, [3, 90]) == [
+    assert to_coco_results(detections, 42, [3, 90], (20, 30)) == [
         {"image_id": 42, "category_id": 90, "bbox": [1.0, 2.0, 3.5, 6.0], "score": 0.75},
         {"image_id": 42, "category_id": 3, "bbox": [0.0, 0.0, 10.0, 20.0], "score": 0.5},
     ]
     empty = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    assert to_coco_results(empty, 42, [3, 90]) == []
+    assert to_coco_results(empty, 42, [3, 90], (20, 30)) == []

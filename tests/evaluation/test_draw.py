@@ -1,10 +1,12 @@
 """Pictures: their size, and colours where boxes are."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lgd.evaluation.draw import _class_color, draw_detections
-from lgd.structures import Detections
+from lgd.structures import Detections, Outlines
 
 NAMES = ("cat", "größer 猫", "dog")
 
@@ -119,3 +121,42 @@ def test_neighbouring_classes_have_distinct_colors():
     colors = torch.tensor([_class_color(label) for label in range(81)])
     assert ((colors[1:] - colors[:-1]).abs().sum(1) > 100).all()
     assert len({_class_color(label) for label in range(80)}) > 75
+
+
+def polygon_outline(*points):
+    """The outline of one object with one part."""
+    corners = torch.tensor(points, dtype=torch.float32)
+    edges = torch.cat([corners, corners.roll(-1, 0)], dim=1)[None, None]
+    return Outlines(edges, torch.zeros(edges.shape[:3], dtype=torch.int64), 1)
+
+
+def test_masks_are_translucent_with_a_line_of_full_color():
+    """In an image drawn at twice its size, an object's triangle, and a disc's mask over its box."""
+    gt = detections([[20, 40, 120, 140]], [1], [1])
+    ys, xs = torch.meshgrid(torch.arange(28), torch.arange(28), indexing="ij")
+    disc = ((ys - 13.5) ** 2 + (xs - 13.5) ** 2 < 13**2).float()[None]
+    found = replace(detections([[30, 50, 130, 150]], [0.9], [0]), masks=disc)
+    triangle = polygon_outline((20, 40), (120, 140), (20, 140))
+    left, right = panels(draw(gray(160, 160), found, gt, gt_outlines=triangle), 320, 320)
+    mixed = [(128 + 0.35 * (torch.tensor(_class_color(label)) - 128)).round().tolist() for label in (0, 1)]
+    assert left[:, 230, 100].tolist() == mixed[1]
+    assert left[:, 180, 200].tolist() == [128] * 3  # in the box, above the triangle's long side
+    assert tuple(left[:, 180, 138].tolist()) == _class_color(1)  # on that side
+    assert right[:, 200, 160].tolist() == mixed[0]
+    assert right[:, 295, 65].tolist() == [128] * 3  # a corner of the box
+    assert tuple(right[:, 200, 67].tolist()) == _class_color(0)  # where the disc touches the box
+
+
+def test_masks_below_the_score_threshold_are_left_out():
+    found = replace(detections([[10, 50, 90, 90]] * 2, [0.5, 0.49], [0, 2]), masks=torch.ones(2, 28, 28))
+    _, right = panels(draw(gray(320, 320), found), 320, 320)
+    assert count(right, 0) > 0
+    assert count(right, 2) == 0
+
+
+def test_no_masks_to_draw():
+    nothing = replace(detections(), masks=torch.zeros(0, 28, 28))
+    no_outlines = Outlines(torch.zeros(1, 0, 1, 4), torch.zeros(1, 0, 1, dtype=torch.int64), 1)
+    left, right = panels(draw(gray(320, 320), nothing, gt_outlines=no_outlines), 320, 320)
+    assert torch.equal(left, gray(320, 320))
+    assert torch.equal(right, gray(320, 320))

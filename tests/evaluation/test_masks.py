@@ -81,6 +81,8 @@ def test_boxes_without_a_size_or_outside_of_the_image_give_no_pixel():
     boxes = [
         [5, 5, 5, 9],
         [5, 5, 9, 5],
+        [9, 9, 5, 5],
+        [9, 9, 8.5, 30],
         [5.5, 5.5, 5.5, 5.5],
         [-9, 0, -1, 9],
         [60, 0, 70, 9],
@@ -89,8 +91,8 @@ def test_boxes_without_a_size_or_outside_of_the_image_give_no_pixel():
     boxes = torch.tensor(
         [*boxes, [5.5 - 1e-6, 5.5 - 1e-6, 5.5 + 1e-6, 5.5 + 1e-6], [4.0, 4.0, 5.0, 5.0]], dtype=torch.float64
     )
-    pasted = paste_masks(torch.ones((8, 28, 28)), boxes, SIZE)
-    assert pasted.sum(dim=(1, 2)).tolist() == [0] * 6 + [1, 1]
+    pasted = paste_masks(torch.ones((len(boxes), 28, 28)), boxes, SIZE)
+    assert pasted.sum(dim=(1, 2)).tolist() == [0] * 8 + [1, 1]
 
 
 def test_no_detections():
