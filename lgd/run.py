@@ -46,6 +46,7 @@ from lgd.engine.metrics import MetricsWriter
 from lgd.engine.progress import Progress
 from lgd.evaluation.results import (
     Results,
+    headline,
     results_table,
     write_predictions,
     write_results_json,
@@ -212,20 +213,17 @@ def _evaluate(
 
 
 def _log_assessment(assessment: Assessment, step: int) -> None:
+    where = f"{assessment.test_set.name} at step {step}"
     for model_name, kinds in assessment.metrics.items():
         for kind, numbers in kinds.items():
             if numbers is not None:
-                shown = (
-                    f"{key} {numbers[key]:.2f}" for key in ("AP", "AP50", "AP75") if numbers[key] is not None
-                )
-                where = f"{assessment.test_set.name} at step {step}"
-                logger.info("%s, %s %s: %s", where, model_name, kind, "  ".join(shown))
+                logger.info("%s, %s %s: %s", where, model_name, kind, headline(numbers))
 
 
 def _first_ap(results: Results | None) -> float | None:
     """The student's box AP on the first test set, by which the best model is chosen."""
     for models in (results or {}).values():
-        numbers = models["student"]["bbox"]
+        numbers = models["student"].get("bbox")
         return numbers["AP"] if numbers else None
     return None
 

@@ -11,9 +11,10 @@ from typing import Any
 from lgd.files import write_text_atomically
 
 Results = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None] | None]]]
-"""Data set -> "student" or "teacher" -> "bbox" -> metric -> percent; None where nothing can be measured."""
+"""Data set -> "student" or "teacher" -> "bbox", "segm", ... -> metric -> percent; None where nothing can be
+measured."""
 
-_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_COCO_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _MAX_CLASSES_SHOWN = 30
 
 
@@ -23,7 +24,7 @@ def write_predictions(path: Path, predictions: Sequence[Mapping[str, Any]]) -> N
 
 
 def write_results_json(path: Path, results: Results) -> None:
-    """Write the metrics as `{data set: {"student": {"bbox": {"AP": percent, ...}}, "teacher": ...}}`.
+    """Write the metrics as `{data set: {"student": {"bbox": {"AP": percent, ...}, ...}, "teacher": ...}}`.
 
     NaN and infinity, which JSON does not have, become null. The old file stays if writing fails.
     """
@@ -39,34 +40,59 @@ def replace_non_finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def headline(metrics: Mapping[str, float | None]) -> str:
+    """Lay out the first three metrics that could be measured in half a line: "AP 41.23  AP50 60.00"."""
+    names = [name for name in _columns(metrics)[:3] if metrics[name] is not None]
+    return "  ".join(f"{name} {_percent(metrics[name])}" for name in names)
+
+
 def results_table(results: Results) -> str:
-    """Lay out the metrics as text: a row per data set and model, then AP per class where classes are few."""
-    rows = [
-        [dataset, model, *(_percent((metrics or {}).get(column)) for column in _COLUMNS)]
-        for dataset, models in results.items()
-        for model, kinds in models.items()
-        for metrics in kinds.values()
-    ]
-    tables = [_align([["data set", "model", *_COLUMNS], *rows], num_text_columns=2)]
+    """Lay out the metrics as text.
+
+    A row per data set, model and kind of metrics ("bbox", "segm", ...) in a table for each set of columns,
+    then AP per class where classes are few.
+    """
+    tables: dict[tuple[str, ...], list[list[str]]] = {}
     for dataset, models in results.items():
-        tables += _class_tables(dataset, models)
-    return "\n\n".join(tables)
+        for model, kinds in models.items():
+            for kind, metrics in kinds.items():
+                columns = _columns(metrics)
+                rows = tables.setdefault(columns, [["data set", "model", "metrics", *columns]])
+                rows.append([dataset, model, kind, *_percents(metrics, columns)])
+    texts = [_align(rows, num_text_columns=3) for rows in tables.values()]
+    for dataset, models in results.items():
+        texts += _class_tables(dataset, models)
+    return "\n\n".join(texts)
+
+
+def _columns(metrics: Mapping[str, float | None] | None) -> tuple[str, ...]:
+    """The six of COCO that everyone reports; where the metrics are others, all that are not of one class."""
+    if metrics is None or set(_COCO_COLUMNS) <= metrics.keys():
+        return _COCO_COLUMNS
+    return tuple(name for name in metrics if not name.startswith("AP-"))
 
 
 def _class_tables(
     dataset: str, models: Mapping[str, Mapping[str, Mapping[str, float | None] | None]]
 ) -> Iterator[str]:
     """Yield the table of AP per class of one data set, or nothing where it would be empty or too long."""
-    columns = {model: metrics for model, kinds in models.items() for metrics in kinds.values() if metrics}
-    names = list(
-        dict.fromkeys(name for metrics in columns.values() for name in metrics if name.startswith("AP-"))
-    )
+    columns = {
+        f"{model} {kind}": metrics
+        for model, kinds in models.items()
+        for kind, metrics in kinds.items()
+        if metrics and any(name.startswith("AP-") for name in metrics)
+    }
+    names = dict.fromkeys(name for metrics in columns.values() for name in metrics if name.startswith("AP-"))
     if 0 < len(names) <= _MAX_CLASSES_SHOWN:
         rows = [
             [name.removeprefix("AP-"), *(_percent(metrics.get(name)) for metrics in columns.values())]
             for name in names
         ]
         yield _align([[f"AP per class, {dataset}", *columns], *rows], num_text_columns=1)
+
+
+def _percents(metrics: Mapping[str, float | None] | None, columns: Sequence[str]) -> list[str]:
+    return [_percent((metrics or {}).get(column)) for column in columns]
 
 
 def _percent(value: float | None) -> str:

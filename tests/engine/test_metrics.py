@@ -176,7 +176,10 @@ def test_tensorboard_scalars(tmp_path):
     writer.log(record(20, phase=Phase(freeze_backbone=True, distill=False)))
     writer.log(record(40))
     metrics = {"AP": 41.5, "APs": None, "APl": math.nan, "AR100": 50.0, "AP-a/b": 7.0}
-    writer.log_evaluation(40, "val", {"student": {"bbox": metrics}, "teacher": {"bbox": {"AP": 60.0}}})
+    masks = {"AP": 38.5, "AR1": 9.0, "AP-a/b": 6.0}
+    writer.log_evaluation(
+        40, "val", {"student": {"bbox": metrics, "segm": masks}, "teacher": {"bbox": {"AP": 60.0}}}
+    )
     writer.log_evaluation(40, "test", {"student": {"bbox": None}})
     writer.close()
     student, teacher = read_events(tmp_path), read_events(tmp_path / "teacher")
@@ -197,6 +200,9 @@ def test_tensorboard_scalars(tmp_path):
         "AP_bbox/val/AP",
         "recall_bbox/val/AR100",
         "per_class_AP_bbox/val/a_b",
+        "AP_segm/val/AP",
+        "recall_segm/val/AR1",
+        "per_class_AP_segm/val/a_b",
     }
     assert set(teacher.Tags()["scalars"]) == {
         "loss/loss_cls",
@@ -209,6 +215,7 @@ def test_tensorboard_scalars(tmp_path):
     assert scalars(student, "phase/freeze") == [(20, 1), (40, 0)]
     assert scalars(student, "phase/distill") == [(20, 0), (40, 1)]
     assert scalars(student, "AP_bbox/val/AP") == [(40, 41.5)]
+    assert scalars(student, "AP_segm/val/AP") == [(40, 38.5)]
     assert scalars(teacher, "AP_bbox/val/AP") == [(40, 60.0)]
 
 

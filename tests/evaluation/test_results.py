@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lgd.evaluation.results import results_table, write_predictions, write_results_json
+from lgd.evaluation.results import headline, results_table, write_predictions, write_results_json
 
 METRICS = {"AP": 41.234, "AP50": 60.0, "AP75": float("nan"), "APs": None, "APm": 5.5, "APl": 100.0}
 
@@ -38,21 +38,55 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
     assert path.read_text() == "[]"
 
 
+def test_headline():
+    assert headline({**METRICS, "AP75": 30.0, "AR1": 1.0}) == "AP 41.23  AP50 60.00  AP75 30.00"
+    assert headline({**METRICS, "AP75": None}) == "AP 41.23  AP50 60.00"
+    assert headline({"AP-person": 2.0, "mMR": 45.5, "JI": 70.0}) == "mMR 45.50  JI 70.00"
+
+
 def test_table():
     student = {**METRICS, "AP-cat": 7.0, "AP-größer": None}
     teacher = {**dict.fromkeys(METRICS, 50.0), "AP-cat": 80.25, "AP-größer": 1.0}
     table = results_table({"val": {"student": {"bbox": student}, "teacher": {"bbox": teacher}}})
     assert table == "\n".join(
         [
-            "data set  model       AP   AP50   AP75    APs    APm     APl",
-            "------------------------------------------------------------",
-            "val       student  41.23  60.00      -      -   5.50  100.00",
-            "val       teacher  50.00  50.00  50.00  50.00  50.00   50.00",
+            "data set  model    metrics     AP   AP50   AP75    APs    APm     APl",
+            "---------------------------------------------------------------------",
+            "val       student  bbox     41.23  60.00      -      -   5.50  100.00",
+            "val       teacher  bbox     50.00  50.00  50.00  50.00  50.00   50.00",
             "",
-            "AP per class, val  student  teacher",
-            "-----------------------------------",
-            "cat                   7.00    80.25",
-            "größer                   -     1.00",
+            "AP per class, val  student bbox  teacher bbox",
+            "---------------------------------------------",
+            "cat                        7.00         80.25",
+            "größer                        -          1.00",
+        ]
+    )
+
+
+def test_table_shows_masks_beside_boxes_and_other_metrics_apart():
+    boxes = dict.fromkeys(METRICS, 50.0)
+    masks = {**dict.fromkeys(METRICS, 40.0), "AR100": 45.0, "AP-cat": 7.0}
+    results = {
+        "val": {"student": {"bbox": boxes, "segm": masks}, "teacher": {"bbox": boxes, "segm": None}},
+        "crowd": {"student": {"bbox": boxes, "crowdhuman": {"AP50": 80.0, "mMR": 45.5, "JI": None}}},
+    }
+    assert results_table(results) == "\n".join(
+        [
+            "data set  model    metrics     AP   AP50   AP75    APs    APm    APl",
+            "--------------------------------------------------------------------",
+            "val       student  bbox     50.00  50.00  50.00  50.00  50.00  50.00",
+            "val       student  segm     40.00  40.00  40.00  40.00  40.00  40.00",
+            "val       teacher  bbox     50.00  50.00  50.00  50.00  50.00  50.00",
+            "val       teacher  segm         -      -      -      -      -      -",
+            "crowd     student  bbox     50.00  50.00  50.00  50.00  50.00  50.00",
+            "",
+            "data set  model    metrics      AP50    mMR  JI",
+            "-----------------------------------------------",
+            "crowd     student  crowdhuman  80.00  45.50   -",
+            "",
+            "AP per class, val  student segm",
+            "-------------------------------",
+            "cat                        7.00",
         ]
     )
 
@@ -64,5 +98,6 @@ def test_many_classes_make_no_class_table_and_no_metrics_make_dashes():
     assert results_table({"test": {"student": {"bbox": None}}}).splitlines()[-1].split() == [
         "test",
         "student",
+        "bbox",
         *"------",
     ]
