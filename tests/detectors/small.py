@@ -1,11 +1,16 @@
 """Small detectors and batches of random pixels for tests."""
 
 import dataclasses
+import math
 
 import torch
 
 from lgd.backbones.resnet import ResNet
+from lgd.detectors.atss import ATSSAssigner
+from lgd.detectors.fcos import FCOSAssigner
 from lgd.detectors.mask_head import MaskHead
+from lgd.detectors.points import PointDetector
+from lgd.detectors.poto import POTOAssigner
 from lgd.detectors.rcnn import RCNN
 from lgd.detectors.retinanet import RetinaNet
 from lgd.detectors.roi_heads import BoxHead, BoxPredictor, RoIHeads
@@ -13,10 +18,11 @@ from lgd.detectors.rpn import RPN
 from lgd.layers.fpn import FPN, TopBlockMaxPool, TopBlockP6P7
 from lgd.structures import Batch, Outlines, Targets
 
+SIZE_RANGES = ((-1, 16), (16, 32), (32, 64), (64, 128), (128, math.inf))
 ANCHOR_SIZES = [[4.0 * 2**level, 6.0 * 2**level] for level in range(3, 8)]
 
 
-def make_retinanet(num_classes=3, channels=16, **kwargs):
+def make_p3_to_p7(channels):
     torch.manual_seed(0)
     backbone = ResNet(depth=18, stem_out_channels=8, res2_out_channels=8)
     top_block = TopBlockP6P7(backbone.channels["res5"], channels, "res5")
@@ -26,6 +32,11 @@ def make_retinanet(num_classes=3, channels=16, **kwargs):
         out_channels=channels,
         top_block=top_block,
     )
+    return backbone, neck
+
+
+def make_retinanet(num_classes=3, channels=16, **kwargs):
+    backbone, neck = make_p3_to_p7(channels)
     settings = {
         "anchor_sizes": ANCHOR_SIZES,
         "aspect_ratios": [[0.5, 1.0, 2.0]],
@@ -34,6 +45,30 @@ def make_retinanet(num_classes=3, channels=16, **kwargs):
         "num_convs": 1,
     }
     return RetinaNet(backbone=backbone, neck=neck, num_classes=num_classes, **{**settings, **kwargs})
+
+
+def make_fcos(**kwargs):
+    return make_point_detector(FCOSAssigner(1.5, SIZE_RANGES), **kwargs)
+
+
+def make_atss(**kwargs):
+    return make_point_detector(ATSSAssigner(anchor_scale=8, num_nearest=9), box_loss_weight=2.0, **kwargs)
+
+
+def make_poto(**kwargs):
+    settings = {"centerness": None, "box_loss_weight": 2.0}
+    return make_point_detector(POTOAssigner(alpha=0.8, center_radius=1.5), **{**settings, **kwargs})
+
+
+def make_point_detector(assigner, num_classes=3, channels=16, **kwargs):
+    backbone, neck = make_p3_to_p7(channels)
+    settings = {
+        "assigner": assigner,
+        "pixel_mean": [100.0, 110.0, 120.0],
+        "pixel_std": [50.0, 55.0, 60.0],
+        "num_convs": 1,
+    }
+    return PointDetector(backbone=backbone, neck=neck, num_classes=num_classes, **{**settings, **kwargs})
 
 
 def make_faster_rcnn(num_classes=3, channels=16, *, rpn=None, roi_heads=None, mask_head=None):
@@ -94,11 +129,8 @@ def excite_head(detector):
     torch.nn.init.constant_(detector.head.cls_score.bias, -2.0)
     for tower in (detector.head.cls_subnet, detector.head.bbox_subnet):
         torch.nn.init.kaiming_normal_(tower[0].weight)
-    for name, std in (("cls_score", 0.1), ("bbox_pred", 0.03)):
-        torch.nn.init.normal_(getattr(detector.head, name).weight, std=std)
-    torch.nn.init.constant_(detector.head.cls_score.bias, -2.0)
-    for tower in (detector.head.cls_subnet, detector.head.bbox_subnet):
-        torch.nn.init.kaiming_normal_(tower[0].weight)
+    if isinstance(detector, PointDetector):
+        torch.nn.init.constant_(detector.head.bbox_pred.bias, 1.0)
 
 
 def make_batch(num_objects, num_classes=3, height=64, width=96, dtype=torch.float64, seed=0):

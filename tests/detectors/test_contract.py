@@ -1,23 +1,125 @@
-"""What every detector must do; a new one joins by a line in DETECTORS."""
+"""What every detector must do; a new one joins by a line in DETECTORS, a full one by a line in RECIPES."""
 
 import dataclasses
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from tests.detectors.small import excite_head, make_batch, make_retinanet
+from lgd.build.model import build_detector
+from lgd.config.load import load_config
+from lgd.detectors.rcnn import RCNN
+from tests.detectors.small import (
+    excite_head,
+    make_atss,
+    make_batch,
+    make_fcos,
+    make_poto,
+    make_retinanet,
+    with_masks,
+)
+from tests.training import REPOSITORY
 
-DETECTORS = {"retinanet": make_retinanet}
+DETECTORS = {
+    "retinanet": make_retinanet,
+    "fcos": make_fcos,
+    "atss": make_atss,
+    "poto": make_poto,
+}
+NEEDS_HOST = {"poto"}
+"""Detectors that no training step does without the host: solving an assignment, NMS of proposals."""
+RECIPES = ["retinanet/r50_1x_ss", "fcos/r50_2x_ms", "atss/r50_1x_ss", "poto/r50_3x_ms"]
+"""Full detectors, built from configs/."""
+
+
+def make_contents(dtype):
+    """Batches of all kinds by name."""
+    crowded = make_batch([300, 2], dtype=dtype)
+    boxes = crowded.targets.boxes
+    small = make_batch([1, 2], height=64, width=64, dtype=dtype)
+    side = torch.tensor([[33, 33], [33, 20]])
+    batches = {
+        "no objects": make_batch([0, 0], dtype=dtype),
+        "one image without objects": make_batch([0, 1], dtype=dtype),
+        "one object": make_batch([1], dtype=dtype),
+        "different numbers": make_batch([3, 1, 0], dtype=dtype),
+        "300 objects": crowded,
+        "boxes without area": with_boxes(crowded, torch.cat([boxes[..., :2], boxes[..., :2]], dim=-1)),
+        "boxes without height": with_boxes(crowded, boxes[..., [0, 1, 2, 1]]),
+        "images of 33 pixels": dataclasses.replace(
+            with_boxes(small, small.targets.boxes.clamp(max=20)), sizes=side, original_sizes=side
+        ),
+    }
+    return {name: with_masks(batch) for name, batch in batches.items()}
+
+
+def with_boxes(batch, boxes):
+    return dataclasses.replace(batch, targets=dataclasses.replace(batch.targets, boxes=boxes))
+
+
+CONTENTS = list(make_contents(torch.float32))
 
 
 @pytest.fixture(params=list(DETECTORS))
-def make_detector(request):
-    return DETECTORS[request.param]
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def make_detector(name):
+    return DETECTORS[name]
 
 
 @pytest.fixture
 def detector(make_detector):
     return make_detector().double()
+
+
+def compute_losses(detector, batch):
+    """From the images to the losses, with the same random draws on every call."""
+    torch.manual_seed(0)
+    losses, _ = detector.compute_losses(detector.extract_features(batch), batch)
+    return losses
+
+
+def check_training(detector, batch):
+    """Losses are finite scalars, and every parameter that trains gets a finite gradient from them."""
+    losses = compute_losses(detector, batch)
+    assert all(loss.shape == () and torch.isfinite(loss) for loss in losses.values())
+    assert all(loss.dtype in (torch.float32, torch.float64) for loss in losses.values())
+    sum(losses.values()).backward()
+    trained = {name: p for name, p in detector.named_parameters() if p.requires_grad}
+    assert [name for name, p in trained.items() if p.grad is None] == []
+    assert [name for name, p in trained.items() if not torch.isfinite(p.grad).all()] == []
+
+
+def check_detections(detector, batch):
+    """Detections are sorted, inside their images and not empty; returns them."""
+    detections = detector.eval().detect(detector.extract_features(batch), batch)
+    assert len(detections) == len(batch.images)
+    for image, (height, width) in zip(detections, batch.original_sizes.tolist(), strict=True):
+        count = len(image.scores)
+        assert count <= 100
+        assert image.boxes.shape == (count, 4)
+        assert image.boxes.dtype in (torch.float32, torch.float64)
+        assert image.labels.dtype == torch.int64
+        assert set(image.labels.tolist()) <= set(range(detector.num_classes))
+        assert (image.scores.diff() <= 0).all()
+        x1, y1, x2, y2 = image.boxes.unbind(1)
+        assert (x1 >= 0).all()
+        assert (y1 >= 0).all()
+        assert (x2 > x1).all()
+        assert (y2 > y1).all()
+        assert (x2 <= width).all()
+        assert (y2 <= height).all()
+        assert (image.masks is not None) == has_masks(detector)
+    return detections
+
+
+def has_masks(detector):
+    return isinstance(detector, RCNN) and detector.roi_heads.mask_head is not None
 
 
 def test_states_its_features(detector):
@@ -28,30 +130,43 @@ def test_states_its_features(detector):
         assert features[level].shape == (2, detector.channels, -(-64 // stride), -(-96 // stride))
 
 
-@pytest.mark.parametrize("num_objects", [[0, 0], [0, 1], [1], [3, 1, 0]])
-def test_losses_are_finite_scalars_and_reach_every_parameter(detector, num_objects):
-    batch = make_batch(num_objects)
-    losses, _ = detector.compute_losses(detector.extract_features(batch), batch)
-    assert all(loss.shape == () and torch.isfinite(loss) for loss in losses.values())
-    sum(losses.values()).backward()
-    missing = [name for name, p in detector.named_parameters() if p.requires_grad and p.grad is None]
-    assert missing == []
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16 autocast"])
+def test_losses_reach_every_parameter(make_detector, content, precision):
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    detector = make_detector().to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled="autocast" in precision):
+        check_training(detector, make_contents(dtype)[content])
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_detects_whatever_the_objects(make_detector, content):
+    detector = make_detector()
+    excite_head(detector)
+    check_detections(detector, make_contents(torch.float32)[content])
+
+
+def test_images_of_33_pixels_without_padding():
+    batch = make_contents(torch.float32)["images of 33 pixels"]
+    for make_detector in DETECTORS.values():
+        check_training(make_detector(), dataclasses.replace(batch, images=batch.images[..., :33, :33]))
 
 
 def test_an_assignment_can_be_used_again(detector):
-    batch = make_batch([2, 1])
+    batch = with_masks(make_batch([2, 1]))
     features = detector.extract_features(batch)
     detector.eval()
     losses, assignment = detector.compute_losses(features, batch)
-    again, same = detector.compute_losses(features, batch, assignment)
-    assert same is assignment
-    assert again == losses
+    if assignment is not None:  # those that sample anew hand none back
+        again, same = detector.compute_losses(features, batch, assignment)
+        assert same is assignment
+        assert again == losses
 
 
 def test_unused_slots_and_padding_count_for_nothing(detector):
     """Whatever stands in them."""
     detector.eval()
-    batch = make_batch([2, 0, 1])
+    batch = with_masks(make_batch([2, 0, 1]))
     targets = batch.targets
     outside = (torch.arange(64)[:, None] >= batch.sizes[:, 0, None, None]) | (
         torch.arange(96) >= batch.sizes[:, 1, None, None]
@@ -65,37 +180,24 @@ def test_unused_slots_and_padding_count_for_nothing(detector):
             labels=torch.where(targets.valid, targets.labels, 2),
         ),
     )
-    losses, _ = detector.compute_losses(detector.extract_features(batch), batch)
-    others, _ = detector.compute_losses(detector.extract_features(other), other)
-    assert others == losses
+    assert compute_losses(detector, other) == compute_losses(detector, batch)
 
 
-def test_no_host_sync_in_training(make_detector):
+def test_no_host_sync_in_training(name, make_detector):
     """Tensors without data: asking one for a value raises."""
-    detector, batch = make_detector().to("meta"), make_batch([2, 1], dtype=torch.float32).to("meta")
-    losses, _ = detector.compute_losses(detector.extract_features(batch), batch)
-    sum(losses.values()).backward()
+    detector = make_detector().to("meta")
+    batch = make_batch([2, 1], dtype=torch.float32).to("meta")
+    if name in NEEDS_HOST:
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            compute_losses(detector, batch)
+    else:
+        sum(compute_losses(detector, batch).values()).backward()
 
 
 def test_detections(detector):
     excite_head(detector)
-    batch = make_batch([1, 1])
-    detections = detector.eval().detect(detector.extract_features(batch), batch)
-    assert len(detections) == 2
-    for image, size in zip(detections, batch.original_sizes.tolist(), strict=True):
-        count = len(image.scores)
-        assert 0 < count <= 100
-        assert image.boxes.shape == (count, 4)
-        assert image.labels.dtype == torch.int64
-        assert set(image.labels.tolist()) <= {0, 1, 2}
-        assert (image.scores.diff() <= 0).all()
-        x1, y1, x2, y2 = image.boxes.unbind(1)
-        assert (x1 >= 0).all()
-        assert (y1 >= 0).all()
-        assert (x2 > x1).all()
-        assert (y2 > y1).all()
-        assert (x2 <= size[1]).all()
-        assert (y2 <= size[0]).all()
+    for image in check_detections(detector, make_batch([1, 1])):
+        assert len(image.scores) > 0
 
 
 def test_backbone_parameters_are_the_backbone_without_the_neck(detector):
@@ -113,14 +215,51 @@ def test_every_parameter_is_initialized(make_detector):
     assert all(torch.isfinite(tensor).all() for tensor in detector.state_dict().values())
 
 
-def test_half_precision_autocast(make_detector):
-    detector, batch = make_detector(), make_batch([2, 1], dtype=torch.float32)
-    exact, _ = detector.compute_losses(detector.extract_features(batch), batch)
+def test_half_precision_is_near_to_single(make_detector):
+    batch = with_masks(make_batch([2, 1], dtype=torch.float32))
+    exact = compute_losses(make_detector(), batch)
     detector = make_detector()
     with torch.autocast("cpu", torch.bfloat16):
-        losses, _ = detector.compute_losses(detector.extract_features(batch), batch)
-        detections = detector.detect(detector.extract_features(batch), batch)
-    assert all(loss.dtype == torch.float32 for loss in losses.values())
-    assert detections[0].boxes.dtype == torch.float32
+        losses = compute_losses(detector, batch)
+        check_detections(detector, batch)
     for name, loss in losses.items():
         assert loss.item() == pytest.approx(exact[name].item(), rel=0.02)
+
+
+@pytest.fixture
+def process_group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+class Losses(nn.Module):
+    """A detector with its losses as the forward pass."""
+
+    def __init__(self, detector):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, batch):
+        return compute_losses(self.detector, batch)
+
+
+@pytest.mark.parametrize("num_objects", [[0, 0], [2, 1]])
+def test_distributed_steps_without_search_for_unused_parameters(make_detector, process_group, num_objects):
+    """A parameter without gradient makes the second step fail."""
+    module = DistributedDataParallel(Losses(make_detector()))
+    batch = with_masks(make_batch(num_objects, dtype=torch.float32))
+    for _ in range(2):
+        sum(module(batch).values()).backward()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_full_size(recipe):
+    cfg = load_config(REPOSITORY / "configs" / f"{recipe}.yaml")
+    torch.manual_seed(0)
+    detector = build_detector(cfg)
+    for batch in make_contents(torch.float32).values():
+        detector.zero_grad()
+        check_training(detector.train(), batch)
+        check_detections(detector, batch)
