@@ -14,9 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgd.structures import Targets
+from lgd.ops.polygons import rasterize_in_boxes
+from lgd.structures import Outlines, Targets
 
 CategoryFormat = Literal["one_hot", "norm_classes"]
+
+_MASK_SIZE = 7
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class LabelRows:
 
     Attributes:
         boxes: (B, S, 4) xyxy pixels of the canvas, x in [0, W - 1], y in [0, H - 1].
-        descriptors: (B, S, k) in [-1, 1]: box over canvas size, then the category.
+        descriptors: (B, S, k) in [-1, 1]: box over canvas size, then the category, then the mask, if any.
         valid: (B, S) bool; every image has at least one valid row.
     """
 
@@ -36,8 +39,8 @@ class LabelRows:
     valid: Tensor
 
 
-def descriptor_width(num_classes: int, category_format: CategoryFormat) -> int:
-    """Return k: 4 box coordinates and the category.
+def descriptor_width(num_classes: int, category_format: CategoryFormat, use_masks: bool = False) -> int:
+    """Return k: 4 box coordinates, the category, and the 7 x 7 cells of the mask.
 
     Raises:
         ValueError: an unknown category format.
@@ -46,7 +49,17 @@ def descriptor_width(num_classes: int, category_format: CategoryFormat) -> int:
         raise ValueError(
             f"unknown category format {category_format!r}; choose one of {get_args(CategoryFormat)}"
         )
-    return 4 + (num_classes if category_format == "one_hot" else 1)
+    return 4 + (num_classes if category_format == "one_hot" else 1) + _MASK_SIZE**2 * use_masks
+
+
+def require_outlines(targets: Targets) -> Outlines:
+    """Return the masks of `targets`; raises ValueError where there are none."""
+    if targets.outlines is None:
+        raise ValueError(
+            "the teacher reads masks and the targets have no outlines; load them (with_masks=True), or build "
+            "the teacher without (use_masks=False; MODEL.DISTILLATOR.LABEL_ENCODER.LOAD_LABELMAP False)"
+        )
+    return targets.outlines
 
 
 def describe_labels(
@@ -57,11 +70,13 @@ def describe_labels(
     category_format: CategoryFormat,
     add_context_box: bool,
     dtype: torch.dtype,
+    use_masks: bool = False,
 ) -> LabelRows:
     """Describe the objects of every image, and its context.
 
-    The context is one more row: the whole canvas, of no category. An image without objects has a
-    single row, the box (0, 0, 1, 1) of no category, which stands for its context where there is one.
+    The context is one more row: the whole canvas, of no category, its mask full. An image without objects
+    has a single row, the box (0, 0, 1, 1) of no category, its mask empty, which stands for its context where
+    there is one.
 
     Args:
         targets: ground truth.
@@ -70,15 +85,22 @@ def describe_labels(
         category_format: "one_hot" (K numbers), or "norm_classes" (class / K as one number).
         add_context_box: whether to append the context row.
         dtype: of the boxes and descriptors.
+        use_masks: whether to describe the masks, as they are in a 7 x 7 grid over the box.
+
+    Raises:
+        ValueError: masks are to be described and the targets have none.
     """
     boxes, valid = targets.boxes.to(dtype), targets.valid
     categories = _encode_categories(targets.labels, num_classes, category_format, dtype) * valid[..., None]
+    masks = _encode_masks(targets, dtype) if use_masks else categories[..., :0]
     height, width = canvas
     has_objects = valid.any(dim=1, keepdim=True)
     if add_context_box:
         corner = torch.stack([torch.where(has_objects, side, 1) for side in (width, height)], dim=-1)
         boxes = torch.cat([boxes, F.pad(corner, (2, 0)).to(dtype)], dim=1)
         categories = F.pad(categories, (0, 0, 0, 1))
+        whole = has_objects[..., None].expand(-1, -1, masks.shape[-1])
+        masks = torch.cat([masks, whole.to(dtype)], dim=1)
         valid = F.pad(valid, (0, 1), value=True)
     else:
         is_dummy = ~has_objects & (torch.arange(valid.shape[1], device=valid.device) == 0)
@@ -88,7 +110,7 @@ def describe_labels(
     x, y = boxes[..., 0::2].clamp(0, width - 1), boxes[..., 1::2].clamp(0, height - 1)
     boxes = torch.stack([x, y], dim=-1).flatten(-2)
     relative_boxes = torch.stack([x / width, y / height], dim=-1).flatten(-2)
-    descriptors = 2 * torch.cat([relative_boxes, categories], dim=-1) - 1
+    descriptors = 2 * torch.cat([relative_boxes, categories, masks], dim=-1) - 1
     return LabelRows(boxes, descriptors, valid)
 
 
@@ -99,6 +121,14 @@ def _encode_categories(
     if category_format == "norm_classes":
         return labels[..., None].to(dtype) / num_classes
     return (labels[..., None] == torch.arange(num_classes, device=labels.device)).to(dtype)
+
+
+def _encode_masks(targets: Targets, dtype: torch.dtype) -> Tensor:
+    """(B, N, 49), 0 or 1, by rows; the grid lies over the box as it is, before any clamping."""
+    outlines = require_outlines(targets)
+    edges, parts, boxes = (x.flatten(0, 1) for x in (outlines.edges, outlines.parts, targets.boxes))
+    masks = rasterize_in_boxes(edges, parts, outlines.num_parts, boxes, _MASK_SIZE)
+    return (masks.view(*targets.valid.shape, -1) & targets.valid[..., None]).to(dtype)
 
 
 def _norm_relu(x: Tensor) -> Tensor:

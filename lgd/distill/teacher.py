@@ -19,7 +19,9 @@ from lgd.distill.label_encoder import (
     LabelRows,
     describe_labels,
     descriptor_width,
+    require_outlines,
 )
+from lgd.ops.polygons import image_area, rasterize_on_grid
 from lgd.structures import Batch, Features
 
 InteractPattern = Literal["stuGuided", "labelGuided", "student_fill", "teacher_fill"]
@@ -50,6 +52,31 @@ def inside_masks(boxes: Tensor, valid: Tensor, canvas: tuple[int, int], size: tu
     return (rows & valid[..., None])[..., :, None] & columns[..., None, :]
 
 
+def inside_outlines(batch: Batch, size: tuple[int, int], *, add_context_box: bool) -> Tensor:
+    """Mark the cells of one level that lie inside each object's mask.
+
+    Args:
+        batch: images, which give the canvas, and targets.
+        size: (h, w) of the level.
+        add_context_box: whether to append the context's mask: the image without the padding, or nothing
+            where the image has no objects.
+
+    Returns:
+        (B, S, h, w) bool; empty for unused slots.
+
+    Raises:
+        ValueError: the targets have no outlines.
+    """
+    outlines, valid = require_outlines(batch.targets), batch.targets.valid
+    canvas = (batch.images.shape[-2], batch.images.shape[-1])
+    masks = rasterize_on_grid(outlines.edges, outlines.parts, outlines.num_parts, batch.sizes, canvas, size)
+    masks = masks & valid[..., None, None]
+    if not add_context_box:
+        return masks
+    context = image_area(batch.sizes, canvas, size) & valid.any(dim=1)[:, None, None]
+    return torch.cat([masks, context[:, None]], dim=1)
+
+
 class DynamicTeacher(nn.Module):
     """Makes teacher features of the student's names and shapes; has only the parameters its pattern uses.
 
@@ -62,6 +89,7 @@ class DynamicTeacher(nn.Module):
         detach_appearance_embed: no gradient from the teacher into the student's features.
         category_format: see `describe_labels`.
         num_heads: of the attention.
+        use_masks: describe objects by their masks too, and pool and paint inside these instead of the boxes.
 
     Raises:
         ValueError: an unknown pattern or category format, or channels that the heads don't divide.
@@ -77,6 +105,7 @@ class DynamicTeacher(nn.Module):
         detach_appearance_embed: bool = False,
         category_format: CategoryFormat = "one_hot",
         num_heads: int = 8,
+        use_masks: bool = False,
     ) -> None:
         super().__init__()
         if interact_pattern not in get_args(InteractPattern):
@@ -89,8 +118,9 @@ class DynamicTeacher(nn.Module):
         self.add_context_box = add_context_box
         self.detach_appearance_embed = detach_appearance_embed
         self.category_format: CategoryFormat = category_format
+        self.use_masks = use_masks
         if uses_labels:
-            width = descriptor_width(num_classes, category_format)
+            width = descriptor_width(num_classes, category_format, use_masks)
             self.label_encoder = LabelEncoder(descriptor_width=width, embedding_width=channels)
             self.label_projection = nn.Linear(channels, channels)
         if uses_appearance:
@@ -123,22 +153,28 @@ class DynamicTeacher(nn.Module):
 
         Returns:
             {level: (B, C, h, w)}, the student's levels and shapes.
+
+        Raises:
+            ValueError: the teacher uses masks and the targets have no outlines.
         """
-        height, width = batch.images.shape[-2:]
+        canvas = (batch.images.shape[-2], batch.images.shape[-1])
         rows = describe_labels(
             batch.targets,
-            (height, width),
+            canvas,
             num_classes=self.num_classes,
             category_format=self.category_format,
             add_context_box=self.add_context_box,
             dtype=self.instance_projection.weight.dtype,
+            use_masks=self.use_masks,
         )
-        masks = {
-            level: inside_masks(rows.boxes, rows.valid, (height, width), (x.shape[-2], x.shape[-1]))
-            .flatten(2)
-            .to(rows.boxes.dtype)
-            for level, x in features.items()
-        }
+        masks = {}
+        for level, x in features.items():
+            size = (x.shape[-2], x.shape[-1])
+            if self.use_masks:
+                inside = inside_outlines(batch, size, add_context_box=self.add_context_box)
+            else:
+                inside = inside_masks(rows.boxes, rows.valid, canvas, size)
+            masks[level] = inside.flatten(2).to(rows.boxes.dtype)
         embeddings = self._interact(features, masks, rows)
         return {
             level: self._render(embeddings[:, index], masks[level], (x.shape[-2], x.shape[-1]))

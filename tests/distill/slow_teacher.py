@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from pycocotools import mask as mask_api
 
 
 def layer_norm_relu(x):
@@ -13,30 +14,59 @@ def group_norm(x):
     return (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()
 
 
-def list_rows(targets, image, canvas, num_classes, category_format, context):
-    """[(clamped box, descriptor, is the context)] of one image."""
+def list_polygons(outlines, image, slot):
+    """The parts of an object, x and y of their corners in turn."""
+    edges, parts = outlines.edges[image, slot], outlines.parts[image, slot]
+    polygons = [edges[(parts == part) & edges.any(dim=1), :2] for part in range(outlines.num_parts)]
+    return [corners.flatten().tolist() for corners in polygons if len(corners)]
+
+
+def draw_polygons(polygons, height, width):
+    rle = mask_api.merge(mask_api.frPyObjects(polygons, height, width))
+    return torch.from_numpy(mask_api.decode(rle).astype("float64"))
+
+
+def describe_mask(polygons, box):
+    """The 49 cells over the box."""
+    x1, y1, x2, y2 = box
+    x_scale, y_scale = 7 / max(x2 - x1, 0.1), 7 / max(y2 - y1, 0.1)
+    moved = [
+        [(v - x1) * x_scale if k % 2 == 0 else (v - y1) * y_scale for k, v in enumerate(polygon)]
+        for polygon in polygons
+    ]
+    return draw_polygons(moved, 7, 7).flatten().tolist()
+
+
+def list_rows(targets, image, canvas, num_classes, category_format, context, use_masks=False):
+    """[(clamped box, descriptor, is the context, polygons or None)] of one image."""
     height, width = canvas
     rows = []
-    for box, label, valid in zip(
-        targets.boxes[image].tolist(),
-        targets.labels[image].tolist(),
-        targets.valid[image].tolist(),
-        strict=True,
+    for slot, (box, label, valid) in enumerate(
+        zip(
+            targets.boxes[image].tolist(),
+            targets.labels[image].tolist(),
+            targets.valid[image].tolist(),
+            strict=True,
+        )
     ):
         if valid:
             one_hot = [float(k == label) for k in range(num_classes)]
-            rows.append((box, one_hot if category_format == "one_hot" else [label / num_classes], False))
+            category = one_hot if category_format == "one_hot" else [label / num_classes]
+            polygons = list_polygons(targets.outlines, image, slot) if use_masks else None
+            rows.append((box, category, describe_mask(polygons, box) if use_masks else [], False, polygons))
     nothing = [0.0] * (num_classes if category_format == "one_hot" else 1)
     if not rows:
-        rows.append(([0.0, 0.0, 1.0, 1.0], nothing, context))
+        rows.append(([0.0, 0.0, 1.0, 1.0], nothing, [0.0] * 49 * use_masks, context, None))
     elif context:
-        rows.append(([0.0, 0.0, width, height], nothing, True))
+        rows.append(([0.0, 0.0, width, height], nothing, [1.0] * 49 * use_masks, True, "whole"))
     described = []
-    for (x1, y1, x2, y2), category, is_context in rows:
+    for (x1, y1, x2, y2), category, mask, is_context, polygons in rows:
         x1, x2 = (min(max(x, 0.0), width - 1.0) for x in (x1, x2))
         y1, y2 = (min(max(y, 0.0), height - 1.0) for y in (y1, y2))
-        descriptor = [2 * v - 1 for v in (x1 / width, y1 / height, x2 / width, y2 / height, *category)]
-        described.append(([x1, y1, x2, y2], torch.tensor(descriptor, dtype=torch.float64), is_context))
+        descriptor = [2 * v - 1 for v in (x1 / width, y1 / height, x2 / width, y2 / height, *category, *mask)]
+        described.append(
+            ([x1, y1, x2, y2], torch.tensor(descriptor, dtype=torch.float64), is_context, polygons)
+        )
     return described
 
 
@@ -74,12 +104,33 @@ def draw_mask(box, canvas, size):
     return mask
 
 
+def draw_outline(polygons, image_size, canvas, size):
+    """Of an object ("whole": of the context; None: of nothing): drawn, padded, resized by nearest."""
+    height, width = image_size
+    padded = torch.zeros(canvas, dtype=torch.float64)
+    if polygons == "whole":
+        padded[:height, :width] = 1
+    elif polygons is not None:
+        padded[:height, :width] = draw_polygons(polygons, height, width)
+    mask = torch.zeros(size, dtype=torch.float64)
+    for i in range(size[0]):
+        for j in range(size[1]):
+            mask[i, j] = padded[i * canvas[0] // size[0], j * canvas[1] // size[1]]
+    return mask
+
+
 def teach_slowly(teacher, features, batch):
     canvas = tuple(batch.images.shape[-2:])
     num_images = len(batch.images)
     rows = [
         list_rows(
-            batch.targets, b, canvas, teacher.num_classes, teacher.category_format, teacher.add_context_box
+            batch.targets,
+            b,
+            canvas,
+            teacher.num_classes,
+            teacher.category_format,
+            teacher.add_context_box,
+            teacher.use_masks,
         )
         for b in range(num_images)
     ]
@@ -93,7 +144,15 @@ def teach_slowly(teacher, features, batch):
     taught = {}
     for level, feature in features.items():
         size = tuple(feature.shape[-2:])
-        masks = [[draw_mask(row[0], canvas, size) for row in image] for image in rows]
+        masks = [
+            [
+                draw_outline(row[3], batch.sizes[b].tolist(), canvas, size)
+                if teacher.use_masks
+                else draw_mask(row[0], canvas, size)
+                for row in image
+            ]
+            for b, image in enumerate(rows)
+        ]
         related = labels
         if teacher.interact_pattern != "teacher_fill":
             pooled = []
@@ -111,7 +170,7 @@ def teach_slowly(teacher, features, batch):
             vectors = related[owner == b]
             painted = torch.zeros(feature.shape[1:], dtype=torch.float64)
             context = 0
-            for vector, mask, (_, _, is_context) in zip(vectors, masks[b], rows[b], strict=True):
+            for vector, mask, (_, _, is_context, _) in zip(vectors, masks[b], rows[b], strict=True):
                 if is_context:
                     context = teacher.context_projection(vector)[:, None, None]
                 else:

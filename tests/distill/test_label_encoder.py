@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lgd.distill.label_encoder import LabelEncoder, SpatialTransformer, describe_labels, descriptor_width
-from lgd.structures import Targets
+from lgd.structures import Outlines, Targets
 from tests.distill.slow_teacher import embed_labels
 
 TARGETS = Targets(
@@ -50,6 +50,43 @@ def test_class_as_one_number():
 @pytest.mark.parametrize(("category_format", "width"), [("one_hot", 84), ("norm_classes", 5)])
 def test_width(category_format, width):
     assert descriptor_width(80, category_format) == width
+    assert descriptor_width(80, category_format, use_masks=True) == width + 49
+
+
+def half_masks():
+    """The left half of each box of TARGETS' shape is its object's mask, in the unused slots too."""
+    x1, y1, x2, y2 = torch.tensor([10.0, 20.0, 30.0, 40.0]).expand(2, 2, 4).unbind(-1)
+    corners = [torch.stack(c, -1) for c in ((x1, y1), (x2, y1), (x2, y2), (x1, y2))]
+    edges = torch.stack(
+        [torch.cat([a, b], -1) for a, b in zip(corners, corners[1:] + corners[:1], strict=True)], 2
+    )
+    return Outlines(edges, torch.zeros(2, 2, 4, dtype=torch.int64), 1)
+
+
+@pytest.mark.parametrize("add_context_box", [False, True])
+def test_masks_by_hand(add_context_box):
+    """3.5 of 7 columns, which COCO's rule rounds to 4; the context full; nothing in unused and dummy rows."""
+    targets = Targets(TARGETS.boxes, TARGETS.labels, TARGETS.valid, half_masks())
+    rows = describe(targets, use_masks=True, add_context_box=add_context_box)
+    assert torch.equal(rows.descriptors[..., :6], describe(add_context_box=add_context_box).descriptors)
+    masks = rows.descriptors[..., 6:].unflatten(-1, (7, 7))
+    left = torch.tensor([1.0] * 4 + [-1.0] * 3, dtype=torch.float64)
+    assert torch.equal(masks[0, 0], left.expand(7, 7))
+    assert (masks[0, 1] == -1).all()
+    assert (masks[1] == -1).all()
+    if add_context_box:
+        assert (masks[0, 2] == 1).all()
+
+
+def test_grid_lies_over_the_unclamped_box():
+    """A box that reaches outside of the canvas keeps its place; only the coordinates are clamped."""
+    boxes = torch.tensor([[[-20.0, 20.0, 20.0, 60.0]]])
+    edges = torch.tensor([[[[0.0, 0, 20, 0], [20, 0, 20, 80], [20, 80, 0, 80], [0, 80, 0, 0]]]])
+    outlines = Outlines(edges, torch.zeros(1, 1, 4, dtype=torch.int64), 1)
+    one = torch.ones(1, 1, dtype=torch.bool)
+    rows = describe(Targets(boxes, one.long(), one, outlines), use_masks=True)
+    assert rows.boxes.tolist() == [[[0, 20, 20, 60]]]
+    assert rows.descriptors[0, 0, 6:13].tolist() == [-1.0] * 4 + [1.0] * 3
 
 
 def test_boxes_are_clamped_to_the_last_pixel():

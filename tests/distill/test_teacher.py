@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 import torch
 
-from lgd.distill.teacher import DynamicTeacher, inside_masks
-from tests.detectors.small import make_batch
+from lgd.distill.label_encoder import describe_labels
+from lgd.distill.teacher import DynamicTeacher, inside_masks, inside_outlines
+from tests.detectors.small import make_batch, with_masks
 from tests.distill.slow_teacher import draw_mask, teach_slowly
 
 PATTERNS = ["stuGuided", "labelGuided", "student_fill", "teacher_fill"]
@@ -81,12 +82,57 @@ def test_like_one_object_at_a_time(pattern, add_context_box, category_format):
         assert torch.allclose(ours[level], slow[level], atol=1e-9), level
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("category_format", ["one_hot", "norm_classes"])
+@pytest.mark.parametrize("add_context_box", [False, True])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_with_masks_like_one_object_at_a_time(pattern, add_context_box, category_format):
+    teacher = make_teacher(
+        interact_pattern=pattern,
+        add_context_box=add_context_box,
+        category_format=category_format,
+        use_masks=True,
+    )
+    batch, features = with_masks(make_batch([2, 0, 4])), make_features(3)
+    with torch.no_grad():
+        ours, slow = teacher(features, batch), teach_slowly(teacher, features, batch)
+    for level in features:
+        assert torch.allclose(ours[level], slow[level], atol=1e-9), level
+
+
+def test_masks_matter():
+    batch, features = with_masks(make_batch([2, 3])), make_features(2)
+    teacher = make_teacher(use_masks=True)
+    smaller = dataclasses.replace(batch.targets.outlines, edges=batch.targets.outlines.edges * 0.9)
+    other = dataclasses.replace(batch, targets=dataclasses.replace(batch.targets, outlines=smaller))
+    assert not torch.allclose(teacher(features, batch)["p3"], teacher(features, other)["p3"])
+
+
+def test_inside_outlines_by_hand():
+    """Pixels (0, 8) and (8, 8) of a diamond from 0 to 16 by the rule of COCO; the image's area for the context."""
+    batch = make_batch([1, 0])
+    valid = torch.tensor([[True, False], [False, False]])
+    boxes = torch.tensor([0.0, 0.0, 16.0, 16.0]).expand(2, 2, 4)
+    batch = with_masks(
+        dataclasses.replace(batch, targets=dataclasses.replace(batch.targets, boxes=boxes, valid=valid))
+    )
+    batch = dataclasses.replace(batch, sizes=torch.tensor([[33, 96], [64, 96]]))
+    objects, context = inside_outlines(batch, (8, 12), add_context_box=True).split([2, 1], dim=1)
+    assert objects[0, 0].nonzero().tolist() == [[0, 1], [1, 1]]
+    assert not objects[0, 1].any()
+    assert not objects[1].any()
+    assert context[0, 0].all(dim=1).tolist() == [True] * 5 + [False] * 3
+    assert not context[1].any()
+    assert torch.equal(inside_outlines(batch, (8, 12), add_context_box=False), objects)
+
+
 @pytest.mark.parametrize("num_objects", [[2, 3], [0, 1], [0, 0]])
 @pytest.mark.parametrize("add_context_box", [False, True])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_every_parameter_gets_a_gradient(pattern, add_context_box, num_objects):
-    teacher = make_teacher(interact_pattern=pattern, add_context_box=add_context_box)
-    taught = teacher(make_features(2), make_batch(num_objects))
+@pytest.mark.parametrize("use_masks", [False, True])
+def test_every_parameter_gets_a_gradient(pattern, add_context_box, num_objects, use_masks):
+    teacher = make_teacher(interact_pattern=pattern, add_context_box=add_context_box, use_masks=use_masks)
+    taught = teacher(make_features(2), with_masks(make_batch(num_objects)))
     sum((x**3).sum() for x in taught.values()).backward()
     assert [name for name, p in teacher.named_parameters() if p.grad is None] == []
     assert all(torch.isfinite(p.grad).all() for p in teacher.parameters())
@@ -173,6 +219,29 @@ def test_half_precision_autocast():
 def test_errors(kwargs, message):
     with pytest.raises(ValueError, match=message):
         make_teacher(**kwargs)
+
+
+def test_masks_that_are_not_there():
+    with pytest.raises(
+        ValueError, match=r"no outlines; load them \(with_masks=True\), or build the teacher without"
+    ):
+        make_teacher(use_masks=True)(make_features(1), make_batch([2]))
+
+
+def test_no_host_sync_with_masks():
+    """Tensors without data: asking one for a value raises."""
+    batch = with_masks(make_batch([2, 1])).to("meta")
+    assert inside_outlines(batch, (8, 12), add_context_box=True).shape == (2, 4, 8, 12)
+    rows = describe_labels(
+        batch.targets,
+        (64, 96),
+        num_classes=3,
+        category_format="one_hot",
+        add_context_box=True,
+        dtype=torch.float32,
+        use_masks=True,
+    )
+    assert rows.descriptors.shape == (2, 4, 56)
 
 
 def test_heads_matter_only_where_there_is_attention():

@@ -1,14 +1,14 @@
 import math
 
+import hotcoco.mask
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pycocotools import mask as mask_api
 
 from lgd.ops import polygons as module
 from lgd.ops.polygons import image_area, rasterize_in_boxes, rasterize_on_grid
-
-mask_api = pytest.importorskip("pycocotools.mask")
 
 # pycocotools makes its arrays in a way that numpy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -91,13 +91,12 @@ def test_in_boxes_is_pycocotools_to_the_bit(size, count):
 
 
 def test_in_boxes_that_are_the_image_is_hotcoco_to_the_bit():
-    hotcoco = pytest.importorskip("hotcoco.mask")
     objects = random_objects(1, 500, 40.0)
     boxes = torch.tensor([[0.0, 0, 40, 40]]).repeat(500, 1)
     masks = rasterize_in_boxes(*pad(objects), boxes, 40)
     for mask, polygons in zip(masks, objects, strict=True):
-        merged = hotcoco.merge(hotcoco.frPyObjects([p.tolist() for p in polygons], 40, 40))
-        assert np.array_equal(mask.numpy(), hotcoco.decode(merged).astype(bool))
+        merged = hotcoco.mask.merge(hotcoco.mask.frPyObjects([p.tolist() for p in polygons], 40, 40))
+        assert np.array_equal(mask.numpy(), hotcoco.mask.decode(merged).astype(bool))
 
 
 def test_steps_that_hang_on_the_last_bit():
