@@ -113,8 +113,8 @@ def require_masks(index: AnnotationIndex) -> None:
     )
     more = f" and {lacking.size - 3} more" if lacking.size > 3 else ""
     raise DataError(
-        f'{index.json_path}: annotations {named}{more} have no mask to train with, no "segmentation" or only '
-        f"polygons of fewer than three points; mend or remove them, or train without masks "
+        f'{index.json_path}: annotations {named}{more} have no mask: no "segmentation", or only '
+        f"polygons of fewer than three points; mend or remove them, or go without masks "
         f"(MODEL.MASK_ON False, MODEL.DISTILLATOR.LABEL_ENCODER.LOAD_LABELMAP False)"
     )
 

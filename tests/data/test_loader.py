@@ -16,8 +16,10 @@ from PIL import Image
 from lgd.data.errors import DataError, ImageError
 from lgd.data.index import AnnotationIndex
 from lgd.data.loader import collate, test_loader, train_loader
+from lgd.data.outlines import ImageOutlines
 from lgd.data.samples import Preparation, Sample
 from lgd.data.transforms import resize_image
+from lgd.ops.polygons import rasterize_in_boxes, rasterize_on_grid
 from lgd.structures import Batch
 from tests.data.sets import annotation, image_record, open_coco, write_coco
 
@@ -45,6 +47,23 @@ TEST: dict[str, Any] = {
     "max_size": 64,
     "num_workers": 0,
 }
+
+
+def make_with_masks(root: Path) -> AnnotationIndex:
+    """Four images of 64 x 48 with rectangles as masks: polygons that are their boxes, RLE, and a crowd."""
+    columns = np.zeros((64, 48), dtype=int)
+    columns[10:30, 8:20] = 1
+    changes = np.flatnonzero(np.diff(columns.reshape(-1))) + 1
+    rle = {"size": [48, 64], "counts": np.diff([0, *changes.tolist(), columns.size]).tolist()}
+    annotations = [annotation(50, 2, (0, 0, 64, 48), iscrowd=1)]
+    for k in range(1, 5):
+        x, y = 5 * k, 4 * k
+        polygon = [x, y, x + 20, y, x + 20, y + 12, x, y + 12]
+        annotations.append(annotation(k, k, (x, y, 20, 12), segmentation=[polygon]))
+        annotations.append(annotation(10 + k, k, (10, 8, 20, 12), segmentation=rle))
+        # Of this only what lies beyond the image's edge has an outline: the box is dropped, the mask with it.
+        annotations.append(annotation(20 + k, k, (63.999999, 0, 9, 9), segmentation=[[64, 0, 70, 0, 70, 9]]))
+    return open_coco(write_coco(root, [image_record(k) for k in range(1, 5)], annotations))
 
 
 def make(root: Path) -> AnnotationIndex:
@@ -79,6 +98,8 @@ def serialised(batch: Batch) -> bytes:
     buffer = io.BytesIO()
     tensors = [batch.images, batch.sizes, batch.original_sizes, batch.image_ids]
     targets = [batch.targets.boxes, batch.targets.labels, batch.targets.valid]
+    if batch.targets.outlines is not None:
+        targets += [batch.targets.outlines.edges, batch.targets.outlines.parts]
     torch.save((tensors + targets, batch.skipped), buffer)
     return buffer.getvalue()
 
@@ -148,6 +169,61 @@ def test_flip_and_size_vary(index):
     assert {min(size) for batch in batches for size in batch.sizes.tolist()} == {32, 40}
     ranged = train_loader(index, **TRAIN | {"min_sizes": (30, 36)}, min_size_sampling="range")
     assert {min(size) for batch in take(ranged, 20) for size in batch.sizes.tolist()} == set(range(30, 37))
+
+
+@pytest.mark.parametrize("flip_prob", [0.0, 1.0])
+def test_masks_follow_their_boxes(tmp_path, flip_prob):
+    """Rectangles fill their boxes, whatever became of these."""
+    index = make_with_masks(tmp_path)
+    for batch in take(train_loader(index, **TRAIN, flip_prob=flip_prob, with_masks=True), 6):
+        targets, outlines = batch.targets, batch.targets.outlines
+        assert targets.valid.tolist() == [[True, True]] * 4
+        assert outlines is not None
+        assert outlines.edges.dtype == torch.float32
+        assert outlines.edges.shape == (4, 2, 4, 4)
+        assert outlines.parts.shape == (4, 2, 4)
+        flat = (x.flatten(0, 1) for x in (outlines.edges, outlines.parts, targets.boxes))
+        edges, parts, boxes = flat
+        assert rasterize_in_boxes(edges, parts, outlines.num_parts, boxes, 9).all()
+        canvas = (batch.images.shape[2], batch.images.shape[3])
+        drawn = rasterize_on_grid(
+            outlines.edges, outlines.parts, outlines.num_parts, batch.sizes, canvas, canvas
+        )
+        extent = targets.boxes[..., 2:] - targets.boxes[..., :2]
+        assert (drawn.sum(dim=(2, 3)) / extent.prod(dim=2)).sub(1).abs().max() < 0.1
+
+
+def test_no_masks_unless_asked_for(tmp_path):
+    index = make_with_masks(tmp_path)
+    assert take(train_loader(index, **TRAIN), 1)[0].targets.outlines is None
+    assert all(batch.targets.outlines is None for batch in test_loader(index, **TEST))
+
+
+def test_masks_in_workers_and_in_testing(tmp_path):
+    index = make_with_masks(tmp_path)
+    expected = take(train_loader(index, **TRAIN, with_masks=True), 3)
+    assert same(take(train_loader(index, **TRAIN | {"num_workers": 2}, with_masks=True), 3), expected)
+    (batch,) = test_loader(index, **TEST, with_masks=True)
+    assert batch.targets.outlines is not None
+    assert batch.targets.outlines.edges.shape == (4, 2, 4, 4)
+    wide = take(train_loader(index, **TRAIN, with_masks=True, dtype=torch.float64), 1)[0]
+    assert wide.targets.outlines is not None
+    assert wide.targets.outlines.edges.dtype == torch.float64
+
+
+def test_masks_that_are_missing(index):
+    for loader, options in ((train_loader, TRAIN), (test_loader, TEST)):
+        with pytest.raises(
+            DataError, match=r"instances_train.json: annotations 1 \(image 1\), .* have no mask"
+        ):
+            loader(index, **options, with_masks=True)
+
+
+def test_masks_of_a_test_set_without_annotations(tmp_path):
+    index = open_coco(write_coco(tmp_path, [image_record(1)], None))
+    (batch,) = test_loader(index, **TEST, with_masks=True)
+    assert batch.targets.outlines is not None
+    assert not batch.targets.outlines.edges.any()
 
 
 def test_bgr_is_rgb_reversed(index):
@@ -377,6 +453,36 @@ def test_collate_by_hand():
     assert batch.targets.boxes[0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert batch.targets.labels.tolist() == [[2, 2], [0, 0]]
     assert batch.skipped == ("one",)
+    assert batch.targets.outlines is None
+
+
+def test_collate_pads_outlines():
+    def sample(*counts: int) -> Sample:
+        total = sum(counts)
+        return Sample(
+            image=torch.zeros(3, 4, 4, dtype=torch.uint8),
+            boxes=torch.zeros(len(counts), 4),
+            labels=torch.zeros(len(counts), dtype=torch.int64),
+            original_size=(4, 4),
+            image_id=1,
+            outlines=ImageOutlines(
+                torch.arange(1.0, total + 1)[:, None].repeat(1, 4).double(),
+                torch.arange(total) % 2,
+                torch.tensor(counts, dtype=torch.int64),
+            ),
+        )
+
+    batch = collate([sample(3, 2), sample(), sample(4)], size_divisibility=4)
+    assert isinstance(batch, Batch)
+    outlines = batch.targets.outlines
+    assert outlines is not None
+    assert outlines.edges[..., 0].tolist() == [
+        [[1, 2, 3, 0], [4, 5, 0, 0]],
+        [[0, 0, 0, 0], [0, 0, 0, 0]],
+        [[1, 2, 3, 4], [0, 0, 0, 0]],
+    ]
+    assert outlines.parts[0].tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
+    assert outlines.num_parts == 2
 
 
 def test_parts_can_be_sent_to_a_fresh_process(index):

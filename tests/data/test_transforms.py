@@ -3,7 +3,16 @@ import pytest
 import torch
 from PIL import Image
 
-from lgd.data.transforms import Resize, clip_boxes, flip_boxes, resize_boxes, resize_image, resized_size
+from lgd.data.transforms import (
+    Resize,
+    clip_boxes,
+    flip_boxes,
+    flip_edges,
+    resize_boxes,
+    resize_edges,
+    resize_image,
+    resized_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +83,14 @@ def test_boxes_follow_the_image():
     assert flip_boxes(boxes, 50).tolist() == [[20, 20, 40, 40]]
     assert resize_boxes(boxes[:0], (100, 50), (50, 150)).shape == (0, 4)
     assert flip_boxes(boxes[:0], 50).shape == (0, 4)
+
+
+def test_edges_follow_the_image():
+    """Both ends mirrored where they are: an edge is no box."""
+    edges = torch.tensor([[30.0, 20.0, 10.0, 40.0]], dtype=torch.float64)
+    assert resize_edges(edges, (100, 50), (50, 150)).tolist() == [[90, 10, 30, 20]]
+    assert flip_edges(edges, 50).tolist() == [[20, 20, 40, 40]]
+    assert flip_edges(edges[:0], 50).shape == (0, 4)
 
 
 def test_clipping_tells_which_boxes_are_left():

@@ -109,7 +109,7 @@ def test_masks_matter():
 
 
 def test_inside_outlines_by_hand():
-    """Pixels (0, 8) and (8, 8) of a diamond from 0 to 16 by the rule of COCO; the image's area for the context."""
+    """Of the sampled pixels a diamond from 0 to 16 covers two; the context covers the image's area."""
     batch = make_batch([1, 0])
     valid = torch.tensor([[True, False], [False, False]])
     boxes = torch.tensor([0.0, 0.0, 16.0, 16.0]).expand(2, 2, 4)
