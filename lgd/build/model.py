@@ -48,8 +48,6 @@ def build_detector(cfg: Config) -> Detector:
 def build_label_guided_distiller(cfg: Config, student: Detector) -> LabelGuidedDistiller:
     """Build LGD around a student."""
     distillator, teacher = cfg.model.distillator, cfg.model.distillator.teacher
-    if distillator.label_encoder.load_labelmap:
-        raise ConfigError("MODEL.DISTILLATOR.LABEL_ENCODER.LOAD_LABELMAP True needs a detector with masks")
     try:
         return LabelGuidedDistiller(
             student=student,
@@ -61,6 +59,7 @@ def build_label_guided_distiller(cfg: Config, student: Detector) -> LabelGuidedD
                 detach_appearance_embed=teacher.detach_appearance_embed,
                 category_format=distillator.label_encoder.category_format,
                 num_heads=teacher.nr_transformer_heads,
+                use_masks=distillator.label_encoder.load_labelmap,
             ),
             adapter=Adapter(student.channels),
             weight=distillator.lambda_,
