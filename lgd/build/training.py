@@ -111,6 +111,12 @@ def micro_batch_size(cfg: Config) -> int:
     return cfg.solver.ims_per_batch // shares
 
 
+def reads_masks(cfg: Config) -> bool:
+    """Whether the detector predicts instance masks or the teacher reads them."""
+    distillator = cfg.model.distillator
+    return cfg.model.mask_on or (distillator.enabled and distillator.label_encoder.load_labelmap)
+
+
 def build_train_loader(
     cfg: Config, index: AnnotationIndex, *, first_step: int, pin_memory: bool
 ) -> Iterable[Batch]:
@@ -134,6 +140,7 @@ def build_train_loader(
         filter_empty=cfg.dataloader.filter_empty_annotations,
         aspect_ratio_grouping=cfg.dataloader.aspect_ratio_grouping,
         pin_memory=pin_memory,
+        with_masks=reads_masks(cfg),
     )
 
 
@@ -150,6 +157,7 @@ def build_test_loader(cfg: Config, index: AnnotationIndex, *, pin_memory: bool) 
         num_workers=cfg.dataloader.num_workers,
         on_bad_image=cfg.dataloader.on_bad_image,
         pin_memory=pin_memory,
+        with_masks=reads_masks(cfg),
     )
 
 
