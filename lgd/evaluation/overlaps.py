@@ -1,0 +1,95 @@
+"""Detections and ground truth of single images as arrays, and how far their boxes overlap.
+
+Legend: D detections and G objects of an image; all boxes are xyxy pixels of the original image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lgd.data.index import AnnotationIndex, Floats, Integers
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found on one image, best first; of equal scores as listed.
+
+    Attributes:
+        boxes: (D, 4).
+        scores: (D,) descending.
+        labels: (D,) in [0, num_classes).
+    """
+
+    boxes: Floats
+    scores: Floats
+    labels: Integers
+
+
+def found_by_image(index: AnnotationIndex, results: Sequence[Mapping[str, Any]]) -> list[Found]:
+    """Sort detections (as from `to_coco_results`) by image of `index`, and within it by score.
+
+    Raises:
+        ValueError: an image or a category is not in `index`.
+    """
+    xywh = np.array([result["bbox"] for result in results], dtype=np.float64).reshape(-1, 4)
+    boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    scores = np.array([result["score"] for result in results], dtype=np.float64)
+    image = _places(index.image_ids, [result["image_id"] for result in results], "image", index)
+    labels = _places(
+        np.array(index.category_ids), [result["category_id"] for result in results], "category", index
+    )
+    order = np.lexsort((-scores, image))
+    bounds = np.searchsorted(image[order], np.arange(len(index) + 1))
+    return [
+        Found(boxes[which], scores[which], labels[which])
+        for which in (order[bounds[i] : bounds[i + 1]] for i in range(len(index)))
+    ]
+
+
+def clipped_boxes(index: AnnotationIndex, i: int) -> Floats:
+    """Ground-truth boxes of image `i` of `index`, clipped to it as detections are: (G, 4)."""
+    height, width = int(index.heights[i]), int(index.widths[i])
+    return np.clip(index.boxes(i), 0, [width, height, width, height])
+
+
+def box_iou(first: Floats, second: Floats) -> Floats:
+    """Intersection over union of (D, 4) and (G, 4) boxes: (D, G) in [0, 1]."""
+    common = _intersections(first, second)
+    union = _areas(first)[:, None] + _areas(second) - common
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+
+
+def box_coverage(first: Floats, second: Floats) -> Floats:
+    """Which part of each of (D, 4) boxes lies in each of (G, 4) boxes: (D, G) in [0, 1]."""
+    common = _intersections(first, second)
+    area = np.broadcast_to(_areas(first)[:, None], common.shape)
+    return np.divide(common, area, out=np.zeros_like(common), where=area > 0)
+
+
+def _intersections(first: Floats, second: Floats) -> Floats:
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    sides: Floats = (high - low).clip(min=0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def _areas(boxes: Floats) -> Floats:
+    sides: Floats = (boxes[:, 2:] - boxes[:, :2]).clip(min=0)
+    return sides[:, 0] * sides[:, 1]
+
+
+def _places(known: npt.NDArray[Any], ids: Sequence[int], kind: str, index: AnnotationIndex) -> Integers:
+    """Where each of `ids` stands in `known`."""
+    wanted = np.array(ids, dtype=np.int64)
+    order = np.argsort(known)
+    place = np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)
+    positions: Integers = order[place]
+    unknown = wanted[known[positions] != wanted]
+    if unknown.size:
+        raise ValueError(f"a detection is of {kind} {unknown[0]}, which {index.name} does not have")
+    return positions
