@@ -4,12 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lgd.data.coco import load_coco
 from lgd.data.errors import DataError
 from lgd.data.images import read_image
 from lgd.data.index import AnnotationIndex, RunLengths
+from lgd.data.outlines import pad_outlines, read_outlines
 from lgd.data.synthetic import CLASS_NAMES, make_scene, write_synthetic
+from lgd.ops.polygons import rasterize_on_grid
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The image decoding and encoding capabilities:DeprecationWarning"
@@ -108,6 +111,19 @@ def test_polygons_bound_their_areas_to_a_fraction_of_a_pixel(index):
                 perimeter = np.linalg.norm(following - points, axis=1).sum()
                 assert abs(area - enclosed) < 0.4 * perimeter
                 assert np.abs(box - [*points.min(0), *points.max(0)]).max() < 2
+
+
+def test_outlines_are_the_masks(index):
+    for i in range(len(index)):
+        outlines = pad_outlines([read_outlines(index, i)], max(1, len(index.labels(i))), torch.float32)
+        size = (int(index.heights[i]), int(index.widths[i]))
+        drawn = rasterize_on_grid(
+            outlines.edges, outlines.parts, outlines.num_parts, torch.tensor([size]), size, size
+        )[0]
+        for pixels, area, box in zip(drawn, index.area(i), index.boxes(i).round().astype(int), strict=False):
+            x1, y1, x2, y2 = box.tolist()
+            assert abs(pixels.sum().item() / area - 1) < 0.1
+            assert pixels.sum() - pixels[max(y1 - 1, 0) : y2 + 1, max(x1 - 1, 0) : x2 + 1].sum() == 0
 
 
 def test_images_are_as_the_file_says(index):
