@@ -21,6 +21,7 @@ from lgd import train
 from lgd.config.keys import flatten
 from lgd.config.load import load_config
 from lgd.config.solver import resolve_solver
+from tests.data.boxes_sets import person, voc_object, write_crowdhuman, write_voc
 from tests.training import REPOSITORY, read_metrics
 
 CONFIGS = REPOSITORY / "configs"
@@ -72,7 +73,13 @@ SMALL = {
 def smaller(name: str) -> list[str]:
     """KEY VALUE pairs that make a run of seconds of a recipe; data and OUTPUT_DIR stay."""
     settings = SMALL | {"MODEL.RESNETS.WIDTH_PER_GROUP": 1 if "x101" in name else 8}
+    if has_own_data(name):
+        del settings["NUM_CLASSES"]
     return [str(item) for pair in settings.items() for item in pair]
+
+
+def has_own_data(name: str) -> bool:
+    return any(kind in load_config(CONFIGS / name).datasets.test[0] for kind in ("voc:", "crowdhuman:"))
 
 
 @cache
@@ -103,11 +110,37 @@ def group(names: list[str]) -> dict[str, list[str]]:
 GROUPS = group(RECIPES)
 
 
-def data_of(name: str, folder: Path) -> list[str]:
-    """The recipe's data sets, in small."""
+def data_sets(spec: str, coco: Path, folder: Path) -> str:
+    """A small data set in the place of a recipe's own, of the same format."""
+    if spec.startswith("voc:"):
+        _, place, split = spec.split(":")
+        objects = [voc_object("person", (5, 8, 40, 44)), voc_object("dog", (20, 3, 60, 30))]
+        return write_voc(folder / place, {f"{k:06d}": objects for k in range(4)}, split=split)
+    if spec.startswith("crowdhuman:"):
+        people = [person((5, 8, 20, 30)), person((30, -5, 15, 40)), person((0, 0, 9, 9), tag="mask")]
+        return write_crowdhuman(folder, {f"{k}": people for k in range(4)}, split=spec.split(":")[-1])
+    return f"coco:{coco}:{'val' if 'val' in spec else 'train'}"
+
+
+def small_data_sets(name: str, coco: Path, folder: Path) -> list[str]:
+    """KEY VALUE pairs that put small data sets in the places of a recipe's own."""
+    datasets = load_config(CONFIGS / name).datasets
+    pairs = (("DATASETS.TRAIN", datasets.train), ("DATASETS.TEST", datasets.test))
     return [
-        *("DATASETS.TRAIN", f"('coco:{folder}:train',)"),
-        *("DATASETS.TEST", f"('coco:{folder}:val',)"),
+        text for key, specs in pairs for text in (key, str([data_sets(spec, coco, folder) for spec in specs]))
+    ]
+
+
+def small_teacher(name: str, coco: Path, folder: Path) -> list[str]:
+    """KEY VALUE pairs for FGFI's teacher: the recipe that the student's names, trained in small."""
+    recipe = REPOSITORY / load_config(CONFIGS / name).model.distillator.teacher.config_file
+    relative = recipe.relative_to(CONFIGS).as_posix()
+    settings = [*smaller(relative), *small_data_sets(relative, coco, folder), "OUTPUT_DIR", str(folder)]
+    assert train.main(["--config-file", str(recipe), *settings]) == 0
+    place = "MODEL.DISTILLATOR.TEACHER"
+    return [
+        *(f"{place}.CONFIG_FILE", str(folder / "config.yaml")),
+        *(f"{place}.WEIGHTS", str(folder / "model_final.pth")),
     ]
 
 
@@ -123,20 +156,21 @@ def losses_by_step(output: Path) -> dict[int, dict[str, float]]:
     }
 
 
-def check_losses(output: Path, with_lgd: bool) -> None:
+def check_losses(output: Path, method: str) -> None:
     steps = losses_by_step(output)
     assert list(steps) == [1, 2]
     for losses in steps.values():
         assert all(math.isfinite(value) for value in losses.values()), losses
         own = {key for key in losses if key.startswith("loss_") and ".tea" not in key} - {"loss_distill"}
-        taught = {f"{key}.tea" for key in own} | {"loss_distill"} if with_lgd else set()
+        taught = {f"{key}.tea" for key in own} if method == "LGD" else set()
+        distilled = {"loss_distill"} if method else set()
         assert own
-        assert set(losses) == own | taught | {"total_loss"}
+        assert set(losses) == own | taught | distilled | {"total_loss"}
 
 
-def check_results(output: Path, with_lgd: bool, with_masks: bool) -> None:
+def check_results(output: Path, *, with_teacher: bool, with_masks: bool) -> None:
     (results,) = json.loads((output / "results.json").read_text()).values()
-    assert set(results) == ({"student", "teacher"} if with_lgd else {"student"})
+    assert set(results) == ({"student", "teacher"} if with_teacher else {"student"})
     for kinds in results.values():
         assert ("segm" in kinds) == with_masks
         assert all(0 <= numbers["AP"] <= 100 for numbers in kinds.values())
@@ -163,11 +197,14 @@ def test_only_schedules_and_scales_are_lost_in_groups() -> None:
 @pytest.mark.parametrize("name", GROUPS)
 def test_trains_evaluates_saves_and_resumes(name: str, small_data: Path, tmp_path: Path) -> None:
     model = load_config(CONFIGS / name).model
+    method = model.distillator.method if model.distillator.enabled else ""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    settings = [*smaller(name), *data_of(name, small_data)]
+    settings = [*smaller(name), *small_data_sets(name, small_data, tmp_path)]
+    if method == "FGFI":
+        settings += small_teacher(name, small_data, tmp_path / "teacher")
     assert train.main(["--config-file", str(CONFIGS / name), *settings, "OUTPUT_DIR", str(whole)]) == 0
-    check_losses(whole, model.distillator.enabled)
-    check_results(whole, model.distillator.enabled, model.mask_on)
+    check_losses(whole, method)
+    check_results(whole, with_teacher=method == "LGD", with_masks=model.mask_on)
 
     shutil.copytree(whole, resumed)
     (resumed / "checkpoints" / "step_0000002.pth").unlink()
