@@ -91,10 +91,17 @@ def _in_region(boxes: Floats, regions: Floats) -> Flags:
 
 
 def _average_precision(hit: Flags, num_objects: int) -> float:
-    """Area under precision over recall of all detections, best first, from the first detection on."""
+    """Area under precision over recall of all detections, best first.
+
+    The toolkit starts at the first detection; we start at recall 0 with the first one's precision, which is up
+    to one object more: nothing on CrowdHuman, but all there is to find in a set of one.
+    """
+    if len(hit) == 0:
+        return 0.0
     num_hits = np.cumsum(hit)
     recall, precision = num_hits / num_objects, num_hits / np.arange(1, len(hit) + 1)
-    return float(np.sum(np.diff(recall) * (precision[1:] + precision[:-1]) / 2))
+    before = np.concatenate([precision[:1], precision[:-1]])
+    return float(np.sum(np.diff(recall, prepend=0) * (precision + before) / 2))
 
 
 def _miss_rate(hit: Flags, num_objects: int, num_images: int) -> float:

@@ -23,7 +23,7 @@ def ground_truth_from_index(index: AnnotationIndex) -> dict[str, Any] | None:
         images, categories and annotations, boxes clipped to their images and numbered from 1, areas those of
         the boxes; None where the set has no annotations.
     """
-    if not index.has_annotations:
+    if not len(index.columns["labels"]):
         return None
     images = [
         {"id": int(index.image_ids[i]), "width": int(index.widths[i]), "height": int(index.heights[i])}

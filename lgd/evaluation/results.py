@@ -15,6 +15,7 @@ Results = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None] | No
 measured."""
 
 _COCO_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_OTHER_COLUMNS = ("AP50-07", "mMR", "JI")
 _MAX_CLASSES_SHOWN = 30
 
 
@@ -66,9 +67,15 @@ def results_table(results: Results) -> str:
 
 
 def _columns(metrics: Mapping[str, float | None] | None) -> tuple[str, ...]:
-    """The six of COCO that everyone reports; where the metrics are others, all that are not of one class."""
-    if metrics is None or set(_COCO_COLUMNS) <= metrics.keys():
+    """The six of COCO that everyone reports, with VOC's and CrowdHuman's own after AP50.
+
+    Where the metrics are others, all that are not of one class.
+    """
+    if metrics is None:
         return _COCO_COLUMNS
+    if set(_COCO_COLUMNS) <= metrics.keys():
+        others = (name for name in _OTHER_COLUMNS if name in metrics)
+        return (*_COCO_COLUMNS[:2], *others, *_COCO_COLUMNS[2:])
     return tuple(name for name in metrics if not name.startswith("AP-"))
 
 

@@ -68,6 +68,7 @@ def slow_average_precision(index: AnnotationIndex, results) -> float:
     for number, hit in enumerate(hits, start=1):
         num_hits += hit
         points.append((num_hits / num_objects, num_hits / number))
+    points = [(0.0, points[0][1]), *points]
     return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points))
 
 
