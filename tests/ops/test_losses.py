@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lgd.ops.losses import sigmoid_focal_loss, smooth_l1_loss
+from lgd.ops.losses import giou_loss, sigmoid_focal_loss, smooth_l1_loss
 
 
 def focal_with_one_hot(logits, labels, alpha, gamma):
@@ -60,3 +60,65 @@ def test_smooth_l1_by_hand():
     mask = torch.tensor([True, False])
     assert smooth_l1_loss(predictions, targets, mask, beta=0.0).item() == 3.5
     assert smooth_l1_loss(predictions, targets, mask, beta=1.0).item() == 0.125 + 2.5
+
+
+def giou_slowly(a, b):
+    def area(x1, y1, x2, y2):
+        return max(0, x2 - x1) * max(0, y2 - y1)
+
+    overlap = area(max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
+    union = area(*a) + area(*b) - overlap
+    hull = area(min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3]))
+    return overlap / union - (hull - union) / hull
+
+
+@pytest.mark.parametrize(
+    ("box", "loss"),
+    [
+        ([0.0, 0, 4, 2], 0.0),
+        ([2.0, 0, 6, 2], 1 - 4 / 12),
+        ([4.0, 0, 8, 2], 1.0),
+        ([12.0, 0, 16, 2], 1 + 16 / 32),
+        ([0.0, 0, 2, 1], 1 - 2 / 8),
+    ],
+)
+def test_giou_by_hand(box, loss):
+    target = torch.tensor([[0.0, 0, 4, 2]])
+    assert giou_loss(torch.tensor([box]), target, torch.ones(1)).item() == pytest.approx(loss)
+    assert giou_loss(torch.tensor([box]), target, torch.tensor([0.25])).item() == pytest.approx(loss / 4)
+
+
+def test_giou_like_slowly():
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(2, 3, 50, 2, generator=generator, dtype=torch.float64)
+    sizes = torch.rand(2, 3, 50, 2, generator=generator, dtype=torch.float64)
+    boxes, targets = torch.cat([corners, corners + sizes], dim=-1)
+    weights = torch.rand(3, 50, generator=generator, dtype=torch.float64)
+    expected = sum(
+        weight * (1 - giou_slowly(a, b))
+        for a, b, weight in zip(
+            boxes.flatten(0, 1).tolist(),
+            targets.flatten(0, 1).tolist(),
+            weights.flatten().tolist(),
+            strict=True,
+        )
+    )
+    assert giou_loss(boxes, targets, weights).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_giou_of_boxes_without_area_is_finite():
+    boxes = torch.zeros(2, 4, requires_grad=True)
+    targets = torch.tensor([[0.0, 0, 0, 0], [3.0, 3, 5, 5]])
+    loss = giou_loss(boxes, targets, torch.ones(2))
+    loss.backward()
+    assert loss.item() == pytest.approx(1 + 1 + 21 / 25)
+    assert torch.isfinite(boxes.grad).all()
+
+
+def test_giou_takes_no_gradient_from_rows_of_weight_zero():
+    boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, math.inf, math.nan]], requires_grad=True)
+    loss = giou_loss(boxes, torch.tensor([[0.0, 0, 4, 4]]).expand(2, 4), torch.tensor([1.0, 0.0]))
+    loss.backward()
+    assert loss.item() == pytest.approx(0.75)
+    assert boxes.grad[0].abs().sum() > 0
+    assert boxes.grad[1].tolist() == [0, 0, 0, 0]
