@@ -93,8 +93,8 @@ def _in_region(boxes: Floats, regions: Floats) -> Flags:
 def _average_precision(hit: Flags, num_objects: int) -> float:
     """Area under precision over recall of all detections, best first.
 
-    The toolkit starts at the first detection; we start at recall 0 with the first one's precision, which is up
-    to one object more: nothing on CrowdHuman, but all there is to find in a set of one.
+    The toolkit starts at the first detection; we start at recall 0 with its precision, which adds at most one
+    object's share: nothing on CrowdHuman, but all there is in a set of one object.
     """
     if len(hit) == 0:
         return 0.0
