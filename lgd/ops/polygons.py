@@ -15,8 +15,8 @@ from torch import Tensor
 
 _FIFTHS = 5
 _MIN_SIDE = 0.1
-_MAX_ELEMENTS = 2**22
-"""Of the largest tensor held at a time (32 MiB in float64), so that many detailed objects fit the memory."""
+_MAX_ELEMENTS = 2**20
+"""Of the largest tensor held at a time (8 MiB in float64: memory stays bounded, and a CPU's caches help)."""
 
 
 @torch.no_grad()
@@ -158,5 +158,5 @@ def _fill(crossed: Tensor, rows: Tensor, parts: Tensor, num_parts: int, num_rows
     shape = (num_objects, num_parts, num_columns, num_rows + 1)
     toggles = torch.zeros(shape, dtype=torch.int32, device=parts.device)
     toggles.view(-1).scatter_add_(0, bins.flatten(), crossed.flatten().int())
-    inside = toggles[..., :num_rows].cumsum(dim=-1, dtype=torch.int32) % 2 == 1
-    return inside.any(dim=1).transpose(1, 2)
+    inside = toggles[..., :num_rows].cumsum(dim=-1, dtype=torch.int32) & 1
+    return inside.bool().any(dim=1).transpose(1, 2)

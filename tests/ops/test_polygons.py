@@ -173,3 +173,18 @@ def test_no_host_sync():
     assert rasterize_in_boxes(edges, parts, 2, boxes, 28).shape == (6, 28, 28)
     edges, parts = edges.unflatten(0, (2, 3)), parts.unflatten(0, (2, 3))
     assert rasterize_on_grid(edges, parts, 2, sizes, (64, 64), (8, 8)).shape == (2, 3, 8, 8)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_is_cpu_to_the_bit():
+    edges, parts, num_parts = pad(random_objects(11, 900, 60.0))
+    boxes = torch.rand(900, 4) * 20 + torch.tensor([0, 0, 30, 30])
+    expected = rasterize_in_boxes(edges, parts, num_parts, boxes, 28)
+    assert torch.equal(
+        rasterize_in_boxes(edges.cuda(), parts.cuda(), num_parts, boxes.cuda(), 28).cpu(), expected
+    )
+    batched = edges.unflatten(0, (3, 300)), parts.unflatten(0, (3, 300))
+    sizes = torch.tensor([[60, 64], [50, 40], [64, 64]])
+    expected = rasterize_on_grid(*batched, num_parts, sizes, (64, 64), (13, 16))
+    on_gpu = rasterize_on_grid(*(x.cuda() for x in batched), num_parts, sizes.cuda(), (64, 64), (13, 16))
+    assert torch.equal(on_gpu.cpu(), expected)
