@@ -13,6 +13,7 @@ from tests.parity.trace import run_trace
 
 CASES = Path(__file__).parent / "cases"
 A, A1 = CASES / "a_retinanet_r50.json", CASES / "a1_retinanet_r50_labelGuided.json"
+C = CASES / "c_fcos_r50.json"
 TRACE = CASES / "trace_a_retinanet_r50.json"
 
 
@@ -47,8 +48,25 @@ def test_label_guided_interaction_in_float64():
     check_case(A1, torch.float64)
 
 
+def test_fcos_in_float64():
+    check_case(C, torch.float64, "train_flag1")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [A, A1], ids=["a", "a1"])
+def test_fcos_in_float64_without_distillation_and_the_evaluations():
+    check_case(
+        C,
+        torch.float64,
+        "train_flag0",
+        "eval_student",
+        "eval_teacher",
+        "eval_single_student",
+        "eval_teacher_first_image_without_gt",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [A, A1, C], ids=["a", "a1", "c"])
 def test_float32(path):
     check_case(path, torch.float32)
 
