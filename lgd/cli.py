@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from lgd import train
+from lgd import convert, train
 
 COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train.main, "train a detector, or evaluate one"),
+    "convert": (convert.main, "write weights of one kind as another"),
 }
 
 

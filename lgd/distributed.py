@@ -6,6 +6,7 @@ Every function works without a process group too, as one rank of one.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +19,9 @@ from torch import Tensor
 from lgd.config.values import ConfigError
 
 T = TypeVar("T")
+
+_STEP_SECONDS = 5.0
+"""How often ranks that wait for a long task meet, so that no wait comes near a group's time-out."""
 
 
 @dataclass(frozen=True)
@@ -165,3 +169,45 @@ def on_main_first(function: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return result if is_main() else function()  # type: ignore[return-value]
+
+
+def on_first_of_node(function: Callable[[], T]) -> T:
+    """Run `function` on one rank of every node while the node's others wait, then on these.
+
+    It may take longer than the process group's time-out: the ranks meet every few seconds meanwhile.
+
+    Raises:
+        Exception: whatever `function` raises; a failure on any node is raised on every rank.
+    """
+    if not is_initialized():
+        return function()
+    outcome: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            outcome["result"] = function()
+        except Exception as caught:
+            outcome["error"] = caught
+
+    is_first = LaunchInfo.from_environment().local_rank == 0
+    thread = threading.Thread(target=work, daemon=True)
+    if is_first:
+        thread.start()
+    while True:
+        if is_first:
+            thread.join(_STEP_SECONDS)
+        states = all_gather_objects((is_first and thread.is_alive(), outcome.get("error")))
+        for _, error in states:
+            if error is not None:
+                raise error
+        if not any(busy for busy, _ in states):
+            return outcome["result"] if is_first else function()
+
+
+def all_gather_objects(value: Any) -> list[Any]:
+    """Collect a picklable value of every rank on every rank, in rank order."""
+    if not is_initialized():
+        return [value]
+    gathered: list[Any] = [None] * get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered

@@ -8,9 +8,10 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = (
     "structures", "files", "config", "distributed", "ops", "layers", "backbones", "detectors", "distill",
-    "data", "evaluation", "weights", "engine", "build", "output", "launch", "run", "train", "cli",
+    "data", "evaluation", "weights", "engine", "build", "output", "launch", "run", "train", "convert",
+    "cli",
 )  # fmt: skip
-SEES_CONFIG = {"config", "build", "run", "train", "cli"}
+SEES_CONFIG = {"config", "build", "run", "train", "convert", "cli"}
 FILES = sorted(path for folder in ("lgd", "jobs") for path in (REPOSITORY / folder).rglob("*.py"))
 LIBRARY = [path for path in FILES if path.is_relative_to(REPOSITORY / "lgd") and path.parent.name]
 

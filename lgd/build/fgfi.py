@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+from lgd.build.weights import fill_model
 from lgd.config.load import load_config
 from lgd.config.schema import Config
 from lgd.config.values import ConfigError
 from lgd.detectors.protocol import Detector
 from lgd.distill.distiller import PlainStudent
 from lgd.distill.fgfi import FeatureImitation
-from lgd.weights.load import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +57,6 @@ def build_feature_imitation(cfg: Config, student: Detector, teacher: Detector) -
 def load_teacher(cfg: Config, model: FeatureImitation) -> None:
     """Fill the teacher from MODEL.DISTILLATOR.TEACHER.WEIGHTS: a detector, or the student of a distiller."""
     of_teacher = read_teacher_config(cfg)
-    report = load_weights(
-        PlainStudent(model.teacher),
-        cfg.model.distillator.teacher.weights,
-        stride_in_1x1=of_teacher.model.resnets.stride_in_1x1,
-        pixel_mean=of_teacher.model.pixel_mean,
-        pixel_std=of_teacher.model.pixel_std,
-        image_format=of_teacher.input.format,
-    )
+    source = cfg.model.distillator.teacher.weights
+    report = fill_model(of_teacher, PlainStudent(model.teacher), source)
     logger.info("teacher: %s", report.summary())

@@ -10,6 +10,7 @@ from torch import nn
 
 from lgd.build.fgfi import load_teacher
 from lgd.build.model import Model
+from lgd.build.weights import fill_model
 from lgd.config.schema import Config
 from lgd.config.solver import resolve_solver
 from lgd.config.values import ConfigError
@@ -21,7 +22,6 @@ from lgd.distributed import get_rank, get_world_size
 from lgd.engine.loop import LoopOptions, Side
 from lgd.engine.optim import LRSchedule, build_optimizer
 from lgd.structures import Batch
-from lgd.weights.load import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -167,12 +167,4 @@ def load_initial_weights(cfg: Config, model: Model) -> None:
         load_teacher(cfg, model)
     if not cfg.model.weights:
         return
-    report = load_weights(
-        model,
-        cfg.model.weights,
-        stride_in_1x1=cfg.model.resnets.stride_in_1x1,
-        pixel_mean=cfg.model.pixel_mean,
-        pixel_std=cfg.model.pixel_std,
-        image_format=cfg.input.format,
-    )
-    logger.info("%s", report.summary())
+    logger.info("%s", fill_model(cfg, model, cfg.model.weights).summary())

@@ -270,8 +270,12 @@ class ModelConfig:
         Literal["RetinaNet", "FCOS", "ATSS", "POTO", "GeneralizedRCNN"], "Detector."
     ] = "RetinaNet"
     weights: Annotated[
-        str, "Weights to start from or to evaluate: a file, or a detectron2:// name; '' for none."
+        str,
+        "Weights to start from or to evaluate: a file, https://, detectron2://, torchvision://; '' for none.",
     ] = ""
+    weights_ignore_classes: Annotated[
+        bool, "Start the layers that depend on NUM_CLASSES anew where WEIGHTS were trained on another number."
+    ] = False
     device: Annotated[Literal["auto", "cuda", "cpu"], "Where to run; auto: CUDA where there is one."] = "auto"
     mask_on: Annotated[bool, "Predict instance masks (GeneralizedRCNN)."] = False
     pixel_mean: Annotated[

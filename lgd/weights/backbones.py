@@ -31,7 +31,7 @@ _CAFFE2_UNUSED = re.compile(r"(fc1000|pred)_[wb]$|(conv1|res\d_\d+_branch(1|2[ab
 _TORCHVISION_NAME = re.compile(r"(?:layer(\d)\.(\d+)\.)?(conv|bn|downsample\.)(\d)\.(\w+)$")
 _TORCHVISION_UNUSED = re.compile(r"fc\.|.*num_batches_tracked$")
 
-_DETECTRON2_NAME = re.compile(r"(stem\.conv1|res\d\.\d+\.(conv\d|shortcut))\.(norm\.)?\w+$")
+_DETECTRON2_NAME = re.compile(r"(stem\.conv1|res\d\.\d+\.(conv\d|shortcut|conv2_offset))\.(norm\.)?\w+$")
 _DETECTRON2_UNUSED = re.compile(r"(stem\.)?fc\.|.*num_batches_tracked$")
 
 Renamed = tuple[dict[str, Tensor], tuple[str, ...]]
@@ -51,7 +51,7 @@ def backbone_from_detectron2_pkl(tensors: Mapping[str, Tensor]) -> Renamed:
     Raises:
         WeightsError: blobs of unknown names.
     """
-    renamed, dropped = _rename(tensors, _name_from_caffe2, _CAFFE2_UNUSED)
+    renamed, dropped = rename(tensors, _name_from_caffe2, _CAFFE2_UNUSED, "ResNet")
     for name in [name for name in renamed if name.endswith(".norm.weight")]:
         norm = name.removesuffix("weight")
         scale = renamed[name]
@@ -68,7 +68,7 @@ def backbone_from_torchvision(tensors: Mapping[str, Tensor]) -> Renamed:
     Raises:
         WeightsError: unknown names.
     """
-    return _rename(tensors, _name_from_torchvision, _TORCHVISION_UNUSED)
+    return rename(tensors, _name_from_torchvision, _TORCHVISION_UNUSED, "ResNet")
 
 
 def backbone_from_detectron2(tensors: Mapping[str, Tensor]) -> Renamed:
@@ -79,12 +79,28 @@ def backbone_from_detectron2(tensors: Mapping[str, Tensor]) -> Renamed:
     Raises:
         WeightsError: unknown names.
     """
-    return _rename(tensors, lambda name: name if _DETECTRON2_NAME.match(name) else None, _DETECTRON2_UNUSED)
+    return rename(
+        tensors, lambda name: name if _DETECTRON2_NAME.match(name) else None, _DETECTRON2_UNUSED, "ResNet"
+    )
 
 
-def _rename(
-    tensors: Mapping[str, Tensor], new_name: Callable[[str], str | None], unused: re.Pattern[str]
+def rename(
+    tensors: Mapping[str, Tensor],
+    new_name: Callable[[str], str | None],
+    unused: re.Pattern[str],
+    architecture: str,
 ) -> Renamed:
+    """Rename a backbone's tensors to ours.
+
+    Args:
+        tensors: by their library's names.
+        new_name: gives our name within the backbone, None for one that is not known.
+        unused: names that are dropped knowingly.
+        architecture: what to call the backbone in errors.
+
+    Raises:
+        WeightsError: names that are neither known nor unused, with their count and the first of them.
+    """
     renamed: dict[str, Tensor] = {}
     dropped, unknown = [], []
     for name, tensor in tensors.items():
@@ -96,7 +112,7 @@ def _rename(
         else:
             unknown.append(name)
     if unknown:
-        raise WeightsError(f"{len(unknown)} names that a ResNet does not have: {list_names(unknown)}")
+        raise WeightsError(f"{len(unknown)} names that a {architecture} does not have: {list_names(unknown)}")
     return renamed, tuple(dropped)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,17 +11,26 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lgd.weights.pickles import read_numeric_pickle
 from lgd.weights.report import WeightsError
 
 Kind = Literal[
-    "lgd", "reference", "detectron2-model", "detectron2-backbone", "msra-backbone", "torchvision-backbone"
+    "lgd",
+    "reference",
+    "detectron2-model",
+    "detectron2-backbone",
+    "msra-backbone",
+    "torchvision-backbone",
+    "swin-backbone",
+    "torchvision-swin",
 ]
-"""What a file holds: our own checkpoint or state dict; the reference's LGD checkpoint; a plain detector of
-detectron2; a ResNet by detectron2's names (its conversions of torchvision's), by Caffe2's names (MSRA and
-FAIR, from detectron2's ImageNet models) or by torchvision's names."""
+"""What a file holds: our own checkpoint, state dict or student; the reference's LGD checkpoint; a plain
+detector of detectron2; a ResNet by detectron2's names (its conversions of torchvision's), by Caffe2's names
+(MSRA and FAIR, from detectron2's ImageNet models) or by torchvision's names; a Swin transformer by
+Microsoft's names or by torchvision's."""
 
 KIND_IN_WORDS: Mapping[Kind, str] = {
     "lgd": "lgd checkpoint",
@@ -29,11 +39,14 @@ KIND_IN_WORDS: Mapping[Kind, str] = {
     "detectron2-backbone": "backbone converted for detectron2",
     "msra-backbone": "detectron2's ImageNet backbone",
     "torchvision-backbone": "torchvision backbone",
+    "swin-backbone": "Swin transformer",
+    "torchvision-swin": "torchvision Swin transformer",
 }
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_MODEL_ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
+_BACKBONE_MARKS = ("stem.conv1.weight", "patch_embed.proj.weight")
+_JSON_METADATA = ("config", "classes")
 
 
 @dataclass(frozen=True)
@@ -55,40 +68,57 @@ def read_checkpoint_file(path: str | Path) -> LoadedWeights:
     """Read a weights file of any known kind.
 
     Args:
-        path: what torch.save wrote (`.pth`, read with `weights_only=True`), or a pickle of numpy arrays
-            (`.pkl`).
+        path: what torch.save wrote (`.pth`, read with `weights_only=True`), safetensors, or a pickle of
+            numpy arrays (`.pkl`).
 
     Raises:
-        WeightsError: no such file, a URL, a damaged file, one that holds more than numbers, or none we know.
+        WeightsError: no such file, a damaged file, one that holds more than numbers, or none we know.
     """
-    file = _local_file(path)
+    file = local_file(path)
     content = _read_content(file)
     if not isinstance(content, Mapping):
         raise WeightsError(f"{file}: holds a {type(content).__name__}, not weights by name")
     state, metadata = _split_content(content)
     tensors = {_without_ddp_prefix(name): _to_tensor(file, name, value) for name, value in state.items()}
+    if metadata.get("format") != "lgd":
+        tensors = _without_path_to_backbone(tensors)
     return LoadedWeights(_recognise(file, tensors, metadata), tensors, metadata)
 
 
-def _local_file(path: str | Path) -> Path:
-    text = str(path)
-    if "://" in text:
-        scheme, rest = text.split("://", 1)
-        url = _MODEL_ZOO + rest if scheme == "detectron2" else text
-        raise WeightsError(f"{text}: weights are not downloaded; fetch {url} and give the path of the file")
+def local_file(path: str | Path) -> Path:
+    """The path with `~` resolved; raises WeightsError where there is no such file."""
     file = Path(path).expanduser()
     if not file.exists():
-        raise WeightsError(f"{text}: no such weights file")
+        raise WeightsError(f"{path}: no such weights file")
     if not file.is_file():
-        raise WeightsError(f"{text}: a folder, where a weights file is needed")
+        raise WeightsError(f"{path}: a folder, where a weights file is needed")
     return file
 
 
 def _read_content(file: Path) -> Any:
-    with file.open("rb") as stream:
-        head = stream.read(len(_LEGACY_TORCH_MAGIC))
-    if not head.startswith((_ZIP_MAGIC, _LEGACY_TORCH_MAGIC)):
-        return read_numeric_pickle(file)
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(len(_LEGACY_TORCH_MAGIC))
+    except OSError as error:
+        raise WeightsError(f"{file}: cannot be read: {error.strerror}") from None
+    if head.startswith((_ZIP_MAGIC, _LEGACY_TORCH_MAGIC)):
+        return _read_torch(file)
+    return _read_safetensors(file) if head[8:9] == b"{" else read_numeric_pickle(file)
+
+
+def _read_safetensors(file: Path) -> dict[str, Any]:
+    """A `model` entry and the file's metadata beside it."""
+    try:
+        with safe_open(file, framework="pt") as content:
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            metadata = content.metadata() or {}
+        decoded = {key: json.loads(metadata[key]) for key in _JSON_METADATA if key in metadata}
+    except (SafetensorError, ValueError) as error:
+        raise WeightsError(f"{file}: not a readable safetensors file ({error})") from None
+    return {**metadata, **decoded, "model": tensors}
+
+
+def _read_torch(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -123,6 +153,15 @@ def _without_ddp_prefix(name: object) -> str:
     return str(name).removeprefix("module.")
 
 
+def _without_path_to_backbone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take away what stands before every name of a backbone, as conversions for detectors leave it."""
+    for mark in _BACKBONE_MARKS:
+        for prefix in [name.removesuffix(mark) for name in tensors if name.endswith("." + mark)]:
+            if all(name.startswith(prefix) for name in tensors):
+                return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
 def _to_tensor(file: Path, name: object, value: object) -> Tensor:
     if isinstance(value, Tensor):
         return value
@@ -148,6 +187,10 @@ def _recognise(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         return "detectron2-backbone"
     if "layer1.0" in roots and "conv1.weight" in tensors:
         return "torchvision-backbone"
+    if "patch_embed.proj" in roots:
+        return "swin-backbone"
+    if "features.0" in roots and any(".attn.qkv." in name for name in tensors):
+        return "torchvision-swin"
     names = ", ".join(list(tensors)[:3])
     raise WeightsError(
         f"{file}: weights of an unknown kind (first names: {names or 'none'}); known: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from lgd.weights.backbones import (
     backbone_from_detectron2_pkl,
     backbone_from_torchvision,
 )
-from lgd.weights.convention import check_input_convention
+from lgd.weights.convention import InputConvention, adapt_to_input, check_input_convention
 from lgd.weights.files import KIND_IN_WORDS, LoadedWeights, read_checkpoint_file
 from lgd.weights.reference import (
     OURS_ONLY,
@@ -26,13 +27,27 @@ from lgd.weights.reference import (
     reference_constants,
 )
 from lgd.weights.report import LoadReport, WeightsError, list_names
+from lgd.weights.swin import swin_from_microsoft, swin_from_torchvision
 
 _TEACHING_PARTS = ("teacher.", "adapter.")
 _BACKBONE_READERS = {
     "msra-backbone": backbone_from_detectron2_pkl,
     "detectron2-backbone": backbone_from_detectron2,
     "torchvision-backbone": backbone_from_torchvision,
+    "swin-backbone": swin_from_microsoft,
+    "torchvision-swin": swin_from_torchvision,
 }
+_NOT_IN_CLASSIFIERS = re.compile(re.escape(BACKBONE) + r"(.*\.conv2_offset\.\w+|norm\d\.\w+)$")
+"""What detectors add to a classifier's backbone: offsets of deformable convolutions, norms of Swin's maps."""
+
+_COUNTER = ".num_batches_tracked"
+_CLASS_LAYER = re.compile(
+    r"(student\.(head\.cls_score"
+    r"|roi_heads\.box_predictor\.(cls_score|bbox_pred)"
+    r"|roi_heads\.mask_head\.predictor)"
+    r"|teacher\.label_encoder\.(conv1|stn_desc\.(conv1|fc3)))\.\w+$"
+)
+"""Layers whose width follows from the number of classes."""
 
 
 def load_weights(
@@ -43,12 +58,13 @@ def load_weights(
     pixel_mean: Sequence[float],
     pixel_std: Sequence[float],
     image_format: str,
+    ignore_classes: bool = False,
 ) -> LoadReport:
     """Load a weights file into a distiller or a plain student, in place.
 
-    A backbone fills `student.backbone` alone, a detector of detectron2 a plain student, a checkpoint with a
-    teacher either. Anything else that is missing, unexpected or of another shape is an error, before which
-    nothing has changed.
+    A backbone fills `student.backbone` alone, a plain detector the student, a checkpoint with a teacher
+    either. Anything else that is missing, unexpected or of another shape is an error, before which nothing
+    has changed.
 
     Args:
         model: parameters under `student.`, and `teacher.` and `adapter.` where it distills.
@@ -57,31 +73,39 @@ def load_weights(
         pixel_mean: (3,) subtracted from the pixels, in `image_format`'s channel order.
         pixel_std: (3,) the pixels are divided by.
         image_format: "BGR" or "RGB".
+        ignore_classes: leave layers as they are that have another width than the weights' because of another
+            number of classes.
 
     Raises:
         WeightsError: the file cannot be read, or its weights do not fit the model or its input.
     """
     weights = read_checkpoint_file(path)
-    problem = check_input_convention(
-        weights, stride_in_1x1=stride_in_1x1, pixel_std=pixel_std, image_format=image_format
-    )
-    if problem:
-        raise WeightsError(f"{path}: {problem}")
+    convention = InputConvention(stride_in_1x1, image_format, tuple(pixel_mean), tuple(pixel_std))
     constants = reference_constants(
         pixel_mean=pixel_mean, pixel_std=pixel_std, cell_anchors=find_cell_anchors(model)
     )
+    own = model.state_dict()
     try:
+        problem = check_input_convention(weights, convention)
+        if problem:
+            raise WeightsError(problem)
         tensors, dropped = _to_our_names(weights, constants)
+        tensors, note = adapt_to_input(weights, tensors, convention)
+        other_classes = _layers_of_other_classes(own, tensors)
+        if other_classes and not ignore_classes:
+            raise _other_classes_error(own, tensors, other_classes)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
+    left_out = [name for name in tensors if _is_listed(name, other_classes)]
     return load_into(
         model,
-        tensors,
+        {name: tensor for name, tensor in tensors.items() if name not in left_out},
         source=str(path),
         kind=KIND_IN_WORDS[weights.kind],
-        may_miss=_may_miss(weights, model),
-        may_drop=_may_drop(weights, model),
-        dropped=dropped,
+        may_miss=(*_may_miss(weights, tensors, own), *other_classes),
+        may_drop=_may_drop(weights, tensors, own),
+        dropped=(*dropped, *left_out),
+        note=note,
     )
 
 
@@ -94,6 +118,7 @@ def load_into(
     may_miss: Sequence[str] = (),
     may_drop: Sequence[str] = (),
     dropped: Sequence[str] = (),
+    note: str | None = None,
 ) -> LoadReport:
     """Copy tensors into the parameters and buffers of the same names, in place, cast to their types.
 
@@ -105,6 +130,7 @@ def load_into(
         may_miss: names, or prefixes that end in ".", which the weights need not hold.
         may_drop: names, or prefixes that end in ".", which the model need not have.
         dropped: names that were left out of `tensors` knowingly, for the report.
+        note: what was done to the values, for the report.
 
     Raises:
         WeightsError: a name that is missing, unexpected or of another shape, each kind with its count and
@@ -117,11 +143,7 @@ def load_into(
     problems = {
         "missing": [name for name in kept if not _is_listed(name, may_miss)],
         "unexpected": [name for name in unused if not _is_listed(name, may_drop)],
-        "of another shape": [
-            f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
-            for name in shared
-            if tensors[name].shape != own[name].shape
-        ],
+        "of another shape": [_shapes(name, own, tensors) for name in _misshapen(own, tensors)],
     }
     found = [f"{len(names)} {what}: {list_names(names)}" for what, names in problems.items() if names]
     if found:
@@ -129,7 +151,7 @@ def load_into(
     with torch.no_grad():
         for name in shared:
             own[name].copy_(tensors[name])
-    return LoadReport(source, kind, len(shared), tuple(kept), (*dropped, *unused))
+    return LoadReport(source, kind, len(shared), tuple(kept), (*dropped, *unused), note)
 
 
 def _to_our_names(weights: LoadedWeights, constants: Mapping[str, Tensor]) -> Renamed:
@@ -142,18 +164,55 @@ def _to_our_names(weights: LoadedWeights, constants: Mapping[str, Tensor]) -> Re
     return _BACKBONE_READERS[weights.kind](weights.tensors)
 
 
-def _may_miss(weights: LoadedWeights, model: nn.Module) -> tuple[str, ...]:
+def _layers_of_other_classes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Prefixes of the class layers that differ in shape; none where other layers differ too."""
+    misshapen = _misshapen(own, tensors)
+    if not all(_CLASS_LAYER.match(name) for name in misshapen):
+        return ()
+    return tuple(dict.fromkeys(name.rpartition(".")[0] + "." for name in misshapen))
+
+
+def _other_classes_error(
+    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], layers: Sequence[str]
+) -> WeightsError:
+    shapes = [_shapes(name, own, tensors) for name in _misshapen(own, tensors)]
+    return WeightsError(
+        f"trained on another number of classes: {len(layers)} layers of another shape: {list_names(shapes)}; "
+        "set NUM_CLASSES as in the weights, or MODEL.WEIGHTS_IGNORE_CLASSES True to start these layers anew"
+    )
+
+
+def _misshapen(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in own if name in tensors and tensors[name].shape != own[name].shape]
+
+
+def _shapes(name: str, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    return f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
+
+
+def _may_miss(
+    weights: LoadedWeights, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[str, ...]:
+    """A backbone's file lacks all else, a plain detector's the teaching parts; no part may be there half."""
+    missable = [name for name in own if name.endswith(_COUNTER)]
     if weights.kind in _BACKBONE_READERS:
-        return tuple(name for name in model.state_dict() if not name.startswith(BACKBONE))
-    return () if weights.kind == "lgd" else OURS_ONLY
+        missable += [name for name in own if not name.startswith(BACKBONE) or _NOT_IN_CLASSIFIERS.match(name)]
+    else:
+        missable += [] if weights.kind == "lgd" else OURS_ONLY
+        if not any(name.startswith(_TEACHING_PARTS) for name in tensors):
+            missable += _TEACHING_PARTS
+    return tuple(missable)
 
 
-def _may_drop(weights: LoadedWeights, model: nn.Module) -> tuple[str, ...]:
+def _may_drop(
+    weights: LoadedWeights, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[str, ...]:
     """Of the parts that a model may be without, those that this one is without."""
     optional: tuple[str, ...] = _TEACHING_PARTS
     if weights.kind == "reference":
         optional += PATTERN_DEPENDENT
-    return tuple(part for part in optional if not any(name.startswith(part) for name in model.state_dict()))
+    counters = (name for name in tensors if name.endswith(_COUNTER))
+    return (*(part for part in optional if not any(name.startswith(part) for name in own)), *counters)
 
 
 def _is_listed(name: str, listed: Sequence[str]) -> bool:

@@ -1,11 +1,14 @@
-"""Names of the reference's LGD checkpoints, to and from ours.
+"""Names of the reference's LGD checkpoints and of detectron2's detectors, to and from ours.
 
-The reference keeps the FPN as `student.backbone` and once more as `student.fpn`, the ResNet as
-`student.raw_backbone`, its label encoder's Linears as Conv1d of kernel 1, and some constants as buffers.
+The reference keeps the FPN as `student.backbone` and once more as `student.fpn`, the bottom-up network as
+`student.raw_backbone`, its label encoder's Linears as Conv1d of kernel 1, and some constants as buffers: the
+pixels' mean and deviation and the anchors of detectors that have anchors, and a Swin transformer's position
+indices. Its students are detectron2's detectors under other roots.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -31,8 +34,14 @@ _PREFIXES = (
 
 _ALIAS, _ALIASED = "student.fpn.", "student.backbone."
 _CONSTANT = re.compile(
-    r"student\.(pixel_(mean|std)|(proposal_generator\.)?anchor_generator\.cell_anchors\.\d+)$"
+    r"student\.(pixel_(mean|std)|(proposal_generator\.)?anchor_generator\.cell_anchors\.\d+"
+    r"|raw_backbone\..*\.relative_position_index)$"
 )
+_POSITION_TABLE = "relative_position_bias_table"
+_POSITION_INDEX = "relative_position_index"
+_DETECTRON2_ROOTS = (("student.raw_backbone.", "backbone.bottom_up."), ("student.", ""))
+"""The reference's root and detectron2's; the first that fits is taken."""
+
 _KERNEL_1_CONV = re.compile(r"teacher\.label_encoder\.(stn_\w+\.)?conv\d\.weight$")
 
 OURS_ONLY = ("student.loss_normalizer",)
@@ -127,8 +136,9 @@ def from_detectron2_model(
 
     The reference's student is that detector under other roots; arguments and errors are `from_reference`'s.
     """
+    root, theirs = _DETECTRON2_ROOTS[0]
     as_reference = {
-        "student." + name.replace("backbone.bottom_up.", "raw_backbone."): tensor
+        root + name.removeprefix(theirs) if name.startswith(theirs) else f"student.{name}": tensor
         for name, tensor in tensors.items()
     }
     return from_reference(as_reference, constants)
@@ -140,17 +150,50 @@ def to_reference(state: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -
     Parameters that ours leaves out because the interaction pattern does not use them stay out.
 
     Args:
-        state: the state dict of a distiller.
-        constants: from `reference_constants`.
+        state: the state dict of a distiller, or of a plain student.
+        constants: from `reference_constants`; empty for detectors without anchors, whose constants the
+            reference does not save.
     """
+    exported = _without_aliases(state, constants)
+    for name in [name for name in exported if name.startswith(_ALIASED)]:
+        exported[_ALIAS + name.removeprefix(_ALIASED)] = exported[name]
+    return exported
+
+
+def to_detectron2(state: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the student of our state dict to detectron2's names; arguments as for `to_reference`."""
+    exported = {}
+    for name, tensor in _without_aliases(state, constants).items():
+        for root, theirs in _DETECTRON2_ROOTS:
+            if name.startswith(root):
+                exported[theirs + name.removeprefix(root)] = tensor
+                break
+    return exported
+
+
+def _without_aliases(state: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
     exported = dict(constants)
     for name, tensor in state.items():
         if name not in OURS_ONLY:
             value = tensor.unsqueeze(-1) if _KERNEL_1_CONV.match(name) else tensor
             exported[reference_name(name)] = value.detach().clone()
-    for name in [name for name in exported if name.startswith(_ALIASED)]:
-        exported[_ALIAS + name.removeprefix(_ALIASED)] = exported[name]
+    for name in [name for name in exported if name.endswith(_POSITION_TABLE)]:
+        index = _relative_position_index(num_offsets=len(exported[name]))
+        exported[name.removesuffix(_POSITION_TABLE) + _POSITION_INDEX] = index
     return exported
+
+
+def _relative_position_index(num_offsets: int) -> Tensor:
+    """(S * S, S * S) int64: the row of a Swin transformer's position table for two cells of its window.
+
+    Args:
+        num_offsets: (2 S - 1)^2 for a window of S x S cells, the rows of the table.
+    """
+    span = math.isqrt(num_offsets)
+    side = (span + 1) // 2
+    cells = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+    offsets = cells[:, None] - cells[None] + side - 1
+    return offsets[..., 0] * span + offsets[..., 1]
 
 
 def _our_name(name: str) -> str:

@@ -23,6 +23,7 @@ class LoadReport:
         num_loaded: tensors of the model that got their values from the file.
         kept: names of the model's tensors that the file does not hold and that keep their values.
         dropped: names in the file that the model has no use for.
+        note: what was done to the values on the way, if anything.
     """
 
     source: str
@@ -30,10 +31,13 @@ class LoadReport:
     num_loaded: int
     kept: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    note: str | None = None
 
     def summary(self) -> str:
         """One line for the log."""
         parts = [f"{self.source} ({self.kind}): {self.num_loaded} tensors loaded"]
+        if self.note:
+            parts.append(self.note)
         if self.kept:
             parts.append(f"not in the file, kept as initialised: {_count_by_part(self.kept)}")
         if self.dropped:

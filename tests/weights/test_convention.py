@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from lgd.weights.convention import check_input_convention
+from lgd.weights.convention import InputConvention, check_input_convention
 from lgd.weights.files import LoadedWeights
 
 MSRA = LoadedWeights(
@@ -15,29 +17,48 @@ TORCHVISION_18 = LoadedWeights("torchvision-backbone", {"layer1.0.conv2.weight":
 CONVERTED = LoadedWeights(
     "detectron2-backbone", {"res2.0.conv3.weight": torch.ones(1)}, {"__author__": "torchvision"}
 )
+BGR_MEAN, RGB_MEAN = (103.53, 116.28, 123.675), (123.675, 116.28, 103.53)
+OURS = LoadedWeights(
+    "lgd",
+    {"student.backbone.res2.0.conv3.weight": torch.ones(1)},
+    {
+        "config": {
+            "MODEL.RESNETS.STRIDE_IN_1X1": False,
+            "INPUT.FORMAT": "RGB",
+            "MODEL.PIXEL_MEAN": RGB_MEAN,
+            "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+        }
+    },
+)
 
-RAW = {"pixel_std": (1.0, 1.0, 1.0), "image_format": "BGR"}
-STANDARD = {"pixel_std": (58.395, 57.12, 57.375), "image_format": "RGB"}
+RAW = InputConvention(True, "BGR", BGR_MEAN, (1.0, 1.0, 1.0))
+STANDARD = InputConvention(False, "RGB", RGB_MEAN, (58.395, 57.12, 57.375))
 
 
 @pytest.mark.parametrize(
-    ("weights", "settings"),
+    ("weights", "config"),
     [
-        (MSRA, {"stride_in_1x1": True, **RAW}),
-        (RESNEXT, {"stride_in_1x1": False, "pixel_std": (57.375, 57.12, 58.395), "image_format": "BGR"}),
-        (TORCHVISION, {"stride_in_1x1": False, **STANDARD}),
-        (TORCHVISION_18, {"stride_in_1x1": True, **STANDARD}),
-        (CONVERTED, {"stride_in_1x1": False, **STANDARD}),
-        (LoadedWeights("detectron2-backbone", {}), {"stride_in_1x1": True, **RAW}),
-        (LoadedWeights("lgd", {}), {"stride_in_1x1": True, **STANDARD}),
+        (MSRA, RAW),
+        (MSRA, replace(RAW, pixel_mean=(102.9801, 115.9465, 122.7717))),  # the mean that Detectron uses
+        (RESNEXT, InputConvention(False, "BGR", BGR_MEAN, (57.375, 57.12, 58.395))),
+        (TORCHVISION, STANDARD),
+        (TORCHVISION_18, replace(STANDARD, stride_in_1x1=True)),
+        (CONVERTED, STANDARD),
+        (OURS, STANDARD),
+        (LoadedWeights("detectron2-backbone", {}), RAW),
+        (LoadedWeights("lgd", {}), replace(STANDARD, stride_in_1x1=True)),
+        (LoadedWeights("lgd", {}, {"config": {"SEED": 1}}), RAW),
+        (LoadedWeights("swin-backbone", {}), RAW),
+        (LoadedWeights("torchvision-swin", {}), RAW),
     ],
 )
-def test_fitting_settings_pass(weights, settings):
-    assert check_input_convention(weights, **settings) is None
+def test_fitting_settings_pass(weights, config):
+    assert check_input_convention(weights, config) is None
 
 
-def test_each_mismatch_says_what_to_set():
-    message = check_input_convention(TORCHVISION, stride_in_1x1=True, **RAW)
+@pytest.mark.parametrize("weights", [TORCHVISION, OURS])
+def test_each_mismatch_says_what_to_set(weights):
+    message = check_input_convention(weights, RAW)
     assert message is not None
     assert "MODEL.RESNETS.STRIDE_IN_1X1 False" in message
     assert "INPUT.FORMAT RGB" in message
@@ -45,8 +66,17 @@ def test_each_mismatch_says_what_to_set():
     assert "MODEL.PIXEL_STD [58.395, 57.12, 57.375]" in message
 
 
-def test_only_what_differs_is_named():
+@pytest.mark.parametrize(
+    ("change", "setting"),
+    [
+        ({"stride_in_1x1": False}, "MODEL.RESNETS.STRIDE_IN_1X1 True"),
+        ({"pixel_mean": RGB_MEAN}, "MODEL.PIXEL_MEAN [103.53, 116.28, 123.675]"),
+        ({"pixel_std": (57.375, 57.12, 58.395)}, "MODEL.PIXEL_STD [1.0, 1.0, 1.0]"),
+        ({"image_format": "RGB"}, "INPUT.FORMAT BGR"),
+    ],
+)
+def test_only_what_differs_is_named(change, setting):
     weights = LoadedWeights("msra-backbone", {**MSRA.tensors, "res2_0_branch2c_w": torch.ones(1)})
-    message = check_input_convention(weights, stride_in_1x1=False, **RAW)
+    message = check_input_convention(weights, replace(RAW, **change))
     assert message is not None
-    assert message.endswith("set MODEL.RESNETS.STRIDE_IN_1X1 True")
+    assert message.endswith(f"config says; set {setting}")

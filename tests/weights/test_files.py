@@ -2,6 +2,7 @@ import pickle
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from lgd.weights.files import read_checkpoint_file
@@ -10,13 +11,23 @@ from lgd.weights.report import WeightsError
 CONTENTS = {
     "lgd": {"format": "lgd", "step": 3, "model": {"student.backbone.stem.conv1.weight": torch.ones(1)}},
     "reference": {
-        "model": {"student.raw_backbone.stem.conv1.weight": torch.ones(1)},
+        "model": {
+            "student.raw_backbone.stem.conv1.weight": torch.ones(1),
+            "student.head.bias": torch.ones(2),
+        },
         "iteration": 179999,
     },
-    "detectron2-model": {"model": {"backbone.bottom_up.stem.conv1.weight": torch.ones(1)}},
+    "detectron2-model": {
+        "model": {"backbone.bottom_up.stem.conv1.weight": torch.ones(1), "head.bias": torch.ones(2)}
+    },
     "torchvision-backbone": {"conv1.weight": torch.ones(1), "layer1.0.conv1.weight": torch.ones(1)},
     "detectron2-backbone": {"stem.conv1.weight": torch.ones(1)},
     "msra-backbone": {"conv1_w": torch.ones(1)},
+    "swin-backbone": {"model": {"patch_embed.proj.weight": torch.ones(1), "head.bias": torch.ones(2)}},
+    "torchvision-swin": {
+        "features.0.0.weight": torch.ones(1),
+        "features.1.0.attn.qkv.weight": torch.ones(2),
+    },
 }
 
 
@@ -65,18 +76,47 @@ def test_blobs_and_foreign_byte_order(tmp_path):
     weights.tensors["conv1_w"] += 1  # the memory is the tensor's own
 
 
-def test_a_missing_file_a_folder_and_urls(tmp_path):
+def test_a_missing_file_and_a_folder(tmp_path):
     with pytest.raises(WeightsError, match=r"nowhere\.pth: no such weights file"):
         read_checkpoint_file(tmp_path / "nowhere.pth")
     with pytest.raises(WeightsError, match="a folder"):
         read_checkpoint_file(tmp_path)
-    with pytest.raises(
-        WeightsError,
-        match=r"fetch https://dl\.fbaipublicfiles\.com/detectron2/ImageNetPretrained/MSRA/R-50\.pkl and",
-    ):
-        read_checkpoint_file("detectron2://ImageNetPretrained/MSRA/R-50.pkl")
-    with pytest.raises(WeightsError, match=r"fetch https://example\.org/x\.pth and"):
-        read_checkpoint_file("https://example.org/x.pth")
+
+
+@pytest.mark.parametrize("prefix", ["backbone.bottom_up.", "student.raw_backbone.", "module.encoder.0."])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("stem.conv1.weight", "detectron2-backbone"), ("patch_embed.proj.weight", "swin-backbone")],
+)
+def test_a_backbone_may_be_filed_under_any_path(tmp_path, prefix, name, kind):
+    path = tmp_path / "model.pth"
+    torch.save({prefix + name: torch.ones(1), prefix + "other.bias": torch.ones(1)}, path)
+    weights = read_checkpoint_file(path)
+    assert weights.kind == kind
+    assert list(weights.tensors) == [name, "other.bias"]
+
+
+def test_safetensors_with_their_metadata(tmp_path):
+    path = tmp_path / "student.bin"
+    tensors = {"student.neck.fpn_lateral3.weight": torch.arange(3.0)}
+    metadata = {"producer": "lgd", "config": '{"SEED": 1}', "classes": '{"names": ["a"]}'}
+    safetensors.torch.save_file(tensors, path, metadata)
+    weights = read_checkpoint_file(path)
+    assert weights.kind == "lgd"
+    assert weights.tensors["student.neck.fpn_lateral3.weight"].tolist() == [0.0, 1.0, 2.0]
+    assert weights.metadata == {"producer": "lgd", "config": {"SEED": 1}, "classes": {"names": ["a"]}}
+
+
+def test_damaged_safetensors_are_one_line(tmp_path):
+    path = tmp_path / "student.safetensors"
+    content = safetensors.torch.save({"student.neck.a.weight": torch.ones(1000)})
+    path.write_bytes(content[:2000])
+    with pytest.raises(WeightsError, match=r"student\.safetensors: not a readable safetensors") as caught:
+        read_checkpoint_file(path)
+    assert "\n" not in str(caught.value)
+    path.write_bytes(safetensors.torch.save({"student.neck.a": torch.ones(1)}, {"config": "{"}))
+    with pytest.raises(WeightsError, match="not a readable safetensors file"):
+        read_checkpoint_file(path)
 
 
 def test_damaged_torch_files_are_one_line(tmp_path):

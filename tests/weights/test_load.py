@@ -57,10 +57,21 @@ def test_the_student_alone_loads_from_an_lgd_checkpoint_and_says_so(tmp_path):
     assert "adapter" in report.summary()
 
 
-def test_a_plain_student_does_not_fill_a_distiller(tmp_path):
+def test_a_plain_student_starts_a_distiller_whose_teacher_is_fresh(tmp_path):
     model = module_of(STATE)
-    with pytest.raises(WeightsError, match=r"model\.pth: .*4 missing: adapter\.0\.weight, teacher\."):
-        load_weights(model, save(tmp_path, {"format": "lgd", "model": STUDENT}), **INPUT)
+    report = load_weights(model, save(tmp_path, {"format": "lgd", "model": STUDENT}), **INPUT)
+    assert_holds(model, STUDENT)
+    assert (model.state_dict()["adapter.0.weight"] == 0).all()
+    assert "not in the file, kept as initialised: teacher.label_encoder, " in report.summary()
+
+
+def test_half_a_teacher_is_an_error_and_nothing_is_loaded(tmp_path):
+    model = module_of(STATE)
+    state = {
+        name: tensor for name, tensor in STATE.items() if not name.startswith(("adapter", "teacher.att"))
+    }
+    with pytest.raises(WeightsError, match=r"model\.pth: .*2 missing: adapter\.0\.weight, teacher\."):
+        load_weights(model, save(tmp_path, {"format": "lgd", "model": state}), **INPUT)
     assert all((tensor == 0).all() for tensor in model.state_dict().values())
 
 
@@ -149,7 +160,11 @@ def test_a_backbone_that_lacks_a_layer_is_an_error(tmp_path):
 
 def test_torchvision_weights_of_another_depth_are_listed(tmp_path):
     path = save(tmp_path, torchvision.models.resnet18().state_dict())
-    settings = INPUT | {"image_format": "RGB", "pixel_std": (58.395, 57.12, 57.375)}
+    settings = INPUT | {
+        "image_format": "RGB",
+        "pixel_mean": (123.675, 116.28, 103.53),
+        "pixel_std": (58.395, 57.12, 57.375),
+    }
     with pytest.raises(
         WeightsError, match=r"missing: .* and \d+ more; .*of another shape: student\.backbone"
     ):
@@ -166,3 +181,91 @@ def test_errors_of_conversion_name_the_file(tmp_path):
     path = save(tmp_path, {"conv1_w": torch.ones(1), "conv_rpn_w": torch.ones(1)})
     with pytest.raises(WeightsError, match=r"model\.pth: 1 names that a ResNet does not have: conv_rpn_w"):
         load_weights(student_with(small_resnet()), path, **INPUT)
+
+
+CLASS_LAYERS = {
+    "student.head.cls_score.weight": (6, 4, 3, 3),
+    "student.head.cls_score.bias": (6,),
+    "student.roi_heads.box_predictor.bbox_pred.weight": (8, 5),
+    "student.roi_heads.mask_head.predictor.weight": (2, 4, 1, 1),
+    "teacher.label_encoder.conv1.weight": (64, 6),
+    "teacher.label_encoder.conv1.bias": (64,),
+    "teacher.label_encoder.stn_desc.fc3.weight": (36, 256),
+}
+
+
+def with_classes(extra: int) -> dict[str, torch.Tensor]:
+    shapes = {
+        n: tuple(s + extra if s in (2, 6, 8, 36) else s for s in shape) for n, shape in CLASS_LAYERS.items()
+    }
+    others = {"student.neck.a.weight": (2, 3), "teacher.label_encoder.conv2.weight": (3, 3)}
+    return randomise({name: torch.zeros(shape) for name, shape in (shapes | others).items()}, seed=extra)
+
+
+def test_another_number_of_classes_is_named_with_the_way_out(tmp_path):
+    path = save(tmp_path, {"format": "lgd", "model": with_classes(1)})
+    model = module_of(with_classes(0))
+    with pytest.raises(WeightsError) as caught:
+        load_weights(model, path, **INPUT)
+    assert (
+        "another number of classes: 5 layers of another shape: student.head.cls_score.bias (7,) for (6,)"
+        in str(caught.value)
+    )
+    assert "set NUM_CLASSES as in the weights, or MODEL.WEIGHTS_IGNORE_CLASSES True" in str(caught.value)
+    assert all((tensor == 0).all() for tensor in model.state_dict().values())
+
+
+def test_ignoring_classes_leaves_whole_layers_as_they_are(tmp_path):
+    state = with_classes(1)
+    model = module_of(with_classes(0))
+    report = load_weights(
+        model, save(tmp_path, {"format": "lgd", "model": state}), **INPUT, ignore_classes=True
+    )
+    assert set(report.kept) == set(report.dropped) == set(CLASS_LAYERS)
+    assert_holds(model, {name: tensor for name, tensor in state.items() if name not in CLASS_LAYERS})
+    assert all((model.state_dict()[name] == 0).all() for name in CLASS_LAYERS)
+
+
+def test_ignoring_classes_does_not_hide_another_width(tmp_path):
+    state = with_classes(1) | {"student.neck.a.weight": torch.ones(2, 4)}
+    path = save(tmp_path, {"format": "lgd", "model": state})
+    with pytest.raises(
+        WeightsError, match=r"of another shape: student\.head\.cls_score\.bias .*neck\.a\.weight"
+    ):
+        load_weights(module_of(with_classes(0)), path, **INPUT, ignore_classes=True)
+
+
+def test_ignoring_classes_loads_all_where_they_agree(tmp_path):
+    state = with_classes(0)
+    path = save(tmp_path, {"format": "lgd", "model": state})
+    model = module_of(state)
+    assert load_weights(model, path, **INPUT, ignore_classes=True).kept == ()
+    assert_holds(model, state)
+
+
+def test_deformable_convolutions_keep_their_offsets_and_take_the_plain_weights(tmp_path):
+    plain, backbone = (
+        small_resnet(),
+        small_resnet(deform_on_per_stage=(False, True, True, True), deform_modulated=True),
+    )
+    state = randomise(plain.state_dict())
+    blobs = {caffe2_name(name, NEW): tensor.numpy() for name, tensor in state.items()}
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps(blobs))
+    model = student_with(backbone)
+    report = load_weights(model, path, **INPUT)
+    assert_holds(model, {"student.backbone." + name: tensor for name, tensor in state.items()})
+    offsets = [name for name in report.kept if "conv2_offset" in name]
+    assert len(offsets) == 2 * (4 + 6 + 3)
+    assert all((model.state_dict()[name] == 0).all() for name in offsets)
+
+
+def test_batch_norms_need_no_counters_and_classifiers_have_none_for_frozen_ones(tmp_path):
+    model = student_with(small_resnet(norm="BN", freeze_at=0))
+    state = randomise(small_resnet().state_dict())
+    path = save(tmp_path, state)
+    assert any(name.endswith("num_batches_tracked") for name in load_weights(model, path, **INPUT).kept)
+    model = module_of(STUDENT)
+    counted = STUDENT | {"student.neck.fpn_lateral3.norm.num_batches_tracked": torch.tensor(5)}
+    report = load_weights(model, save(tmp_path, {"format": "lgd", "model": counted}), **INPUT)
+    assert report.dropped == ("student.neck.fpn_lateral3.norm.num_batches_tracked",)

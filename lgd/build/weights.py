@@ -1,0 +1,37 @@
+"""Weights into a model as the configuration says."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from lgd.config.schema import Config
+from lgd.distributed import on_first_of_node
+from lgd.weights.load import load_weights
+from lgd.weights.report import LoadReport
+from lgd.weights.sources import fetch_weights
+
+
+def fill_model(cfg: Config, model: nn.Module, source: str) -> LoadReport:
+    """Load a file or a download into `model`; every rank calls this.
+
+    Args:
+        cfg: the model's configuration, against whose input the weights are held.
+        model: parameters under `student.`, and `teacher.` and `adapter.` where it distills.
+        source: as MODEL.WEIGHTS: a path, https://, detectron2:// or torchvision://. One rank of each node
+            downloads, the others wait.
+
+    Raises:
+        WeightsError: the weights cannot be had, read or used.
+    """
+    path = on_first_of_node(partial(fetch_weights, source))
+    return load_weights(
+        model,
+        path,
+        stride_in_1x1=cfg.model.resnets.stride_in_1x1,
+        pixel_mean=cfg.model.pixel_mean,
+        pixel_std=cfg.model.pixel_std,
+        image_format=cfg.input.format,
+        ignore_classes=cfg.model.weights_ignore_classes,
+    )
