@@ -229,7 +229,7 @@ def _no_sync(module: nn.Module, skip: bool) -> AbstractContextManager[None]:
 
 def _seed_step(seed: int, step: int) -> None:
     """Seed the model's random draws from the step alone: a resumed run needs no saved state."""
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + distributed.get_rank())
+    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + distributed.get_rank()) % 2**63)
 
 
 def _is_due(step: int, period: int) -> bool:
