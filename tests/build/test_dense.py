@@ -15,7 +15,13 @@ from tests.training import REPOSITORY, SMALL
 
 def build(name, **changes):
     """A small detector; `changes` have __ for dots."""
-    settings = {**SMALL, "NUM_CLASSES": 3, "MODEL.META_ARCHITECTURE": name, "MODEL.FCOS.NUM_CONVS": 1}
+    settings = {
+        **SMALL,
+        "NUM_CLASSES": 3,
+        "MODEL.META_ARCHITECTURE": name,
+        "MODEL.FCOS.NUM_CONVS": 1,
+        "MODEL.FPN.NORM": "''",
+    }
     settings |= {key.replace("__", "."): value for key, value in changes.items()}
     pairs = [str(x) for pair in settings.items() for x in pair]
     torch.manual_seed(0)
