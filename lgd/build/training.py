@@ -16,6 +16,7 @@ from lgd.config.solver import resolve_solver
 from lgd.config.values import ConfigError
 from lgd.data.index import AnnotationIndex
 from lgd.data.loader import test_loader, train_loader
+from lgd.data.transforms import Crop
 from lgd.distill.fgfi import FeatureImitation
 from lgd.distill.schedule import DistillSchedule
 from lgd.distributed import get_rank, get_world_size
@@ -121,7 +122,8 @@ def build_train_loader(
     cfg: Config, index: AnnotationIndex, *, first_step: int, pin_memory: bool
 ) -> Iterable[Batch]:
     """Open this rank's endless training batches, from those of `first_step` on."""
-    options = cfg.input
+    options, loader = cfg.input, cfg.dataloader
+    repeating = loader.sampler_train == "RepeatFactorTrainingSampler"
     return train_loader(
         index,
         image_format=options.format,
@@ -135,10 +137,12 @@ def build_train_loader(
         min_size_sampling=options.min_size_train_sampling,
         max_size=options.max_size_train,
         flip_prob=0.5 if options.random_flip == "horizontal" else 0.0,
-        num_workers=cfg.dataloader.num_workers,
-        on_bad_image=cfg.dataloader.on_bad_image,
-        filter_empty=cfg.dataloader.filter_empty_annotations,
-        aspect_ratio_grouping=cfg.dataloader.aspect_ratio_grouping,
+        crop=Crop(options.crop.type, options.crop.size) if options.crop.enabled else None,
+        num_workers=loader.num_workers,
+        on_bad_image=loader.on_bad_image,
+        filter_empty=loader.filter_empty_annotations,
+        aspect_ratio_grouping=loader.aspect_ratio_grouping,
+        repeat_threshold=loader.repeat_threshold if repeating else 0.0,
         pin_memory=pin_memory,
         with_masks=reads_masks(cfg),
     )

@@ -81,6 +81,16 @@ def _input_complaints(cfg: Config) -> Iterator[str]:
     crop = cfg.input.crop
     if crop.type.startswith("relative") and max(crop.size) > 1:
         yield f"INPUT.CROP.SIZE {crop.size} must be at most 1, since INPUT.CROP.TYPE is {crop.type}"
+    elif crop.type.startswith("absolute") and not all(side.is_integer() for side in crop.size):
+        yield f"INPUT.CROP.SIZE {crop.size} must be whole pixels, since INPUT.CROP.TYPE is {crop.type}"
+    elif crop.type == "absolute_range" and crop.size[0] > crop.size[1]:
+        yield f"INPUT.CROP.SIZE {crop.size} must be (least, most), since INPUT.CROP.TYPE is {crop.type}"
+    loader = cfg.dataloader
+    if loader.sampler_train == "RepeatFactorTrainingSampler" and loader.repeat_threshold == 0:
+        yield (
+            "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler repeats nothing while "
+            "DATALOADER.REPEAT_THRESHOLD is 0; set it to the share of images below which a class is rare"
+        )
 
 
 def _without_effect(settings: Mapping[str, Setting]) -> Iterator[str]:

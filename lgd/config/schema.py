@@ -80,7 +80,8 @@ class DatasetsConfig:
 
     root: Annotated[str, "Folder of the data sets that are known by name (ROOT/coco/...)."] = "datasets"
     train: Annotated[
-        tuple[str, ...], "Training sets: coco_2017_train, coco:FOLDER:SPLIT or synthetic:FOLDER:SPLIT."
+        tuple[str, ...],
+        "Training sets: coco_2017_train, coco:FOLDER:SPLIT, crowdhuman:..., voc:... or synthetic:... alike.",
     ] = ()
     test: Annotated[tuple[str, ...], "Test sets, written in the same way; each is evaluated by itself."] = ()
 

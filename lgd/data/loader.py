@@ -17,11 +17,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lgd.data.errors import DataError, ImageError
-from lgd.data.index import AnnotationIndex, Integers
+from lgd.data.index import AnnotationIndex, Floats, Integers
 from lgd.data.outlines import pad_outlines, require_masks
-from lgd.data.samplers import MicroBatchSampler, TrainingSampler, aspect_groups, evaluation_batches
+from lgd.data.samplers import (
+    MicroBatchSampler,
+    TrainingSampler,
+    aspect_groups,
+    evaluation_batches,
+    repeat_factors,
+)
 from lgd.data.samples import ImageFormat, OnBadImage, Preparation, Sample, TestImages, TrainingImages
-from lgd.data.transforms import Resize, resized_size
+from lgd.data.transforms import Crop, Resize, resized_size
 from lgd.structures import Batch, Targets
 
 logger = logging.getLogger(__name__)
@@ -67,11 +73,13 @@ def train_loader(
     min_size_sampling: Literal["choice", "range"] = "choice",
     max_size: int,
     flip_prob: float = 0.5,
+    crop: Crop | None = None,
     size_divisibility: int = 32,
     num_workers: int,
     on_bad_image: OnBadImage = "fail",
     filter_empty: bool = True,
     aspect_ratio_grouping: bool = True,
+    repeat_threshold: float = 0.0,
     pin_memory: bool = False,
     dtype: torch.dtype = torch.float32,
     with_masks: bool = False,
@@ -94,12 +102,15 @@ def train_loader(
         min_size_sampling: take one of `min_sizes`, or any length between its two.
         max_size: cap on the long side, pixels.
         flip_prob: share of images that are mirrored left to right.
+        crop: take a random part of each image before it is resized; a part may have no object.
         size_divisibility: the canvas is a multiple of so many pixels.
         num_workers: loading processes; 0 loads in this one.
         on_bad_image: raise `ImageError` at an unfit image, or put another one in its place and say so in
             `Batch.skipped`.
         filter_empty: leave out images without any object that is not a crowd.
         aspect_ratio_grouping: batch images wider than high apart from the others.
+        repeat_threshold: draw images of classes that are in a smaller share of the images more often, see
+            `lgd.data.samplers.repeat_factors`; 0 draws all alike.
         pin_memory: put the batches into page-locked memory.
         dtype: of the boxes and outlines.
         with_masks: whether the targets have outlines.
@@ -112,17 +123,18 @@ def train_loader(
         require_masks(index)
     resize = Resize(tuple(min_sizes), max_size, min_size_sampling)
     images = _training_images(index, filter_empty)
-    groups = aspect_groups(index.heights[images], index.widths[images])
     sampler = TrainingSampler(
         images,
-        groups if aspect_ratio_grouping else np.zeros_like(groups),
+        _groups(index, images, aspect_ratio_grouping),
         global_batch_size=batch_size * world_size * num_accumulation_steps,
         seed=seed,
+        repeats=_repeats(index, images, repeat_threshold) if repeat_threshold else None,
     )
     dataset = TrainingImages(
         Preparation(index, image_format, max_size, dtype, with_masks),
         candidates=images,
         resize=resize,
+        crop=crop,
         flip_prob=flip_prob,
         seed=seed,
         on_bad_image=on_bad_image,
@@ -227,6 +239,20 @@ def _training_images(index: AnnotationIndex, filter_empty: bool) -> Integers:
         raise DataError(f"{index.name}: none of its {len(index)} images has an object to train on")
     logger.info("%s: %d of %d images have objects to train on", index.name, len(images), len(index))
     return images
+
+
+def _groups(index: AnnotationIndex, images: Integers, by_aspect_ratio: bool) -> Integers:
+    """Which of `images` may share a batch: those of the same number."""
+    groups = aspect_groups(index.heights[images], index.widths[images])
+    return groups if by_aspect_ratio else np.zeros_like(groups)
+
+
+def _repeats(index: AnnotationIndex, images: Integers, threshold: float) -> Floats:
+    """How often each of `images` comes for once of the others."""
+    image_of = np.repeat(np.arange(len(index)), np.diff(index.columns["annotation_offsets"]))
+    used = np.isin(image_of, images) & ~index.columns["crowd"]
+    place = np.searchsorted(images, image_of[used])
+    return repeat_factors(place, index.columns["labels"][used], num_images=len(images), threshold=threshold)
 
 
 def _data_loader(

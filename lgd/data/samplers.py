@@ -1,10 +1,11 @@
 """Which images make up which batch: pure functions of (seed, position), without state.
 
-Legend: I images, G images of a global batch (one optimizer step over all ranks).
+Legend: I images, A annotations, G images of a global batch (one optimizer step over all ranks).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,14 +15,40 @@ from itertools import count
 import numpy as np
 import numpy.typing as npt
 
+Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 _NUM_GROUPS = 2
+_REPEAT_UNIT = 2**16
 
 
 def aspect_groups(heights: Integers, widths: Integers) -> Integers:
     """Group of each image: (I,), 1 where it is wider than high, else 0."""
     return (widths > heights).astype(np.int64)
+
+
+def repeat_factors(image: Integers, labels: Integers, *, num_images: int, threshold: float) -> Floats:
+    """How often each image is to come, so that rare classes are seen more often.
+
+    A class that is in a share f of the images has the factor max(1, sqrt(threshold / f)); an image has the
+    largest factor of its classes (Gupta et al., "LVIS", 2019, section on repeat factor sampling).
+
+    Args:
+        image: (A,) the image of each annotation, in [0, num_images).
+        labels: (A,) its label.
+        num_images: I.
+        threshold: the share below which a class is rare.
+
+    Returns:
+        (I,) at least 1; 1 for an image without annotations.
+    """
+    factors = np.ones(num_images)
+    if len(labels):
+        pairs = np.unique(np.stack([image, labels]), axis=1)
+        shares = np.bincount(pairs[1]) / num_images
+        factor = np.sqrt(np.maximum(1.0, threshold / np.where(shares > 0, shares, 1)))
+        np.maximum.at(factors, pairs[0], factor[pairs[1]])
+    return factors
 
 
 class TrainingSampler:
@@ -33,9 +60,20 @@ class TrainingSampler:
     and how many of them come before k is known without going through them. A global batch is cut into
     micro-batches in order, one rank after the other; hence its images depend neither on the number of ranks
     nor on the number of accumulation steps.
+
+    An image that is to be repeated f times comes floor((e + 1) f + v) - floor(e f + v) times in epoch e, v of
+    each image from the seed: f times on average, and again without going through the epochs before.
     """
 
-    def __init__(self, indices: Integers, groups: Integers, *, global_batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        indices: Integers,
+        groups: Integers,
+        *,
+        global_batch_size: int,
+        seed: int,
+        repeats: Floats | None = None,
+    ) -> None:
         """Prepare the streams.
 
         Args:
@@ -43,6 +81,7 @@ class TrainingSampler:
             groups: (I,) 0 or 1, of each of `indices`.
             global_batch_size: G.
             seed: of the permutations.
+            repeats: (I,) at least 1, how often each image comes in an epoch; None for once.
 
         Raises:
             ValueError: there are no images.
@@ -50,32 +89,57 @@ class TrainingSampler:
         if len(indices) == 0:
             raise ValueError("there are no images to train on")
         self.global_batch_size = global_batch_size
-        self._members = [indices[groups == group] for group in range(_NUM_GROUPS)]
+        # In units of 1 / 65536, so that all of it is exact in integers.
+        self._unit = 1 if repeats is None else _REPEAT_UNIT
+        weights = np.ones(len(indices), dtype=np.int64)
+        offsets = np.zeros(len(indices), dtype=np.int64)
+        if repeats is not None:
+            weights = np.rint(repeats * self._unit).astype(np.int64)
+            offsets = np.random.default_rng((seed, _NUM_GROUPS, 1)).integers(self._unit, size=len(indices))
+        members = [groups == group for group in range(_NUM_GROUPS)]
+        self._members = [indices[which] for which in members]
+        self._weights = [weights[which] for which in members]
+        self._offsets = [offsets[which] for which in members]
+        self._share, self._total = int(self._weights[1].sum()), int(weights.sum())
         self._seed = seed
-        self._phase = int(np.random.default_rng((seed, _NUM_GROUPS)).integers(len(indices)))
-        self._permutation = lru_cache(maxsize=2 * _NUM_GROUPS)(self._make_permutation)
+        self._phase = int(np.random.default_rng((seed, _NUM_GROUPS)).integers(self._total))
+        self._epoch = lru_cache(maxsize=2 * _NUM_GROUPS)(self._make_epoch)
+        self._epoch_start = lru_cache(maxsize=64)(self._count_before)
 
     def batch(self, k: int) -> Integers:
         """Return the images of global batch `k`: (G,)."""
-        # u = phase / I and r = |group 1| / I, so all of it is exact in integers.
-        total, share = sum(map(len, self._members)), len(self._members[1])
-        before, after = ((j * share + self._phase) // total for j in (k, k + 1))
+        # u = phase / total and r = share / total, so all of it is exact in integers.
+        before, after = ((j * self._share + self._phase) // self._total for j in (k, k + 1))
         group, ordinal = (1, before) if after > before else (0, k - before)
         start = ordinal * self.global_batch_size
         return self._stream(group, start, start + self.global_batch_size)
 
     def _stream(self, group: int, start: int, end: int) -> Integers:
         """Places `start` to `end` of the group's stream."""
-        members = self._members[group]
-        epochs = range(start // len(members), (end - 1) // len(members) + 1)
-        order = np.concatenate([self._permutation(group, epoch) for epoch in epochs])
-        offset = epochs[0] * len(members)
-        chosen: Integers = members[order[start - offset : end - offset]]
-        return chosen
+        # No epoch is shorter than the number of images, so `start` lies in none after this one.
+        candidates = range(start // len(self._members[group]) + 1)
+        first = bisect_right(candidates, start, key=lambda epoch: self._epoch_start(group, epoch)) - 1
+        last = first
+        while self._epoch_start(group, last + 1) < end:
+            last += 1
+        images = np.concatenate([self._epoch(group, epoch) for epoch in range(first, last + 1)])
+        offset = self._epoch_start(group, first)
+        return images[start - offset : end - offset]
 
-    def _make_permutation(self, group: int, epoch: int) -> Integers:
-        generator = np.random.default_rng((self._seed, group, epoch))
-        return generator.permutation(len(self._members[group]))
+    def _appearances(self, group: int, epoch: int) -> Integers:
+        """How often each of the group's images has come before the epoch."""
+        appearances: Integers = (epoch * self._weights[group] + self._offsets[group]) // self._unit
+        return appearances
+
+    def _count_before(self, group: int, epoch: int) -> int:
+        """Where in the group's stream the epoch begins."""
+        return int(self._appearances(group, epoch).sum())
+
+    def _make_epoch(self, group: int, epoch: int) -> Integers:
+        """The group's images in the order of one epoch."""
+        times = self._appearances(group, epoch + 1) - self._appearances(group, epoch)
+        images = np.repeat(self._members[group], times)
+        return images[np.random.default_rng((self._seed, group, epoch)).permutation(len(images))]
 
 
 @dataclass(frozen=True)

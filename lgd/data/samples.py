@@ -1,4 +1,4 @@
-"""Single images, ready to be padded into a batch: read, checked, resized, flipped, with boxes and masks.
+"""Single images, ready to be padded into a batch: read, cropped, resized, flipped, with boxes and masks.
 
 Legend: h x w the resized image, G its boxes.
 """
@@ -18,8 +18,12 @@ from lgd.data.images import read_image
 from lgd.data.index import AnnotationIndex, Integers
 from lgd.data.outlines import ImageOutlines, read_outlines, select_outlines
 from lgd.data.transforms import (
+    Crop,
     Resize,
+    Window,
     clip_boxes,
+    crop_boxes,
+    crop_image,
     flip_boxes,
     flip_edges,
     resize_boxes,
@@ -79,34 +83,46 @@ class Preparation:
     dtype: torch.dtype
     with_masks: bool = False
 
-    def __call__(self, i: int, *, min_size: int, flip: bool) -> Sample:
-        """Read, resize and flip image `i`; raises `ImageError` where its file is unfit."""
+    def __call__(self, i: int, *, min_size: int, flip: bool, window: Window | None = None) -> Sample:
+        """Read image `i`, take the part in `window`, resize and flip it.
+
+        Objects that lie outside the window are left out, and what reaches out of it is clipped.
+
+        Raises:
+            ImageError: the file is unfit.
+        """
         image = read_image(self.index.path(i))
-        old_size = (image.shape[1], image.shape[2])
-        self._check_size(i, old_size)
+        original_size = (image.shape[1], image.shape[2])
+        self._check_size(i, original_size)
+        window = window or Window(0, 0, *original_size)
+        old_size = (window.height, window.width)
         size = resized_size(*old_size, min_size, self.max_size)
-        image = resize_image(image, size)
+        image = resize_image(crop_image(image, window), size)
         keep = ~self.index.crowd(i)
-        boxes = resize_boxes(torch.from_numpy(self.index.boxes(i)[keep]), old_size, size)
+        boxes = crop_boxes(torch.from_numpy(self.index.boxes(i)[keep]), window)
+        boxes = resize_boxes(boxes, old_size, size)
         if flip:
             boxes = flip_boxes(boxes, size[1])
         boxes, has_extent = clip_boxes(boxes, size)
         labels = torch.from_numpy(self.index.labels(i)[keep])[has_extent]
         keep[keep] = has_extent.numpy()  # now of all annotations, crowds included
+        kept = torch.from_numpy(keep)
         axes = [0] * (self.image_format == "BGR") + [2] * flip
         return Sample(
             image=image.flip(axes),
             boxes=boxes[has_extent].to(self.dtype),
             labels=labels,
-            original_size=old_size,
+            original_size=original_size,
             image_id=int(self.index.image_ids[i]),
-            outlines=self._outlines(i, torch.from_numpy(keep), size, flip) if self.with_masks else None,
+            outlines=self._outlines(i, kept, window, size, flip) if self.with_masks else None,
         )
 
-    def _outlines(self, i: int, keep: Tensor, size: tuple[int, int], flip: bool) -> ImageOutlines:
+    def _outlines(
+        self, i: int, keep: Tensor, window: Window, size: tuple[int, int], flip: bool
+    ) -> ImageOutlines:
         outlines = select_outlines(read_outlines(self.index, i), keep)
-        record = self.index.image(i)
-        edges = resize_edges(outlines.edges, (record.height, record.width), size)
+        edges = crop_boxes(outlines.edges, window)
+        edges = resize_edges(edges, (window.height, window.width), size)
         return replace(outlines, edges=flip_edges(edges, size[1]) if flip else edges)
 
     def _check_size(self, i: int, size: tuple[int, int]) -> None:
@@ -131,6 +147,7 @@ class TrainingImages(Dataset[Sample | ImageError]):
         *,
         candidates: Integers,
         resize: Resize,
+        crop: Crop | None,
         flip_prob: float,
         seed: int,
         on_bad_image: OnBadImage,
@@ -139,6 +156,7 @@ class TrainingImages(Dataset[Sample | ImageError]):
         self._prepare = prepare
         self._candidates = candidates
         self._resize = resize
+        self._crop = crop
         self._flip_prob = flip_prob
         self._seed = seed
         self._on_bad_image = on_bad_image
@@ -152,7 +170,8 @@ class TrainingImages(Dataset[Sample | ImageError]):
         failures: dict[int, str] = {}
         while image not in failures and len(failures) < _MAX_REPLACEMENTS:
             try:
-                sample = self._prepare(image, min_size=min_size, flip=flip)
+                window = self._draw_window(generator, image)
+                sample = self._prepare(image, min_size=min_size, flip=flip, window=window)
                 return replace(sample, skipped=tuple(failures.values()))
             except ImageError as error:
                 if self._on_bad_image == "fail":
@@ -163,6 +182,10 @@ class TrainingImages(Dataset[Sample | ImageError]):
             f"cannot replace an image: {len(failures)} were tried and all are unfit; the first: "
             f"{next(iter(failures.values()))}"
         )
+
+    def _draw_window(self, generator: np.random.Generator, image: int) -> Window | None:
+        record = self._prepare.index.image(image)
+        return self._crop.draw(generator, record.height, record.width) if self._crop else None
 
     def _replacement(self, unfit: list[int], position: int) -> int:
         """Another image for the position, of the same aspect group if possible; an unfit one if none is."""

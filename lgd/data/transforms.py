@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +44,67 @@ class Resize:
         return self.min_sizes[int(generator.integers(len(self.min_sizes)))]
 
 
+class Window(NamedTuple):
+    """A part of an image, pixels.
+
+    Attributes:
+        top: its first row.
+        left: its first column.
+        height: rows, at least 1.
+        width: columns, at least 1.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How large a part of an image is taken, detectron2's RandomCrop.
+
+    Attributes:
+        kind: what `size` means: "relative", fractions of the image's height and width; "relative_range", the
+            least such fractions, the most being 1; "absolute", height and width in pixels; "absolute_range",
+            the least and the most pixels of either side. No part is larger than its image.
+        size: see `kind`.
+    """
+
+    kind: Literal["relative", "relative_range", "absolute", "absolute_range"]
+    size: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        if min(self.size) <= 0:
+            raise ValueError(f"the size of crops is {self.size}; give two numbers above 0")
+        if self.kind.startswith("relative") and max(self.size) > 1:
+            raise ValueError(f"the size of crops is {self.size}; {self.kind} needs fractions of at most 1")
+        if self.kind.startswith("absolute") and not all(float(side).is_integer() for side in self.size):
+            raise ValueError(f"the size of crops is {self.size}; {self.kind} needs whole pixels")
+        if self.kind == "absolute_range" and self.size[0] > self.size[1]:
+            raise ValueError(f"the size of crops is {self.size}; {self.kind} needs (least, most)")
+
+    def draw(self, generator: np.random.Generator, height: int, width: int) -> Window:
+        """Draw a part of an image of this size, each place equally likely."""
+        rows, columns = (max(1, side) for side in self._draw_size(generator, height, width))
+        top, left = generator.integers(height - rows + 1), generator.integers(width - columns + 1)
+        return Window(int(top), int(left), rows, columns)
+
+    def _draw_size(self, generator: np.random.Generator, height: int, width: int) -> tuple[int, int]:
+        first, second = self.size
+        if self.kind == "absolute":
+            return min(int(first), height), min(int(second), width)
+        if self.kind == "absolute_range":
+            sides = (
+                generator.integers(min(side, int(first)), min(side, int(second)) + 1)
+                for side in (height, width)
+            )
+            return int(next(sides)), int(next(sides))
+        if self.kind == "relative_range":
+            first, second = np.array(self.size) + generator.random(2) * (1 - np.array(self.size))
+        return int(height * first + 0.5), int(width * second + 0.5)
+
+
 def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
     """Size of an image whose short side becomes `min_size` unless the long side would exceed `max_size`.
 
@@ -64,6 +125,17 @@ def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple
     if longest > max_size:
         new_height, new_width = new_height * (max_size / longest), new_width * (max_size / longest)
     return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
+
+
+def crop_image(image: Tensor, window: Window) -> Tensor:
+    """Take a part of a (3, H, W) image."""
+    top, left, height, width = window
+    return image[:, top : top + height, left : left + width]
+
+
+def crop_boxes(boxes: Tensor, window: Window) -> Tensor:
+    """Let (G, 4) boxes xyxy, or edges x1 y1 x2 y2, follow their image into a part of it, without clipping."""
+    return boxes - boxes.new_tensor([window.left, window.top, window.left, window.top])
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -160,6 +160,16 @@ TOGETHER = {
     "INPUT.CROP.SIZE (384,600)": (
         "INPUT.CROP.SIZE (384.0, 600.0) must be at most 1, since INPUT.CROP.TYPE is relative_range"
     ),
+    "INPUT.CROP.TYPE absolute": (
+        "INPUT.CROP.SIZE (0.9, 0.9) must be whole pixels, since INPUT.CROP.TYPE is absolute"
+    ),
+    "INPUT.CROP.TYPE absolute_range INPUT.CROP.SIZE (600,384)": (
+        "INPUT.CROP.SIZE (600.0, 384.0) must be (least, most), since INPUT.CROP.TYPE is absolute_range"
+    ),
+    "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler": (
+        "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler repeats nothing while "
+        "DATALOADER.REPEAT_THRESHOLD is 0; set it to the share of images below which a class is rare"
+    ),
 }
 
 

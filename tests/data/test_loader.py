@@ -18,7 +18,7 @@ from lgd.data.index import AnnotationIndex
 from lgd.data.loader import collate, test_loader, train_loader
 from lgd.data.outlines import ImageOutlines
 from lgd.data.samples import Preparation, Sample
-from lgd.data.transforms import resize_image
+from lgd.data.transforms import Crop, resize_image
 from lgd.ops.polygons import rasterize_in_boxes, rasterize_on_grid
 from lgd.structures import Batch
 from tests.data.sets import annotation, image_record, open_coco, write_coco
@@ -224,6 +224,71 @@ def test_masks_of_a_test_set_without_annotations(tmp_path):
     (batch,) = test_loader(index, **TEST, with_masks=True)
     assert batch.targets.outlines is not None
     assert not batch.targets.outlines.edges.any()
+
+
+def test_crop_takes_pixels_boxes_and_masks_along(tmp_path):
+    index = make_with_masks(tmp_path)
+    options = TRAIN | {
+        "min_sizes": (0,),
+        "flip_prob": 0.0,
+        "with_masks": True,
+        "crop": Crop("absolute", (16, 24)),
+    }
+    whole = take(train_loader(index, **(options | {"crop": None})), 5)
+    num_boxes = set()
+    for cropped, full in zip(take(train_loader(index, **options), 5), whole, strict=True):
+        assert cropped.image_ids.tolist() == full.image_ids.tolist()
+        assert cropped.sizes.tolist() == [[16, 24]] * 4
+        assert cropped.original_sizes.tolist() == full.original_sizes.tolist()
+        for b in range(4):
+            places = full.images[b].unfold(1, 16, 1).unfold(2, 24, 1)
+            alike = (places == cropped.images[b, :, None, None, :16, :24]).flatten(3).all(3).all(0)
+            ((top, left),) = alike.nonzero().tolist()
+            expected = full.targets.boxes[b, full.targets.valid[b]] - torch.tensor([left, top, left, top])
+            expected = expected.clamp(min=0).minimum(torch.tensor([24, 16, 24, 16]))
+            inside = (expected[:, 2:] > expected[:, :2]).all(1)
+            valid = cropped.targets.valid[b]
+            assert cropped.targets.boxes[b, valid].tolist() == expected[inside].tolist()
+            num_boxes.add(int(valid.sum()))
+    assert 0 in num_boxes  # An image whose part has no object is used all the same.
+    assert max(num_boxes) == 2
+    targets = cropped.targets
+    masks = rasterize_on_grid(
+        targets.outlines.edges,
+        targets.outlines.parts,
+        targets.outlines.num_parts,
+        cropped.sizes,
+        (32, 32),
+        (32, 32),
+    )
+    for mask, (x1, y1, x2, y2), valid in zip(
+        masks.flatten(0, 1), targets.boxes.flatten(0, 1).int().tolist(), targets.valid.flatten(), strict=True
+    ):
+        expected_mask = torch.zeros(32, 32, dtype=torch.bool)
+        expected_mask[y1:y2, x1:x2] = bool(valid)
+        assert torch.equal(mask, expected_mask)
+
+
+def test_crop_starts_anywhere(index):
+    options = TRAIN | {"crop": Crop("relative_range", (0.5, 0.5))}
+    batches = take(train_loader(index, **options), 5)
+    assert same(take(train_loader(index, **options, start=3), 2), batches[3:])
+    assert not same(batches, take(train_loader(index, **TRAIN), 5))
+
+
+def test_rare_classes_come_more_often(tmp_path):
+    annotations = [annotation(k, k, category=3) for k in range(1, 9)] + [annotation(20, 8, category=1)]
+    annotations.append(annotation(21, 7, category=7, iscrowd=1))
+    images = [image_record(k) for k in range(1, 10)]
+    index = open_coco(write_coco(tmp_path, images, annotations))
+    options = TRAIN | {"repeat_threshold": 0.5}
+    ids = [i for batch in take(train_loader(index, **options), 40) for i in batch.image_ids.tolist()]
+    # Dogs are in one of the eight images with objects: factor 2; the cow is a crowd.
+    assert ids.count(8) in range(34, 38)
+    assert all(ids.count(k) in range(16, 20) for k in range(1, 8))
+    assert 9 not in ids
+    batches = take(train_loader(index, **options), 6)
+    assert same(take(train_loader(index, **options, start=4), 2), batches[4:])
 
 
 def test_bgr_is_rgb_reversed(index):

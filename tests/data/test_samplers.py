@@ -4,7 +4,13 @@ from math import floor
 import numpy as np
 import pytest
 
-from lgd.data.samplers import MicroBatchSampler, TrainingSampler, aspect_groups, evaluation_batches
+from lgd.data.samplers import (
+    MicroBatchSampler,
+    TrainingSampler,
+    aspect_groups,
+    evaluation_batches,
+    repeat_factors,
+)
 
 
 def make(num_tall: int, num_wide: int, global_batch_size: int, seed: int = 0) -> TrainingSampler:
@@ -132,3 +138,76 @@ def test_evaluation_loses_and_doubles_nothing(num_images, num_ranks, batch_size)
         assert len(np.unique(canvases[batch], axis=0)) == 1
     pixels = [sum(int(canvases[i].prod()) for batch in batches for i in batch) for batches in ranks]
     assert max(pixels) - min(pixels) <= batch_size * 640 * 640
+
+
+def slow_repeat_factors(classes: list[set[int]], threshold: float) -> list[float]:
+    shares = Counter(label for labels in classes for label in labels)
+    factor = {label: max(1.0, (threshold / (count / len(classes))) ** 0.5) for label, count in shares.items()}
+    return [max((factor[label] for label in labels), default=1.0) for labels in classes]
+
+
+def test_repeat_factors():
+    # Class 0 in all four images with annotations, class 1 in one of five, class 3 twice in one.
+    image, labels = np.array([0, 1, 1, 2, 3, 3, 3]), np.array([0, 0, 1, 0, 0, 3, 3])
+    factors = repeat_factors(image, labels, num_images=5, threshold=0.8)
+    assert factors.tolist() == pytest.approx([1, 2, 1, 2, 1])
+    assert repeat_factors(image, labels, num_images=5, threshold=0.0).tolist() == [1] * 5
+    assert repeat_factors(image[:0], labels[:0], num_images=2, threshold=0.5).tolist() == [1, 1]
+
+
+def test_repeat_factors_equal_loops_on_random_data():
+    generator = np.random.default_rng(0)
+    image = np.sort(generator.integers(0, 50, 200))
+    labels = (generator.random(200) ** 3 * 12).astype(np.int64)
+    classes = [set(labels[image == i].tolist()) for i in range(50)]
+    factors = repeat_factors(image, labels, num_images=50, threshold=0.3)
+    assert factors.tolist() == pytest.approx(slow_repeat_factors(classes, 0.3))
+    assert factors.max() > 1.5
+
+
+def make_repeating(seed: int = 0) -> TrainingSampler:
+    repeats = np.array([1, 1, 2.5, 1, 1, 4, 1.25, 1, 1])
+    groups = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1])
+    return TrainingSampler(np.arange(9), groups, global_batch_size=4, seed=seed, repeats=repeats)
+
+
+def test_repeated_images_come_as_often_as_they_should():
+    sampler = make_repeating()
+    counts = Counter(image for k in range(6875) for image in sampler.batch(k).tolist())
+    # 27500 draws for 13.75 images' worth: 2000 each.
+    expected = {i: 2000 * f for i, f in enumerate([1, 1, 2.5, 1, 1, 4, 1.25, 1, 1])}
+    assert all(abs(counts[image] - expected[image]) <= 5 for image in range(9))
+
+
+def test_repeating_equals_queues_that_are_filled_epoch_by_epoch():
+    repeats = [1, 2.5, 1, 1.75]
+    sampler = TrainingSampler(
+        np.arange(4), np.zeros(4, dtype=np.int64), global_batch_size=3, seed=1, repeats=np.array(repeats)
+    )
+    starts = np.random.default_rng((1, 2, 1)).integers(2**16, size=4) / 2**16
+    expected: list[int] = []
+    for epoch in range(30):
+        times = [
+            floor((epoch + 1) * f + v) - floor(epoch * f + v) for f, v in zip(repeats, starts, strict=True)
+        ]
+        assert all(floor(f) <= n <= floor(f) + 1 for f, n in zip(repeats, times, strict=True))
+        images = np.repeat(np.arange(4), times)
+        expected += images[np.random.default_rng((1, 0, epoch)).permutation(len(images))].tolist()
+    assert [i for k in range(60) for i in sampler.batch(k).tolist()] == expected[:180]
+
+
+def test_a_place_of_the_repeating_sequence_is_reached_without_those_before():
+    sampler = make_repeating(3)
+    batches = [sampler.batch(k).tolist() for k in range(300)]
+    for k in (299, 0, 137, 42):
+        assert make_repeating(3).batch(k).tolist() == batches[k]
+    assert [make_repeating(4).batch(k).tolist() for k in range(9)] != batches[:9]
+
+
+def test_factors_of_one_change_how_often_nothing_comes():
+    plain = make(6, 9, 5)
+    ones = TrainingSampler(
+        np.arange(15), np.array([0] * 6 + [1] * 9), global_batch_size=5, seed=0, repeats=np.ones(15)
+    )
+    counts = [Counter(i for k in range(300) for i in s.batch(k).tolist()) for s in (plain, ones)]
+    assert all(abs(counts[0][i] - counts[1][i]) <= 2 for i in range(15))

@@ -4,8 +4,12 @@ import torch
 from PIL import Image
 
 from lgd.data.transforms import (
+    Crop,
     Resize,
+    Window,
     clip_boxes,
+    crop_boxes,
+    crop_image,
     flip_boxes,
     flip_edges,
     resize_boxes,
@@ -98,3 +102,63 @@ def test_clipping_tells_which_boxes_are_left():
     clipped, has_extent = clip_boxes(boxes, (20, 30))
     assert clipped[:3].tolist() == [[0, 0, 5, 5], [5, 5, 30, 20], [30, 5, 30, 6]]
     assert has_extent.tolist() == [True, True, False, False]
+
+
+def windows(kind: str, size: tuple[float, float], height: int, width: int) -> list[Window]:
+    generator = np.random.default_rng(0)
+    drawn = [Crop(kind, size).draw(generator, height, width) for _ in range(400)]
+    for window in drawn:
+        assert 0 <= window.top <= height - window.height
+        assert 0 <= window.left <= width - window.width
+    return drawn
+
+
+def test_crops_of_a_fraction():
+    drawn = windows("relative", (0.5, 0.8), 31, 40)
+    assert {(window.height, window.width) for window in drawn} == {(16, 32)}
+    assert {window.top for window in drawn} == set(range(16))
+    assert {window.left for window in drawn} == set(range(9))
+
+
+def test_crops_of_a_range_of_fractions():
+    drawn = windows("relative_range", (0.5, 0.8), 20, 40)
+    assert {window.height for window in drawn} == set(range(10, 21))
+    assert {window.width for window in drawn} == set(range(32, 41))
+
+
+def test_crops_of_so_many_pixels():
+    assert {window[2:] for window in windows("absolute", (12, 30), 20, 40)} == {(12, 30)}
+    assert set(windows("absolute", (30, 50), 20, 40)) == {(0, 0, 20, 40)}
+
+
+def test_crops_of_a_range_of_pixels():
+    drawn = windows("absolute_range", (10, 13), 20, 12)
+    assert {window.height for window in drawn} == {10, 11, 12, 13}
+    assert {window.width for window in drawn} == {10, 11, 12}
+    assert {window[2:] for window in windows("absolute_range", (30, 50), 20, 12)} == {(20, 12)}
+
+
+def test_a_crop_has_at_least_a_pixel():
+    assert {window[2:] for window in windows("relative", (0.01, 0.01), 10, 10)} == {(1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "message"),
+    [
+        ("relative", (0.5, 1.5), "relative needs fractions of at most 1"),
+        ("relative_range", (0.0, 0.5), "give two numbers above 0"),
+        ("absolute", (10.5, 10), "absolute needs whole pixels"),
+        ("absolute_range", (20, 10), r"absolute_range needs \(least, most\)"),
+    ],
+)
+def test_crops_that_cannot_be(kind, size, message):
+    with pytest.raises(ValueError, match=message):
+        Crop(kind, size)
+
+
+def test_pixels_and_boxes_of_a_crop():
+    image = torch.arange(3 * 6 * 8, dtype=torch.uint8).view(3, 6, 8)
+    window = Window(top=2, left=3, height=3, width=4)
+    assert torch.equal(crop_image(image, window), image[:, 2:5, 3:7])
+    boxes = torch.tensor([[3.0, 2.0, 7.0, 5.0], [0.0, 0.0, 4.0, 9.0]])
+    assert crop_boxes(boxes, window).tolist() == [[0, 0, 4, 3], [-3, -2, 1, 7]]

@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+
+from lgd.build.training import build_train_loader
+from lgd.config.load import load_config
+from tests.data.sets import annotation, image_record, open_coco, write_coco
+
+
+def first_batches(tmp_path: Path, words: str, count: int = 10):
+    annotations = [annotation(k, k, category=3) for k in range(1, 9)] + [annotation(20, 8, category=1)]
+    index = open_coco(write_coco(tmp_path, [image_record(k) for k in range(1, 9)], annotations))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("")
+    settings = "SOLVER.IMS_PER_BATCH 4 INPUT.MIN_SIZE_TRAIN (48,) DATALOADER.NUM_WORKERS 0 SEED 3"
+    cfg = load_config(recipe, [*settings.split(), *words.split()])
+    batches = iter(build_train_loader(cfg, index, first_step=0, pin_memory=False))
+    return [next(batches) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "expected"),
+    [
+        ("relative", "(0.5,0.25)", (24, 16)),
+        ("absolute", "(24,16)", (24, 16)),
+        ("absolute_range", "(24,24)", (24, 24)),
+        ("relative_range", "(1.0,1.0)", (48, 64)),
+    ],
+)
+def test_crops_are_taken_before_resizing(tmp_path, kind, size, expected):
+    crop = f"INPUT.CROP.ENABLED True INPUT.CROP.TYPE {kind} INPUT.CROP.SIZE {size}"
+    (batch,) = first_batches(tmp_path, crop, count=1)
+    short = min(expected)
+    assert batch.sizes.tolist() == [[side * 48 // short for side in expected]] * 4
+
+
+def test_rare_classes_are_repeated(tmp_path):
+    words = "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler DATALOADER.REPEAT_THRESHOLD 0.5"
+    ids = [i for batch in first_batches(tmp_path, words, count=27) for i in batch.image_ids.tolist()]
+    assert ids.count(8) in range(22, 27)  # twice as often as each of the seven others
+
+
+def test_a_threshold_alone_repeats_nothing(tmp_path):
+    ids = [
+        i for b in first_batches(tmp_path, "DATALOADER.REPEAT_THRESHOLD 0.5") for i in b.image_ids.tolist()
+    ]
+    assert all(ids.count(k) == 5 for k in range(1, 9))
