@@ -105,12 +105,10 @@ def train_loader(
         crop: take a random part of each image before it is resized; a part may have no object.
         size_divisibility: the canvas is a multiple of so many pixels.
         num_workers: loading processes; 0 loads in this one.
-        on_bad_image: raise `ImageError` at an unfit image, or put another one in its place and say so in
-            `Batch.skipped`.
+        on_bad_image: raise `ImageError` at an unfit image, or replace it and say so in `Batch.skipped`.
         filter_empty: leave out images without any object that is not a crowd.
         aspect_ratio_grouping: batch images wider than high apart from the others.
-        repeat_threshold: draw images of classes that are in a smaller share of the images more often, see
-            `lgd.data.samplers.repeat_factors`; 0 draws all alike.
+        repeat_threshold: classes in a smaller share of the images come more often (`repeat_factors`).
         pin_memory: put the batches into page-locked memory.
         dtype: of the boxes and outlines.
         with_masks: whether the targets have outlines.
@@ -121,19 +119,15 @@ def train_loader(
     """
     if with_masks:
         require_masks(index)
-    resize = Resize(tuple(min_sizes), max_size, min_size_sampling)
     images = _training_images(index, filter_empty)
-    sampler = TrainingSampler(
-        images,
-        _groups(index, images, aspect_ratio_grouping),
-        global_batch_size=batch_size * world_size * num_accumulation_steps,
-        seed=seed,
-        repeats=_repeats(index, images, repeat_threshold) if repeat_threshold else None,
-    )
+    groups = _groups(index, images, aspect_ratio_grouping)
+    repeats = _repeats(index, images, repeat_threshold) if repeat_threshold else None
+    global_size = batch_size * world_size * num_accumulation_steps
+    sampler = TrainingSampler(images, groups, global_batch_size=global_size, seed=seed, repeats=repeats)
     dataset = TrainingImages(
         Preparation(index, image_format, max_size, dtype, with_masks),
         candidates=images,
-        resize=resize,
+        resize=Resize(tuple(min_sizes), max_size, min_size_sampling),
         crop=crop,
         flip_prob=flip_prob,
         seed=seed,
