@@ -59,6 +59,7 @@ def _build_rpn(cfg: Config, strides: Mapping[str, int], channels: int) -> RPN:
         post_nms_topk_test=options.post_nms_topk_test,
         nms_thresh=options.nms_thresh,
         min_size=cfg.model.proposal_generator.min_size,
+        reference_order=options.reference_order,
     )
 
 

@@ -248,9 +248,8 @@ class RoIHeads(nn.Module):
             proposals.boxes[images, rows], deltas[images, rows, column], self.box_reg_weights
         )
         boxes, scores = clip_boxes(boxes, batch.sizes[images]), scores[images, rows, labels]
-        kept = nms_per_class(boxes, scores, images * self.num_classes + labels, self.nms_thresh_test)
         kept = torch.cat(
-            [kept[images[kept] == image][: self.detections_per_image] for image in range(len(batch.sizes))]
+            [self._suppress(boxes, scores, labels, images == image) for image in range(len(batch.sizes))]
         )
         boxes, scores, labels, images = (x[kept] for x in (boxes, scores, labels, images))
         masks = None
@@ -258,6 +257,12 @@ class RoIHeads(nn.Module):
             pooled = self._pool(self.mask_head, features, boxes, images)
             masks = self.mask_head(pooled, labels).sigmoid()
         return _to_original_size(Detections(boxes, scores, labels, masks), images, batch)
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor, mine: Tensor) -> Tensor:
+        """Indices, best first, of the detections to keep of one image; `mine` (R,) are its candidates."""
+        indices = mine.nonzero().squeeze(1)
+        kept = nms_per_class(boxes[indices], scores[indices], labels[indices], self.nms_thresh_test)
+        return indices[kept[: self.detections_per_image]]
 
     def _box_losses(self, features: Features, regions: Regions, targets: Targets) -> dict[str, Tensor]:
         logits, deltas = self._predict_boxes(features, regions.boxes)

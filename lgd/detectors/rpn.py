@@ -17,8 +17,8 @@ from lgd.ops.anchors import level_cells, pyramid_anchors
 from lgd.ops.boxes import clip_boxes, decode_deltas, encode_foreground
 from lgd.ops.losses import smooth_l1_loss
 from lgd.ops.matching import BACKGROUND, FOREGROUND, IGNORED, Matches, match_anchors
-from lgd.ops.nms import nms_per_class
-from lgd.ops.predictions import flatten_predictions, promote, take_rows
+from lgd.ops.nms import keep_best, keep_best_by_image
+from lgd.ops.predictions import flatten_predictions, promote, take_best, take_rows
 from lgd.ops.sampling import sample_balanced
 from lgd.structures import Batch, Features, Targets
 
@@ -87,6 +87,9 @@ class RPN(nn.Module):
         post_nms_topk_test: the same, in evaluation.
         nms_thresh: overlap above which the worse of two proposals of a level goes.
         min_size: proposals have sides longer than this, pixels.
+        reference_order: suppress image by image and leave the order of equal scores to torch's and
+            torchvision's sorting, as the reference. They are common where the teacher sees no object: its
+            features are the same all over. Off: all images at once, and of equal scores the first wins.
 
     Raises:
         ValueError: anchors that don't fit the levels.
@@ -116,6 +119,7 @@ class RPN(nn.Module):
         post_nms_topk_test: int = 1000,
         nms_thresh: float = 0.7,
         min_size: float = 0.0,
+        reference_order: bool = False,
     ) -> None:
         super().__init__()
         self.strides = dict(strides)
@@ -134,6 +138,7 @@ class RPN(nn.Module):
         self.post_nms_topk_test = post_nms_topk_test
         self.nms_thresh = nms_thresh
         self.min_size = min_size
+        self.reference_order = reference_order
         cells = level_cells(anchor_sizes, aspect_ratios, len(self.strides))
         self.rpn_head = RPNHead(channels, cells.shape[1])
         # Kept in float64 until used, so that a float64 model gets these numbers unrounded.
@@ -214,23 +219,18 @@ class RPN(nn.Module):
             for (logits, deltas), anchors in zip(predictions, anchors_by_level, strict=True)
         ]
         scores, boxes = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
-        levels = [torch.full_like(x, level, dtype=torch.int64) for level, (x, _) in enumerate(candidates)]
         boxes = clip_boxes(boxes, image_sizes[:, None])
         sound = torch.isfinite(scores) & torch.isfinite(boxes).all(dim=-1)
         sound &= (boxes[..., 2:] - boxes[..., :2] > self.min_size).all(dim=-1)
-        # Boxes without area suppress nothing, and -inf comes last: what is left out needs no second list.
-        boxes, scores = torch.where(sound[..., None], boxes, 0), torch.where(sound, scores, -torch.inf)
-        images = torch.arange(len(boxes), device=boxes.device)[:, None]
-        groups = images * len(candidates) + torch.cat(levels, dim=1)
-        # The one host sync: how many boxes survive shows only on the device.
-        kept = nms_per_class(boxes.flatten(0, 1), scores.flatten(), groups.flatten(), self.nms_thresh)
-        survives = torch.zeros_like(sound).flatten().index_fill(0, kept, True).view_as(sound)
+        scores = torch.where(sound, scores, -torch.inf)
+        levels = [torch.full_like(x[0], level, dtype=torch.int64) for level, (x, _) in enumerate(candidates)]
         limit = self.post_nms_topk_train if self.training else self.post_nms_topk_test
-        scores, indices = torch.where(survives, scores, -torch.inf).topk(min(limit, scores.shape[1]), dim=1)
-        return Proposals(take_rows(boxes, indices), scores > -torch.inf)
+        keep = keep_best_by_image if self.reference_order else keep_best
+        indices, valid = keep(boxes, scores, torch.cat(levels), len(levels), self.nms_thresh, limit)
+        return Proposals(torch.where(valid[..., None], take_rows(boxes, indices), 0), valid)
 
     def _best_of_level(self, logits: Tensor, deltas: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (B, T) and boxes (B, T, 4) of the best anchors of one level."""
         limit = self.pre_nms_topk_train if self.training else self.pre_nms_topk_test
-        scores, indices = logits.topk(min(limit, logits.shape[1]), dim=1)
+        scores, indices = take_best(logits, limit, stable=not self.reference_order)
         return scores, decode_deltas(anchors[indices], take_rows(deltas, indices), self.box_reg_weights)

@@ -19,3 +19,18 @@ def promote(x: Tensor) -> Tensor:
 def take_rows(x: Tensor, indices: Tensor) -> Tensor:
     """Take rows of each image: (B, A, D) and (B, S) int64 in [0, A) -> (B, S, D)."""
     return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def take_best(scores: Tensor, limit: int, stable: bool = True) -> tuple[Tensor, Tensor]:
+    """Take the best candidates of each image.
+
+    Args:
+        scores: (B, A).
+        limit: how many at most.
+        stable: of equal scores the first comes first; else as torch's quicker sort leaves them.
+
+    Returns:
+        (B, min(limit, A)) scores, descending, and their int64 indices in [0, A).
+    """
+    scores, indices = scores.sort(dim=1, descending=True, stable=stable)
+    return scores[:, :limit], indices[:, :limit]

@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from lgd.ops.boxes import box_area, box_iou, clip_boxes, decode_deltas, encode_deltas, scale_boxes
+from lgd.ops.boxes import (
+    box_area,
+    box_iou,
+    clip_boxes,
+    decode_deltas,
+    encode_deltas,
+    encode_foreground,
+    scale_boxes,
+)
 
 
 def test_area():
@@ -58,3 +66,12 @@ def test_clip_by_one_size_and_by_one_each():
 def test_scale_takes_y_before_x():
     scaled = scale_boxes(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([10.0, 100.0]))
     assert scaled.tolist() == [[100.0, 20.0, 300.0, 40.0]]
+
+
+def test_only_foreground_is_encoded_and_the_rest_may_be_empty():
+    anchors = torch.tensor([[0.0, 0.0, 10.0, 20.0], [3.0, 3.0, 3.0, 3.0], [0.0, 0.0, 1.0, 1.0]])
+    boxes = torch.tensor([[5.0, 5.0, 25.0, 15.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    weights = (10.0, 10.0, 5.0, 5.0)
+    deltas = encode_foreground(anchors, boxes, torch.tensor([True, False, False]), weights)
+    assert torch.equal(deltas[:1], encode_deltas(anchors[:1], boxes[:1], weights))
+    assert (deltas[1:] == 0).all()

@@ -105,3 +105,16 @@ def test_like_one_at_a_time(monkeypatch, max_pairs):
         assert matches.labels[image].tolist() == labels
         foreground = matches.labels[image] == FOREGROUND
         assert torch.equal(matches.indices[image][foreground], torch.tensor(indices)[foreground])
+
+
+def test_anchors_of_their_own_for_each_image():
+    torch.manual_seed(0)
+    corners = torch.rand(2, 12, 2) * 20
+    anchors = torch.cat([corners, corners + 1 + torch.rand(2, 12, 2) * 20], dim=-1)
+    boxes, valid = anchors[:, 3:6] + 1, torch.tensor([[True, True, False], [True, True, True]])
+    options = {"thresholds": (0.4, 0.6), "allow_low_quality": True}
+    together = match_anchors(boxes, valid, anchors, **options)
+    for image in range(2):
+        alone = match_anchors(boxes[image, None], valid[image, None], anchors[image], **options)
+        assert torch.equal(together.indices[image], alone.indices[0])
+        assert torch.equal(together.labels[image], alone.labels[0])

@@ -1,0 +1,25 @@
+import torch
+
+from lgd.ops.predictions import flatten_predictions, promote, take_rows
+
+
+def test_predictions_go_by_row_column_anchor():
+    x = torch.arange(2 * 6 * 2 * 5).view(2, 6, 2, 5)  # 3 anchors of width 2 on 2 x 5 cells
+    flat = flatten_predictions(x, 2)
+    assert flat.shape == (2, 30, 2)
+    image, row, column, anchor = 1, 1, 3, 2
+    assert torch.equal(flat[image, (row * 5 + column) * 3 + anchor], x[image, 4:6, row, column])
+
+
+def test_promotion():
+    assert promote(torch.zeros(1, dtype=torch.bfloat16)).dtype == torch.float32
+    assert promote(torch.zeros(1)).dtype == torch.float32
+    assert promote(torch.zeros(1, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_rows_are_taken_image_by_image():
+    x = torch.tensor([[[1, 2], [3, 4]], [[5, 6], [7, 8]]])
+    assert take_rows(x, torch.tensor([[1, 1, 0], [0, 1, 1]])).tolist() == [
+        [[3, 4], [3, 4], [1, 2]],
+        [[5, 6], [7, 8], [7, 8]],
+    ]
