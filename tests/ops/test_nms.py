@@ -1,6 +1,8 @@
+import pytest
 import torch
 
-from lgd.ops.nms import nms_per_class
+from lgd.ops.boxes import box_iou
+from lgd.ops.nms import keep_best, keep_best_by_image, nms_per_class
 
 
 def test_suppresses_within_a_class_only_and_sorts():
@@ -17,3 +19,57 @@ def test_keeps_an_overlap_equal_to_the_threshold():
 def test_nothing_in_nothing_out():
     kept = nms_per_class(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), 0.5)
     assert kept.shape == (0,)
+
+
+KEEPERS = [keep_best, keep_best_by_image]
+
+
+def make_candidates(num_images=3, count=60, num_groups=4):
+    torch.manual_seed(0)
+    corners = torch.rand(num_images, count, 2, dtype=torch.float64) * 30
+    sides = 5 + 20 * torch.rand(num_images, count, 2, dtype=torch.float64)
+    scores = torch.rand(num_images, count, dtype=torch.float64)
+    groups = torch.randint(0, num_groups, (count,))
+    return torch.cat([corners, corners + sides], dim=-1), scores, groups
+
+
+def keep_slowly(boxes, scores, groups, threshold, limit):
+    """One image, one box at a time."""
+    kept = []
+    for index in scores.argsort(descending=True).tolist():
+        overlaps = [box_iou(boxes[index, None], boxes[other, None]).item() for other in kept]
+        same = [groups[index] == groups[other] for other in kept]
+        if scores[index] > -torch.inf and not any(
+            a and b > threshold for a, b in zip(same, overlaps, strict=True)
+        ):
+            kept.append(index)
+    return kept[:limit]
+
+
+@pytest.mark.parametrize("keep", KEEPERS)
+@pytest.mark.parametrize("limit", [5, 25, 1000])
+def test_the_best_of_each_image(keep, limit):
+    boxes, scores, groups = make_candidates()
+    scores[1, 10:] = -torch.inf
+    scores[2] = -torch.inf
+    indices, valid = keep(boxes, scores, groups, 4, 0.4, limit)
+    assert indices.shape == valid.shape == (3, min(limit, 60))
+    for image in range(3):
+        expected = keep_slowly(boxes[image], scores[image], groups, 0.4, limit)
+        assert indices[image][valid[image]].tolist() == expected
+        assert valid[image].tolist() == [True] * len(expected) + [False] * (len(valid[0]) - len(expected))
+    assert not valid[2].any()
+
+
+@pytest.mark.parametrize("keep", KEEPERS)
+def test_what_does_not_count_suppresses_nothing(keep):
+    boxes = torch.tensor([[[0.0, 0.0, 10.0, 10.0]] * 2])
+    indices, valid = keep(boxes, torch.tensor([[-torch.inf, 0.3]]), torch.tensor([0, 0]), 1, 0.5, 2)
+    assert indices[valid].tolist() == [1]
+
+
+def test_of_equal_scores_the_first_wins():
+    boxes = torch.arange(0.0, 40000.0, 40.0)[None, :, None] + torch.tensor([0.0, 0.0, 10.0, 10.0])
+    indices, valid = keep_best(boxes, torch.zeros(1, 1000), torch.zeros(1000).long(), 1, 0.5, 20)
+    assert valid.all()
+    assert indices.tolist() == [list(range(20))]

@@ -1,6 +1,6 @@
 import torch
 
-from lgd.ops.predictions import flatten_predictions, promote, take_rows
+from lgd.ops.predictions import flatten_predictions, promote, take_best, take_rows
 
 
 def test_predictions_go_by_row_column_anchor():
@@ -23,3 +23,12 @@ def test_rows_are_taken_image_by_image():
         [[3, 4], [3, 4], [1, 2]],
         [[5, 6], [7, 8], [7, 8]],
     ]
+
+
+def test_the_best_come_first_and_of_equals_the_first():
+    scores = torch.tensor([[1.0, 3.0, 1.0, 2.0], [0.0, 0.0, 0.0, 5.0]])
+    best, indices = take_best(scores, 3)
+    assert best.tolist() == [[3, 2, 1], [5, 0, 0]]
+    assert indices.tolist() == [[1, 3, 0], [3, 0, 1]]
+    assert take_best(scores, 9)[0].shape == (2, 4)
+    assert torch.equal(take_best(scores, 3, stable=False)[0], best)
