@@ -55,10 +55,12 @@ def select_candidates(scores: Tensor, *, score_threshold: float, limit: int) -> 
         limit: at most so many.
 
     Returns:
-        Positions in [0, P), labels in [0, K) and scores, each (T,); best first, equals by position and label.
+        Positions in [0, P), labels in [0, K) and scores, each (T,); best first.
     """
     positions, labels = (scores > score_threshold).nonzero(as_tuple=True)
-    chosen, order = scores[positions, labels].sort(descending=True, stable=True)
+    # NMS keeps the first of equals, which are common where the teacher's features are flat. Their order is that
+    # of torch's default sort, as in the reference; a stable one would keep others.
+    chosen, order = scores[positions, labels].sort(descending=True)
     order = order[:limit]
     return positions[order], labels[order], chosen[:limit]
 
