@@ -15,7 +15,9 @@ from tests.detectors.small import (
     excite_head,
     make_atss,
     make_batch,
+    make_faster_rcnn,
     make_fcos,
+    make_mask_rcnn,
     make_poto,
     make_retinanet,
     with_masks,
@@ -27,10 +29,19 @@ DETECTORS = {
     "fcos": make_fcos,
     "atss": make_atss,
     "poto": make_poto,
+    "faster_rcnn": make_faster_rcnn,
+    "mask_rcnn": make_mask_rcnn,
 }
-NEEDS_HOST = {"poto"}
+NEEDS_HOST = {"poto", "faster_rcnn", "mask_rcnn"}
 """Detectors that no training step does without the host: solving an assignment, NMS of proposals."""
-RECIPES = ["retinanet/r50_1x_ss", "fcos/r50_2x_ms", "atss/r50_1x_ss", "poto/r50_3x_ms"]
+RECIPES = [
+    "retinanet/r50_1x_ss",
+    "fcos/r50_2x_ms",
+    "atss/r50_1x_ss",
+    "poto/r50_3x_ms",
+    "faster_rcnn/r50_2x_ms",
+    "mask_rcnn/r50_1x_ms",
+]
 """Full detectors, built from configs/."""
 
 
