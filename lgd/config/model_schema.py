@@ -136,7 +136,8 @@ class RetinanetConfig:
     smooth_l1_loss_beta: Annotated[NonNegativeFloat, "Where the box loss turns from square to linear."] = 0.1
     reference_normalizer: Annotated[
         bool,
-        "As the reference: advance the loss normaliser in every call, on each rank; float32 focal loss.",
+        "As the reference: advance the loss normaliser in every call, on each rank; float32 focal loss; "
+        "candidates of equal score in the order of torch's sorting.",
     ] = False
 
 

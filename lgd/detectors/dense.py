@@ -46,21 +46,23 @@ def init_head(head: nn.Module, cls_score: nn.Conv2d, prior_prob: float) -> None:
     nn.init.constant_(cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
 
 
-def select_candidates(scores: Tensor, *, score_threshold: float, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+def select_candidates(
+    scores: Tensor, *, score_threshold: float, limit: int, stable: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
     """Choose the best scores of one level of one image.
 
     Args:
         scores: (P, K).
         score_threshold: only scores above it.
         limit: at most so many.
+        stable: equals by position and label; else as torch's quicker sort leaves them. They are common where
+            the teacher's features are flat, and NMS keeps the first of them.
 
     Returns:
         Positions in [0, P), labels in [0, K) and scores, each (T,); best first.
     """
     positions, labels = (scores > score_threshold).nonzero(as_tuple=True)
-    # NMS keeps the first of equals, which are common where the teacher's features are flat. Their order is that
-    # of torch's default sort, as in the reference; a stable one would keep others.
-    chosen, order = scores[positions, labels].sort(descending=True)
+    chosen, order = scores[positions, labels].sort(descending=True, stable=stable)
     order = order[:limit]
     return positions[order], labels[order], chosen[:limit]
 

@@ -91,8 +91,9 @@ class RetinaNet(nn.Module):
         detections_per_image: at most so many.
         reference_normalizer: count positives as the reference does: on this rank alone, and once more for
             every further call on the same batch (the teacher's), so that student and teacher are divided by
-            different numbers; and take the focal loss in float32 even in a float64 model, as it does. Off:
-            over all ranks, once per step; N ranks then give the gradient of one.
+            different numbers; take the focal loss in float32 even in a float64 model, and leave the order of
+            equal scores to torch's quicker sort, as it does. Off: over all ranks, once per step; N ranks then
+            give the gradient of one.
 
     Raises:
         ValueError: anchors that don't fit the neck's levels.
@@ -239,7 +240,10 @@ class RetinaNet(nn.Module):
     def _select_candidates(self, logits: Tensor, deltas: Tensor, anchors: Tensor) -> Candidates:
         """Best boxes of one level of one image: logits (A, K), deltas (A, 4)."""
         positions, labels, scores = select_candidates(
-            logits.sigmoid(), score_threshold=self.score_thresh_test, limit=self.topk_candidates_test
+            logits.sigmoid(),
+            score_threshold=self.score_thresh_test,
+            limit=self.topk_candidates_test,
+            stable=not self.reference_normalizer,
         )
         boxes = decode_deltas(anchors[positions], deltas[positions], self.box_reg_weights)
         return Candidates(boxes, scores, labels)
