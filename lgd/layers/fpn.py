@@ -40,8 +40,8 @@ class TopBlockP6P7(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> [(B, C, H/2, W/2), (B, C, H/4, W/4)], sizes rounded up."""
-        p6 = self.p6(x)
-        return [p6] if self.p7 is None else [p6, self.p7(F.relu(p6))]
+        p6 = _convolve_padded(self.p6, x)
+        return [p6] if self.p7 is None else [p6, _convolve_padded(self.p7, F.relu(p6))]
 
 
 class TopBlockMaxPool(nn.Module):
@@ -129,6 +129,15 @@ class FPN(nn.Module):
             top = self.top_block(maps[source] if source in maps else levels[source])
             levels.update(zip(list(self.strides)[len(outputs) :], top, strict=True))
         return levels
+
+
+def _convolve_padded(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply `conv` to `x` with the padding laid around it first.
+
+    Where a map is a single cell, torch 2.15's own padding on the CPU in bfloat16 leaves those parts of the
+    weight's gradient that only padding belongs to uninitialised.
+    """
+    return F.conv2d(F.pad(x, (1, 1, 1, 1)), conv.weight, conv.bias, conv.stride)
 
 
 def _init_xavier(conv: nn.Conv2d) -> None:

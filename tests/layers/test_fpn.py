@@ -101,3 +101,17 @@ def test_unknown_fuse_type():
 def test_number_of_top_levels():
     with pytest.raises(ValueError, match="add 1 or 2 levels on top, not 3"):
         TopBlockP6P7(4, 4, "p5", num_levels=3)
+
+
+def test_gradients_of_a_single_cell_in_half_precision():
+    """The taps that see only padding get zero, whatever the memory held before."""
+    for _ in range(40):
+        top_block = TopBlockP6P7(16, 16, "res5")
+        leftovers = [torch.full((count,), float("nan"), dtype=torch.bfloat16) for count in (256, 2304, 4096)]
+        del leftovers
+        with torch.autocast("cpu", torch.bfloat16):
+            p6, p7 = top_block(torch.randn(2, 16, 1, 1))
+        (p6.float().sum() + p7.float().sum()).backward()
+        for conv in (top_block.p6, top_block.p7):
+            assert torch.isfinite(conv.weight.grad).all()
+            assert (conv.weight.grad[:, :, 0] == 0).all()
