@@ -265,7 +265,7 @@ def _make_model(cfg: Config, device: torch.device, checkpoint: Checkpoint | None
     torch.manual_seed(cfg.seed)
     model = build_model(cfg)
     if checkpoint is None:
-        load_initial_weights(cfg, model)
+        load_initial_weights(cfg, model, to_evaluate=eval_only)
     elif eval_only:
         _load_state(model, checkpoint)
     model = model.to(device)

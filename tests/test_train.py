@@ -71,6 +71,28 @@ def test_eval_only_of_the_checkpoint_gives_the_same_ap(finished, small_data, tmp
     )
 
 
+def test_eval_only_of_the_student_alone(finished, small_data, tmp_path, capsys):
+    student = tmp_path / "student.safetensors"
+    assert cli.main(["convert", str(finished / "model_final.pth"), str(student), "--to", "student"]) == 0
+    settings = small_settings(
+        small_data, tmp_path / "out", MODEL__WEIGHTS=student, MODEL__DISTILLATOR__EVAL_TEACHER=False
+    )
+    assert lgd_train(settings, "--eval-only") == 0
+    (found,) = json.loads((tmp_path / "out" / "results.json").read_text()).values()
+    (expected,) = json.loads((finished / "results.json").read_text()).values()
+    assert found == {"student": expected["student"]}
+    line = fails(capsys, small_settings(small_data, tmp_path, MODEL__WEIGHTS=student), "--eval-only")
+    assert "holds the student alone; evaluate it with MODEL.DISTILLATOR.EVAL_TEACHER False" in line
+    backbone = {
+        name.removeprefix("student.backbone."): tensor
+        for name, tensor in torch.load(finished / "model_final.pth", weights_only=True)["model"].items()
+        if name.startswith("student.backbone.")
+    }
+    torch.save(backbone, tmp_path / "backbone.pth")
+    settings = small_settings(small_data, tmp_path, MODEL__WEIGHTS=tmp_path / "backbone.pth")
+    assert "not a trained detector, so there is nothing to evaluate" in fails(capsys, settings, "--eval-only")
+
+
 def test_best_model_is_kept(finished):
     best = torch.load(finished / "model_best.pth", weights_only=True)
     state = torch.load(finished / "checkpoints" / "step_0000012.pth", weights_only=True)

@@ -17,12 +17,14 @@ from lgd.config.values import ConfigError
 from lgd.data.index import AnnotationIndex
 from lgd.data.loader import test_loader, train_loader
 from lgd.data.transforms import Crop
+from lgd.distill.distiller import LabelGuidedDistiller
 from lgd.distill.fgfi import FeatureImitation
 from lgd.distill.schedule import DistillSchedule
 from lgd.distributed import get_rank, get_world_size
 from lgd.engine.loop import LoopOptions, Side
 from lgd.engine.optim import LRSchedule, build_optimizer
 from lgd.structures import Batch
+from lgd.weights.report import LoadReport, WeightsError, list_names
 
 logger = logging.getLogger(__name__)
 
@@ -165,10 +167,37 @@ def build_test_loader(cfg: Config, index: AnnotationIndex, *, pin_memory: bool) 
     )
 
 
-def load_initial_weights(cfg: Config, model: Model) -> None:
-    """Fill the model from MODEL.WEIGHTS, if any, and FGFI's teacher; say what was loaded and what not."""
+def load_initial_weights(cfg: Config, model: Model, *, to_evaluate: bool = False) -> None:
+    """Fill the model from MODEL.WEIGHTS, if any, and FGFI's teacher; say what was loaded and what not.
+
+    Args:
+        cfg: the configuration.
+        model: as built from it.
+        to_evaluate: whether the model is evaluated as it then is, so that nothing may be left to training.
+
+    Raises:
+        WeightsError: the weights cannot be used, or lack something that is to be evaluated.
+    """
     if isinstance(model, FeatureImitation):
         load_teacher(cfg, model)
     if not cfg.model.weights:
         return
-    logger.info("%s", fill_model(cfg, model, cfg.model.weights).summary())
+    report = fill_model(cfg, model, cfg.model.weights)
+    logger.info("%s", report.summary())
+    if to_evaluate:
+        _refuse_untrained(cfg, model, report)
+
+
+def _refuse_untrained(cfg: Config, model: Model, report: LoadReport) -> None:
+    untrained = [name for name in report.untrained() if name.startswith("student.")]
+    if untrained:
+        raise WeightsError(
+            f"{report.source} ({report.kind}): not a trained detector, so there is nothing to evaluate; "
+            f"it lacks {list_names(untrained)}"
+        )
+    shows_teacher = isinstance(model, LabelGuidedDistiller) and cfg.model.distillator.eval_teacher
+    if shows_teacher and report.untrained():
+        raise WeightsError(
+            f"{report.source} ({report.kind}): holds the student alone; evaluate it with "
+            "MODEL.DISTILLATOR.EVAL_TEACHER False"
+        )

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _MAX_LISTED = 10
+_STATE_OF_TRAINING = (".loss_normalizer", ".num_batches_tracked")
 
 
 class WeightsError(ValueError):
@@ -32,6 +33,10 @@ class LoadReport:
     kept: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     note: str | None = None
+
+    def untrained(self) -> list[str]:
+        """The tensors that hold no trained values now; a state of the training alone is not missed."""
+        return [name for name in self.kept if not name.endswith(_STATE_OF_TRAINING)]
 
     def summary(self) -> str:
         """One line for the log."""
