@@ -14,6 +14,7 @@ from tests.parity.trace import run_trace
 CASES = Path(__file__).parent / "cases"
 A, A1 = CASES / "a_retinanet_r50.json", CASES / "a1_retinanet_r50_labelGuided.json"
 C = CASES / "c_fcos_r50.json"
+F = CASES / "f_retinanet_r101_dcn.json"
 TRACE = CASES / "trace_a_retinanet_r50.json"
 
 
@@ -66,7 +67,12 @@ def test_fcos_in_float64_without_distillation_and_the_evaluations():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [A, A1, C], ids=["a", "a1", "c"])
+def test_deformable_convolution_in_float64():
+    check_case(F, torch.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [A, A1, C, F], ids=["a", "a1", "c", "f"])
 def test_float32(path):
     check_case(path, torch.float32)
 
