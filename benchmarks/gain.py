@@ -46,14 +46,15 @@ _TWO_STAGE = {
     "MODEL.DISTILLATOR.TEACHER.ADD_CONTEXT_BOX": False,
     "MODEL.DISTILLATOR.TEACHER.DETACH_APPEARANCE_EMBED": True,
 }
-_ANCHOR_FREE = {
-    "MODEL.FCOS.NUM_CONVS": 1,
-    "MODEL.FCOS.FOCAL_LOSS_GAMMA": 1.0,
-    "MODEL.FCOS.OBJECT_SIZES_OF_INTEREST": ((-1, 32), (32, 64), (64, 128), (128, 256), (256, 10000)),
-}
+_ANCHOR_FREE = {"MODEL.FCOS.NUM_CONVS": 1, "MODEL.FCOS.FOCAL_LOSS_GAMMA": 1.0}
+_SIZES = ((-1, 32), (32, 64), (64, 128), (128, 256), (256, 10000))  # half of COCO's, as the images are
 DETECTORS: Mapping[str, Mapping[str, Any]] = {
     "retinanet": {},
-    "fcos": {"MODEL.META_ARCHITECTURE": "FCOS", **_ANCHOR_FREE},
+    "fcos": {
+        "MODEL.META_ARCHITECTURE": "FCOS",
+        "MODEL.FCOS.OBJECT_SIZES_OF_INTEREST": _SIZES,
+        **_ANCHOR_FREE,
+    },
     "atss": {"MODEL.META_ARCHITECTURE": "ATSS", **_ANCHOR_FREE},
     "poto": {"MODEL.META_ARCHITECTURE": "POTO", **_ANCHOR_FREE},
     "faster_rcnn": _TWO_STAGE,
