@@ -57,21 +57,21 @@ def download(
             file than `sha256` says; or the disk takes no more.
     """
     try:
+        if _is_whole(file, sha256):  # before anything is written: the cache may be read-only
+            return
         file.parent.mkdir(parents=True, exist_ok=True)
         with _lock(file):
-            if not _is_there(file, sha256):
-                _fetch(url, file, sha256, attempts, pause, timeout)
+            if _is_whole(file, sha256):
+                return
+            if file.exists():
+                logger.warning("%s is damaged: its SHA-256 is not %s; fetching it again", file, sha256)
+            _fetch(url, file, sha256, attempts, pause, timeout)
     except OSError as error:
         raise WeightsError(f"{url}: cannot write {error.filename or file}: {error.strerror}") from None
 
 
-def _is_there(file: Path, sha256: str | None) -> bool:
-    if not file.exists():
-        return False
-    if sha256 is None or _digest(file).startswith(sha256):
-        return True
-    logger.warning("%s is damaged: its SHA-256 does not begin with %s; fetching it again", file, sha256)
-    return False
+def _is_whole(file: Path, sha256: str | None) -> bool:
+    return file.exists() and (sha256 is None or _digest(file).startswith(sha256))
 
 
 def _fetch(url: str, file: Path, sha256: str | None, attempts: int, pause: float, timeout: float) -> None:

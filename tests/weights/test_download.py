@@ -118,6 +118,13 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(site, file, caplog):
     assert "is damaged" in caplog.text
 
 
+def test_a_file_that_is_there_needs_nothing_to_be_written(site, file):
+    (file.parent / "weights.pth.lock").mkdir(parents=True)  # cannot be opened, as in a read-only folder
+    file.write_bytes(CONTENT)
+    download(site.url, file, sha256=SHA256, **QUICK)
+    assert site.asked == []
+
+
 def test_what_the_server_does_not_have_is_not_asked_for_again(site, file):
     site.statuses = [404]
     with pytest.raises(WeightsError, match=r"weights\.pth: the server answers 404 Not Found$"):
