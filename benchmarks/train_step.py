@@ -1,9 +1,10 @@
-"""Time a training step: our RetinaNet R-50, the same with LGD, and torchvision's, in one run.
+"""Time a training step: our detectors on R-50, the same with LGD, and torchvision's, in one run.
 
     python benchmarks/train_step.py                                  # CPU: 2 images of 320 x 320
+    python benchmarks/train_step.py --detectors retinanet,faster_rcnn,fcos
     python benchmarks/train_step.py --device cuda --batch 16 --size 800 1344 --bf16
 
-The models take turns, so that what else the machine does hits all of them; figures are medians.
+The models of a detector take turns, so that what else the machine does hits all; figures are medians.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from pathlib import Path
 import torch
 import torchvision
 from torch import nn
-from torchvision.models.detection import RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from lgd.build import Model, build_model, build_sides
 from lgd.config.load import load_config
 from lgd.structures import Batch, Targets
 
-RECIPE = Path(__file__).parents[1] / "configs/retinanet/r50_2x_ms_lgd.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs"
+PEERS = {"retinanet": RetinaNet, "faster_rcnn": FasterRCNN, "fcos": FCOS}
 
 
 def make_batch(num_images: int, height: int, width: int, num_boxes: int, device: torch.device) -> Batch:
@@ -46,9 +48,12 @@ def make_batch(num_images: int, height: int, width: int, num_boxes: int, device:
     return Batch(images, sizes, sizes, torch.arange(num_images), targets).to(device)
 
 
-def make_ours(device: torch.device, lgd: bool, freeze: bool) -> tuple[Model, list[torch.optim.Optimizer]]:
+def make_ours(
+    detector: str, device: torch.device, lgd: bool, freeze: bool
+) -> tuple[Model, list[torch.optim.Optimizer]]:
     """Our model in training mode and its optimizers."""
-    cfg = load_config(RECIPE, ["MODEL.DISTILLATOR.ENABLED", str(lgd)])
+    recipe = CONFIGS / detector / "r50_2x_ms_lgd.yaml"
+    cfg = load_config(recipe, ["MODEL.DISTILLATOR.ENABLED", str(lgd)])
     model = build_model(cfg).to(device).to(memory_format=torch.channels_last)
     optimizers = [side.optimizer for side in build_sides(cfg, model, device)]
     for parameter in model.student.backbone_parameters():
@@ -57,18 +62,19 @@ def make_ours(device: torch.device, lgd: bool, freeze: bool) -> tuple[Model, lis
 
 
 def make_torchvision(
-    device: torch.device, size: tuple[int, int]
+    detector: str, device: torch.device, size: tuple[int, int]
 ) -> tuple[nn.Module, list[torch.optim.Optimizer]]:
     """Make the peer as its reference script trains it: frozen BN, stem and layer1 fixed."""
+    two_stage = detector == "faster_rcnn"
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50",
         weights=None,
         norm_layer=FrozenBatchNorm2d,
         trainable_layers=3,
-        returned_layers=[2, 3, 4],
-        extra_blocks=LastLevelP6P7(2048, 256),
+        returned_layers=[1, 2, 3, 4] if two_stage else [2, 3, 4],
+        extra_blocks=LastLevelMaxPool() if two_stage else LastLevelP6P7(2048, 256),
     )
-    model = RetinaNet(backbone, num_classes=81, min_size=min(size), max_size=max(size)).to(device)
+    model = PEERS[detector](backbone, num_classes=81, min_size=min(size), max_size=max(size)).to(device)
     trained = [p for p in model.parameters() if p.requires_grad]
     return model, [torch.optim.SGD(trained, lr=1e-5, momentum=0.9, weight_decay=1e-4)]
 
@@ -99,8 +105,8 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
-    """Time all models in turns."""
+def measure(detector: str, arguments: argparse.Namespace) -> list[dict[str, object]]:
+    """Time all models of a detector in turns."""
     device, size = torch.device(arguments.device), tuple(arguments.size)
     batch = make_batch(arguments.batch, *size, arguments.boxes, device)
     images = [image.float() / 255 for image in batch.images]
@@ -109,14 +115,15 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
         for boxes, labels in zip(batch.targets.boxes, batch.targets.labels, strict=True)
     ]
     runs: dict[str, tuple[Callable[[], dict[str, torch.Tensor]], list[torch.optim.Optimizer]]] = {}
-    peer, peer_optimizers = make_torchvision(device, size)
-    runs["torchvision"] = (partial(peer, images, targets), peer_optimizers)
+    if detector in PEERS:
+        peer, peer_optimizers = make_torchvision(detector, device, size)
+        runs["torchvision"] = (partial(peer, images, targets), peer_optimizers)
     for name, lgd, freeze in (
         ("student", False, False),
         ("lgd", True, False),
         ("lgd, frozen backbone", True, True),
     ):
-        model, optimizers = make_ours(device, lgd, freeze)
+        model, optimizers = make_ours(detector, device, lgd, freeze)
         runs[name] = (partial(model, batch, distill=True), optimizers)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     peaks: dict[str, float] = {}
@@ -131,6 +138,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
                 peaks[name] = torch.cuda.max_memory_allocated(device) / 2**20
     return [
         {
+            "detector": detector,
             "model": name,
             "seconds": statistics.median(times),
             "images_per_second": arguments.batch / statistics.median(times),
@@ -145,6 +153,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "--detectors", default="retinanet", help="names of folders in configs/ with commas between them"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--size", type=int, nargs=2, default=[320, 320], metavar=("H", "W"))
@@ -153,7 +164,7 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast for all")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    rows = measure(arguments)
+    rows = [row for detector in arguments.detectors.split(",") for row in measure(detector, arguments)]
     name = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or "CPU"
     setting = (
         f"{name}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
@@ -161,16 +172,22 @@ def main() -> None:
         f"{arguments.boxes} boxes, {'bfloat16' if arguments.bf16 else 'float32'}, "
         f"medians of {arguments.steps}"
     )
-    base = {row["model"]: row["seconds"] for row in rows}
+    seconds = {(row["detector"], row["model"]): row["seconds"] for row in rows}
     print(setting)
     print(
-        f"{'model':<22}{'s/step':>9}{'images/s':>10}{'of torchvision':>16}{'of student':>12}{'peak MiB':>10}"
+        f"{'detector':<12}{'model':<22}{'s/step':>9}{'images/s':>10}{'of torchvision':>16}{'of student':>12}"
+        f"{'peak MiB':>10}"
     )
     for row in rows:
+        ratios = ""
+        for base, width in (("torchvision", 16), ("student", 12)):
+            other = seconds.get((row["detector"], base))
+            ratios += f"{'-' if other is None else format(row['seconds'] / other, '.2f'):>{width}}"
         peak = "-" if row["peak_MiB"] is None else f"{row['peak_MiB']:.0f}"
-        seconds = row["seconds"]
-        ratios = f"{seconds / base['torchvision']:>16.2f}{seconds / base['student']:>12.2f}"
-        print(f"{row['model']:<22}{seconds:>9.4f}{row['images_per_second']:>10.2f}{ratios}{peak:>10}")
+        print(
+            f"{row['detector']:<12}{row['model']:<22}{row['seconds']:>9.4f}{row['images_per_second']:>10.2f}"
+            f"{ratios}{peak:>10}"
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2) + "\n")
 

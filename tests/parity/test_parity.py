@@ -15,6 +15,7 @@ CASES = Path(__file__).parent / "cases"
 A, A1 = CASES / "a_retinanet_r50.json", CASES / "a1_retinanet_r50_labelGuided.json"
 C = CASES / "c_fcos_r50.json"
 F = CASES / "f_retinanet_r101_dcn.json"
+B, D = CASES / "b_faster_r50.json", CASES / "d_mask_swin_t.json"
 TRACE = CASES / "trace_a_retinanet_r50.json"
 
 
@@ -71,8 +72,23 @@ def test_deformable_convolution_in_float64():
     check_case(F, torch.float64)
 
 
+def test_faster_rcnn_in_float64():
+    check_case(B, torch.float64, "eval_single_student")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [A, A1, C, F], ids=["a", "a1", "c", "f"])
+def test_faster_rcnn_in_float64_with_and_without_distillation():
+    """Not its teacher's evaluations: their scores tie in all but the last digits, which rounding decides."""
+    check_case(B, torch.float64, "train_flag1", "train_flag0", "eval_student")
+
+
+@pytest.mark.slow
+def test_mask_rcnn_in_float64():
+    check_case(D, torch.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [A, A1, B, C, D, F], ids=["a", "a1", "b", "c", "d", "f"])
 def test_float32(path):
     check_case(path, torch.float32)
 
