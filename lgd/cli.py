@@ -5,12 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from lgd import convert, train
 
-COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
-    "train": (train.main, "train a detector, or evaluate one"),
-    "convert": (convert.main, "write weights of one kind as another"),
+def _train(arguments: Sequence[str], is_program: bool) -> int:
+    from lgd import train
+
+    return train.main(arguments, is_program=is_program)
+
+
+def _convert(arguments: Sequence[str], is_program: bool) -> int:
+    from lgd import convert
+
+    return convert.main(arguments)
+
+
+COMMANDS: Mapping[str, tuple[Callable[[Sequence[str], bool], int], str]] = {
+    "train": (_train, "train a detector, or evaluate one"),
+    "convert": (_convert, "write weights of one kind as another"),
 }
+"""Each imports its torch only when it is called, since `train` catches signals first."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments and arguments[0] in COMMANDS:
         function, _ = COMMANDS[arguments[0]]
-        return function(arguments[1:])
+        return function(arguments[1:], argv is None)
     usage = ["usage: lgd COMMAND ...", ""] + [f"  {name:<8} {help_}" for name, (_, help_) in COMMANDS.items()]
     asked = arguments[:1] in (["-h"], ["--help"])
     stream = sys.stdout if asked else sys.stderr

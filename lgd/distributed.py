@@ -1,4 +1,4 @@
-"""Process groups: the only file that starts, asks or closes them.
+"""Process groups: the only file, with `lgd.channel`, that starts, asks or closes them.
 
 Every function works without a process group too, as one rank of one.
 """
@@ -16,9 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lgd.channel import Channel, call_roll, open_store
 from lgd.config.values import ConfigError
 
 T = TypeVar("T")
+
+_NCCL_EXTRA_SECONDS = 60.0
+"""Where the GPUs hang the host is to notice first, on the channel: it can say who is missing."""
 
 _STEP_SECONDS = 5.0
 """How often ranks that wait for a long task meet, so that no wait comes near a group's time-out."""
@@ -68,18 +72,36 @@ def select_device(name: str, local_rank: int) -> torch.device:
     return device
 
 
-def init(device: torch.device, timeout_seconds: float) -> None:
+def init(device: torch.device, timeout_seconds: float) -> Channel:
     """Join the process group that the launcher's environment describes (nccl on CUDA, else gloo).
 
-    Does nothing for a single process that no launcher started.
+    A single process that no launcher started joins none.
+
+    Args:
+        device: of this rank.
+        timeout_seconds: how long a rank waits for the others before it gives up.
+
+    Returns:
+        The ranks' second way to talk.
+
+    Raises:
+        RanksError: a rank did not come within the time-out.
     """
-    if LaunchInfo.from_environment().world_size == 1:
-        return
+    launch = LaunchInfo.from_environment()
+    if launch.world_size == 1:
+        return Channel.alone()
+    on_cuda = device.type == "cuda"
+    store = open_store(launch.rank, launch.world_size, timeout_seconds)
+    call_roll(store, launch.rank, launch.world_size, timeout_seconds)
     dist.init_process_group(
-        backend="nccl" if device.type == "cuda" else "gloo",
-        timeout=timedelta(seconds=timeout_seconds),
-        device_id=device if device.type == "cuda" else None,
+        backend="nccl" if on_cuda else "gloo",
+        store=store,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        timeout=timedelta(seconds=timeout_seconds + (_NCCL_EXTRA_SECONDS if on_cuda else 0)),
+        device_id=device if on_cuda else None,
     )
+    return Channel.open(store, timeout_seconds)
 
 
 def shutdown() -> None:

@@ -1,18 +1,28 @@
-"""Start several workers of `lgd.train` through torch's elastic launcher, as torchrun would."""
+"""Start the workers of this machine: `python -m lgd.launch [torchrun's options] -- ARGUMENTS OF lgd.train`.
+
+In place of torchrun, whose options it takes: it passes the workers' exit code on, signals to them, and does
+not start again what was asked to leave.
+"""
 
 from __future__ import annotations
 
-import logging
+import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
+from lgd import exits
 from lgd.config.values import ConfigError
+from lgd.engine.interruption import Interruption
+from lgd.output import start_logging
+
+if TYPE_CHECKING:
+    from lgd.elastic import Launch
+
+JOIN_SECONDS = 300
+"""How long machines wait for one another before they give up, unless told otherwise."""
 
 
 def started_by_launcher() -> bool:
@@ -21,12 +31,19 @@ def started_by_launcher() -> bool:
 
 
 def launch_workers(
-    arguments: Sequence[str], *, num_workers: int, num_machines: int, machine_rank: int, dist_url: str
+    arguments: Sequence[str],
+    interruption: Interruption,
+    *,
+    num_workers: int,
+    num_machines: int,
+    machine_rank: int,
+    dist_url: str,
 ) -> int:
     """Run `python -m lgd.train ARGUMENTS` in `num_workers` processes here; return their exit code.
 
     Args:
         arguments: command line of every worker.
+        interruption: what asks this process to leave, and is passed on to the workers.
         num_workers: workers of this machine.
         num_machines: machines that take part, each starting its own workers.
         machine_rank: this machine's number, from 0.
@@ -35,35 +52,149 @@ def launch_workers(
     Raises:
         ConfigError: a rank or an address that does not fit.
     """
-    config = LaunchConfig(
-        min_nodes=num_machines,
-        max_nodes=num_machines,
-        nproc_per_node=num_workers,
-        max_restarts=0,
-        **_rendezvous(num_machines, machine_rank, dist_url),
+    from lgd.elastic import Launch, run_workers
+
+    launch = Launch(
+        command=("-m", "lgd.train", *arguments),
+        num_workers=num_workers,
+        min_machines=num_machines,
+        max_machines=num_machines,
+        **_meeting_point(num_machines, machine_rank, dist_url),
     )
-    # As torchrun does: workers that each take every core slow one another down.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    try:
-        elastic_launch(config, sys.executable)("-m", "lgd.train", *arguments)
-    except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        return next((code for code in codes if code > 0), 1)
-    return 0
+    return run_workers(launch, interruption)
 
 
-def _rendezvous(num_machines: int, machine_rank: int, dist_url: str) -> dict[str, Any]:
+def _meeting_point(num_machines: int, machine_rank: int, dist_url: str) -> dict[str, Any]:
     if num_machines == 1 and dist_url == "auto":
-        return {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": f"lgd-{os.getpid()}"}
+        return {"run_id": f"lgd-{os.getpid()}"}
     if not 0 <= machine_rank < num_machines:
         raise ConfigError(f"--machine-rank {machine_rank} is not in [0, {num_machines - 1}] (--num-machines)")
     address = urlparse(dist_url)
     if address.scheme != "tcp" or not address.hostname or not address.port:
         raise ConfigError(f"--dist-url must be tcp://HOST:PORT of machine 0, not {dist_url!r}")
     return {
-        "rdzv_backend": "static",
-        "rdzv_endpoint": f"{address.hostname}:{address.port}",
-        "rdzv_configs": {"rank": machine_rank, "timeout": 900},
-        "run_id": "lgd",
+        "backend": "static",
+        "endpoint": f"{address.hostname}:{address.port}",
+        "settings": {"rank": machine_rank, "timeout": JOIN_SECONDS},
     }
+
+
+def parse_arguments(argv: Sequence[str]) -> Launch:
+    """Read the command line.
+
+    Raises:
+        ConfigError: options that do not fit together.
+    """
+    from lgd.elastic import Launch
+
+    own, arguments = _split(argv)
+    options = _make_parser().parse_args(own)
+    least, most = _machines(options.nnodes)
+    if most > 1 and not options.rdzv_endpoint:
+        raise ConfigError(
+            f"--nnodes {options.nnodes} needs --rdzv-endpoint HOST:PORT, the same on all machines"
+        )
+    return Launch(
+        command=("-m", options.module, *arguments),
+        num_workers=_workers(options.nproc_per_node),
+        min_machines=least,
+        max_machines=most,
+        max_restarts=options.max_restarts,
+        backend=options.rdzv_backend,
+        endpoint=options.rdzv_endpoint or "localhost:0",
+        run_id=options.rdzv_id or ("lgd" if most > 1 else f"lgd-{os.getpid()}"),
+        settings=_settings(options.rdzv_conf, options.node_rank, options.rdzv_backend),
+        local_address=options.local_addr,
+        log_folder=options.log_dir,
+    )
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lgd.launch",
+        usage="%(prog)s [options] -- ARGUMENTS...",
+        description="Start the workers of this machine. The options are torchrun's.",
+        epilog=f"Exit codes: {exits.DONE} done, {exits.USER_ERROR} what you can mend, "
+        f"{exits.RUN_AGAIN} saved, run me again; others are faults.",
+    )
+    parser.add_argument("--nnodes", default="1", metavar="N|MIN:MAX", help="machines that take part")
+    parser.add_argument("--nproc-per-node", default="1", metavar="N|gpu", help="workers of this machine")
+    parser.add_argument("--rdzv-backend", default="c10d", choices=["c10d", "static"])
+    parser.add_argument("--rdzv-endpoint", default="", metavar="HOST:PORT", help="where the machines meet")
+    parser.add_argument("--rdzv-id", default="", metavar="ID", help="the same on all machines of a run")
+    parser.add_argument("--rdzv-conf", default="", metavar="KEY=VALUE,...", help="time-outs and the like")
+    parser.add_argument(
+        "--max-restarts", type=int, default=0, metavar="K", help="restarts after a lost worker"
+    )
+    parser.add_argument("--node-rank", type=int, default=0, metavar="R", help="for --rdzv-backend static")
+    parser.add_argument("--local-addr", metavar="HOST", help="how the others reach this machine")
+    parser.add_argument("--log-dir", metavar="DIR", help="keep every worker's output there too")
+    parser.add_argument("-m", "--module", default="lgd.train", help="what the workers run")
+    return parser
+
+
+def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Split at the first `--`: this program's options, and the workers' arguments."""
+    place = list(argv).index("--") if "--" in argv else len(argv)
+    return argv[:place], argv[place + 1 :]
+
+
+def _machines(text: str) -> tuple[int, int]:
+    least, _, most = text.partition(":")
+    try:
+        result = int(least), int(most or least)
+    except ValueError:
+        result = 0, 0
+    if not 1 <= result[0] <= result[1]:
+        raise ConfigError(f"--nnodes must be a number or MIN:MAX, not {text!r}")
+    return result
+
+
+def _workers(text: str) -> int:
+    if text == "gpu":
+        import torch
+
+        count = torch.cuda.device_count()
+        if count == 0:
+            raise ConfigError("--nproc-per-node gpu: torch sees no GPU on this machine")
+        return count
+    if not text.isdecimal() or int(text) == 0:
+        raise ConfigError(f"--nproc-per-node must be a number or gpu, not {text!r}")
+    return int(text)
+
+
+def _settings(text: str, node_rank: int, backend: str) -> dict[str, Any]:
+    settings: dict[str, Any] = {"timeout": JOIN_SECONDS, "join_timeout": JOIN_SECONDS}
+    for pair in filter(None, text.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--rdzv-conf must be KEY=VALUE,..., not {text!r}")
+        settings[key.strip()] = value.strip()
+    if backend == "static":
+        settings["rank"] = node_rank
+        settings["timeout"] = int(settings["timeout"])
+    return settings
+
+
+def main(argv: Sequence[str] | None = None, *, is_program: bool = False) -> int:
+    """Run the command line; returns the workers' exit code.
+
+    Args:
+        argv: the arguments; None takes the program's.
+        is_program: the process ends with the returned code, which no later signal may change.
+    """
+    with Interruption(until_exit=is_program) as interruption:
+        start_logging(0)
+        try:
+            from lgd.elastic import run_workers
+
+            return run_workers(parse_arguments(sys.argv[1:] if argv is None else argv), interruption)
+        except ConfigError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return exits.USER_ERROR
+        except KeyboardInterrupt:
+            return exits.CTRL_C
+
+
+if __name__ == "__main__":
+    sys.exit(main(is_program=True))

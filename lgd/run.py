@@ -41,6 +41,8 @@ from lgd.engine.checkpoint import (
     save_checkpoint,
     save_file,
 )
+from lgd.engine.interruption import Interruption
+from lgd.engine.leaving import Leaving
 from lgd.engine.loop import TrainState, train
 from lgd.engine.metrics import MetricsWriter
 from lgd.engine.progress import Progress
@@ -58,11 +60,14 @@ from lgd.weights.load import load_into
 logger = logging.getLogger(__name__)
 
 
-def run(cfg: Config, *, resume: bool = False, eval_only: bool = False) -> Results | None:
+def run(
+    cfg: Config, interruption: Interruption, *, resume: bool = False, eval_only: bool = False
+) -> Results | None:
     """Train and evaluate as `cfg` says.
 
     Args:
         cfg: the whole configuration.
+        interruption: what asks the run to save and leave.
         resume: go on from the newest checkpoint of OUTPUT_DIR, if there is one.
         eval_only: evaluate MODEL.WEIGHTS (or, with `resume`, the newest checkpoint) and stop.
 
@@ -70,13 +75,16 @@ def run(cfg: Config, *, resume: bool = False, eval_only: bool = False) -> Result
         The last evaluation on rank 0, None on the others.
 
     Raises:
+        Interrupted: it was asked to leave; what there is to save is saved.
         ValueError: one of `USER_ERRORS`.
     """
     launch = LaunchInfo.from_environment()
     device = distributed.select_device(cfg.model.device, launch.local_rank)
-    distributed.init(device, cfg.train.process_group_timeout)
+    channel = distributed.init(device, cfg.train.process_group_timeout)
+    leaving = Leaving(interruption, channel)
     cfg, changes = scale_to_world_size(cfg, launch.world_size)
     output = OutputFolder(Path(cfg.output_dir))
+    leaving.check("before the data was read")
     train_index = (
         None
         if eval_only
@@ -86,11 +94,13 @@ def run(cfg: Config, *, resume: bool = False, eval_only: bool = False) -> Result
         name: distributed.on_main_first(partial(open_dataset, name, Path(cfg.datasets.root)))
         for name in cfg.datasets.test
     }
+    leaving.check("before the model was built")
     indices = [*([train_index] if train_index else []), *test_indices.values()]
     cfg = _settle_classes(cfg, indices)
     checkpoint = find_newest(output.checkpoints) if resume else None
     cfg = replace(cfg, seed=_choose_seed(cfg.seed, checkpoint))
     model = _make_model(cfg, device, checkpoint, eval_only)
+    leaving.check("before the first step")
     if distributed.is_main():
         _open_output(cfg, output, keep=resume or eval_only)
     for line in [*changes, *_describe(cfg, model, indices, device)]:
@@ -100,9 +110,10 @@ def run(cfg: Config, *, resume: bool = False, eval_only: bool = False) -> Result
         for name, index in test_indices.items()
     ]
     if train_index is None:
-        results = _evaluate(cfg, model, test_sets, device, output, step=0, metrics=None)
+        results = _evaluate(cfg, model, test_sets, device, output, leaving, step=0, metrics=None)
     else:
-        results = _train(cfg, model, train_index, test_sets, device, output, checkpoint)
+        results = _train(cfg, model, train_index, test_sets, device, output, checkpoint, leaving)
+    channel.close()
     if results:
         logger.info("%s\n%s", output.results, results_table(results))
     return results
@@ -116,6 +127,7 @@ def _train(
     device: torch.device,
     output: OutputFolder,
     checkpoint: Checkpoint | None,
+    leaving: Leaving,
 ) -> Results | None:
     """Run the loop from the checkpoint or from the start; return the last evaluation."""
     classes = {"names": list(index.class_names), "category_ids": list(index.category_ids)}
@@ -123,7 +135,10 @@ def _train(
     if checkpoint is not None:
         _restore(cfg, state, checkpoint, classes)
     metrics = MetricsWriter(
-        output.root if distributed.is_main() else None, cfg.solver.max_iter, first_iteration=state.step
+        output.root if distributed.is_main() else None,
+        cfg.solver.max_iter,
+        first_iteration=state.step,
+        repeats_evaluation=state.owes_evaluation,
     )
     metrics.log_text("config", dump_config(cfg))
     results: Results | None = None
@@ -131,7 +146,7 @@ def _train(
 
     def evaluate(state: TrainState) -> None:
         nonlocal results
-        results = _evaluate(cfg, model, test_sets, device, output, step=state.step, metrics=metrics)
+        results = _evaluate(cfg, model, test_sets, device, output, leaving, step=state.step, metrics=metrics)
         ap = _first_ap(results)
         if ap is not None and ap > state.best.get("AP", -1.0):
             state.best = {"AP": ap, "step": state.step}
@@ -145,7 +160,7 @@ def _train(
             _write(partial(save_checkpoint, output.checkpoints, state.step, content, keep=keep), must=is_last)
 
     on_cuda = device.type == "cuda"
-    if state.step < cfg.solver.max_iter:
+    if state.step < cfg.solver.max_iter or state.owes_evaluation:
         batches = iter(build_train_loader(cfg, index, first_step=state.step, pin_memory=on_cuda))
         train(
             state,
@@ -156,11 +171,12 @@ def _train(
             report=metrics.log,
             evaluate=evaluate,
             save=save,
+            shall_leave=leaving.after_step,
         )
     else:
         # The evaluation of this step came before its checkpoint, so it is in the metrics already.
         logger.info("step %d of %d: nothing left to train", state.step, cfg.solver.max_iter)
-        results = _evaluate(cfg, model, test_sets, device, output, step=state.step, metrics=None)
+        results = _evaluate(cfg, model, test_sets, device, output, leaving, step=state.step, metrics=None)
     if distributed.is_main():
         save_file(output.final_model, {"format": FORMAT, "model": model.state_dict(), **about})
     metrics.close()
@@ -183,6 +199,7 @@ def _evaluate(
     test_sets: Sequence[TestSet],
     device: torch.device,
     output: OutputFolder,
+    leaving: Leaving,
     *,
     step: int,
     metrics: MetricsWriter | None,
@@ -197,6 +214,7 @@ def _evaluate(
         mixed_precision=cfg.solver.amp.enabled,
         backend=cfg.train.eval_backend,
         num_examples=cfg.test.vis_images,
+        shall_abandon=leaving.during_evaluation,
     ):
         name = assessment.test_set.name
         results[name] = assessment.metrics

@@ -62,6 +62,7 @@ def assess(
     mixed_precision: bool,
     backend: Backend,
     num_examples: int,
+    shall_abandon: Callable[[], bool] = lambda: False,
 ) -> Iterator[Assessment]:
     """Evaluate on every test set; every rank detects, rank 0 scores and yields.
 
@@ -73,6 +74,10 @@ def assess(
         mixed_precision: detect under bfloat16 autocast.
         backend: what counts the matches.
         num_examples: images to keep for drawing.
+        shall_abandon: asked before every batch, see `run_inference`.
+
+    Raises:
+        Interrupted: on every rank, because one of them was asked to leave.
     """
     for test_set in test_sets:
         index = test_set.index
@@ -86,6 +91,7 @@ def assess(
             teach=teach if with_teacher and index.has_annotations else None,
             mixed_precision=mixed_precision,
             num_examples=num_examples,
+            shall_abandon=shall_abandon,
         )
         model.train()
         if inference is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lgd import distributed
 from lgd.detectors.protocol import Detector
+from lgd.engine.interruption import Interrupted
 from lgd.evaluation.coco import to_coco_results
 from lgd.structures import Batch, Detections, Features, Outlines
 
@@ -70,6 +71,7 @@ def run_inference(
     teach: Teach | None = None,
     mixed_precision: bool = False,
     num_examples: int = 0,
+    shall_abandon: Callable[[], bool] = lambda: False,
 ) -> Inference | None:
     """Detect on every batch of this rank; gather on rank 0.
 
@@ -84,15 +86,22 @@ def run_inference(
         teach: the teacher; None evaluates the student alone.
         mixed_precision: run under bfloat16 autocast.
         num_examples: images of rank 0 to keep for drawing.
+        shall_abandon: asked before every batch; True on one rank makes all of them raise `Interrupted`.
 
     Returns:
         Everything on rank 0, None on the others.
+
+    Raises:
+        Interrupted: on every rank, because one of them was asked to leave.
     """
     names = ["student"] if teach is None else ["student", "teacher"]
     found: dict[str, list[tuple[int, list[Result]]]] = {name: [] for name in names}
     examples: list[Example] = []
-    with_masks, num_skipped = False, 0
+    with_masks, num_skipped, abandons = False, 0, False
     for host_batch in batches:
+        abandons = shall_abandon()
+        if abandons:
+            break
         num_skipped += len(host_batch.skipped)
         batch = host_batch.to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
@@ -104,6 +113,8 @@ def run_inference(
         examples += [
             _example(host_batch, i, each) for i, each in enumerate(detections["student"][: max(wanted, 0)])
         ]
+    if distributed.any_rank(abandons, device):
+        raise Interrupted("asked to leave: the evaluation is abandoned")
     parts = distributed.gather_objects((found, with_masks, num_skipped))
     if parts is None:
         return None

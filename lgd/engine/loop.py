@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lgd import distributed
 from lgd.distill.distiller import LabelGuidedDistiller, PlainStudent
 from lgd.distill.schedule import DistillSchedule, Phase
+from lgd.engine.interruption import Interrupted
 from lgd.engine.metrics import StepRecord, measure_memory
 from lgd.engine.optim import LRSchedule, clip_gradients, set_lr
 from lgd.engine.progress import Progress
@@ -79,6 +80,7 @@ class TrainState:
         progress: losses of the unfinished log period.
         step: steps done.
         best: the best student AP so far and its step, by "AP" and "step"; empty before the first.
+        owes_evaluation: the evaluation that is due after `step` was abandoned, to leave in time.
     """
 
     model: LabelGuidedDistiller | PlainStudent
@@ -86,6 +88,7 @@ class TrainState:
     progress: Progress
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
+    owes_evaluation: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact resume needs, as tensors and plain containers.
@@ -97,6 +100,7 @@ class TrainState:
             "optimizers": {side.name: side.optimizer.state_dict() for side in self.sides},
             "progress": self.progress.state(),
             "best": dict(self.best),
+            "owes_evaluation": self.owes_evaluation,
         }
 
     def load_state_dict(self, step: int, state: Mapping[str, Any]) -> None:
@@ -106,6 +110,7 @@ class TrainState:
             side.optimizer.load_state_dict(state["optimizers"][side.name])
         self.progress.load_state(state["progress"])
         self.best = dict(state["best"])
+        self.owes_evaluation = bool(state.get("owes_evaluation", False))
         self.step = step
 
 
@@ -119,6 +124,7 @@ def train(
     report: Callable[[StepRecord], None],
     evaluate: Callable[[TrainState], None],
     save: Callable[[TrainState], None],
+    shall_leave: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train `state` from its step to `options.max_iter`.
 
@@ -129,15 +135,19 @@ def train(
         options: numbers.
         device: where the model lies.
         report: called on every rank at the end of each log period.
-        evaluate: called on every rank when an evaluation is due.
-        save: called on every rank when a checkpoint is due.
+        evaluate: called on every rank when an evaluation is due; may raise Interrupted on all of them.
+        save: called on every rank when a checkpoint is due, or before leaving early.
+        shall_leave: called on every rank after every step but the last; the answer is the same on all.
 
     Raises:
+        Interrupted: the run was asked to leave; a checkpoint is saved.
         NonFiniteError: a loss became NaN or infinite.
     """
     backbone = [p for p in state.model.student.backbone_parameters() if p.requires_grad]
     module: nn.Module = state.model
     frozen: bool | None = None
+    if state.owes_evaluation:
+        _finish_step(state, options, evaluate, save, shall_leave)
     clock = _Clock()
     for step in range(state.step, options.max_iter):
         phase = schedule.phase(step)
@@ -163,11 +173,34 @@ def train(
         last = state.step == options.max_iter
         if last or _is_due(state.step, options.log_period):
             report(_make_record(state, phase, clock, options, device))
-        if last or _is_due(state.step, options.eval_period):
-            evaluate(state)
+        evaluates = state.owes_evaluation = last or _is_due(state.step, options.eval_period)
+        _finish_step(state, options, evaluate, save, shall_leave)
+        if evaluates:
             clock.restart()
-        if last or _is_due(state.step, options.checkpoint_period):
-            save(state)
+
+
+def _finish_step(
+    state: TrainState,
+    options: LoopOptions,
+    evaluate: Callable[[TrainState], None],
+    save: Callable[[TrainState], None],
+    shall_leave: Callable[[], bool],
+) -> None:
+    """Evaluate and save where that is due; save and raise `Interrupted` where the run shall leave."""
+    last = state.step == options.max_iter
+    leaves = False
+    if state.owes_evaluation:
+        try:
+            evaluate(state)
+            state.owes_evaluation = False
+        except Interrupted:
+            leaves = True
+    leaves = leaves or (not last and shall_leave())
+    if leaves or last or _is_due(state.step, options.checkpoint_period):
+        save(state)
+    if leaves:
+        distributed.barrier()  # nobody is gone before rank 0 has written
+        raise Interrupted(f"asked to leave: saved step {state.step} of {options.max_iter}")
 
 
 def _accumulate_gradients(

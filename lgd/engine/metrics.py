@@ -90,7 +90,13 @@ class MetricsWriter:
     leaves what an uninterrupted one leaves.
     """
 
-    def __init__(self, output_dir: Path | None, max_iter: int, first_iteration: int = 0) -> None:
+    def __init__(
+        self,
+        output_dir: Path | None,
+        max_iter: int,
+        first_iteration: int = 0,
+        repeats_evaluation: bool = False,
+    ) -> None:
         """Open the files.
 
         Args:
@@ -98,6 +104,8 @@ class MetricsWriter:
             max_iter: steps of the run.
             first_iteration: steps done by the checkpoint that training goes on from, 0 without one; what
                 there is of later steps is taken back.
+            repeats_evaluation: the evaluation of `first_iteration` follows; what there is of it is
+                taken back.
 
         Raises:
             ValueError: TensorBoard is not installed.
@@ -109,7 +117,7 @@ class MetricsWriter:
         if output_dir is not None:
             output_dir.mkdir(parents=True, exist_ok=True)
             self._files = (
-                _LineFile(output_dir / "metrics.jsonl", first_iteration),
+                _LineFile(output_dir / "metrics.jsonl", first_iteration, repeats_evaluation),
                 _TensorBoard(output_dir, first_iteration + 1),
             )
 
@@ -229,9 +237,9 @@ def _flatten(record: StepRecord) -> dict[str, Any]:
 class _LineFile:
     """metrics.jsonl: a JSON object a line, each on disk before training goes on."""
 
-    def __init__(self, path: Path, first_iteration: int) -> None:
+    def __init__(self, path: Path, first_iteration: int, repeats_evaluation: bool) -> None:
         if path.exists():
-            _drop_lines_after(path, first_iteration)
+            _drop_lines_after(path, first_iteration, repeats_evaluation)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, entry: Mapping[str, Any]) -> None:
@@ -243,13 +251,16 @@ class _LineFile:
         self._file.close()
 
 
-def _drop_lines_after(path: Path, iteration: int) -> None:
-    """Take back the lines of later steps, and those that a crash left half-written."""
+def _drop_lines_after(path: Path, iteration: int, with_evaluation: bool) -> None:
+    """Take back the lines of later steps, its own evaluation if asked, and what a crash left half-written."""
     kept, num_damaged = [], 0
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            if line and json.loads(line)["iteration"] <= iteration:
-                kept.append(line + "\n")
+            if line:
+                entry = json.loads(line)
+                is_evaluation_again = with_evaluation and entry["iteration"] == iteration and "eval" in entry
+                if entry["iteration"] <= iteration and not is_evaluation_again:
+                    kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             num_damaged += 1
     if num_damaged:

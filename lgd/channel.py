@@ -1,0 +1,190 @@
+"""How the ranks find one another, and a second way for them to talk, apart from the model's collectives."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+_PATIENCE_SECONDS = 10.0
+"""How long the ranks that gave up wait for others to do so, before they call them missing."""
+
+
+class RanksError(RuntimeError):
+    """Ranks lost one another: some died, hang, or cannot be reached."""
+
+
+def open_store(rank: int, world_size: int, timeout_seconds: float) -> Store:
+    """Reach the ranks' key-value store at MASTER_ADDR:MASTER_PORT, which rank 0 serves, or the launcher.
+
+    Raises:
+        RanksError: it cannot be reached within the time-out.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    served_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            address,
+            port,
+            world_size,
+            is_master=rank == 0 and not served_by_launcher,
+            timeout=timedelta(seconds=timeout_seconds),
+            wait_for_workers=False,  # `call_roll` does, and says who is missing
+            multi_tenant=True,
+        )
+    except RuntimeError as error:
+        raise RanksError(
+            f"rank {rank} on {socket.gethostname()} cannot reach rank 0 at {address}:{port} "
+            f"(MASTER_ADDR, MASTER_PORT): {_first_line(error)}"
+        ) from error
+    return PrefixStore("lgd", store)
+
+
+def call_roll(store: Store, rank: int, world_size: int, timeout_seconds: float) -> None:
+    """Wait until every rank has come and left its host's name in the store.
+
+    Raises:
+        RanksError: some did not come within the time-out; they are named.
+    """
+    store.set(f"host/{rank}", socket.gethostname())
+    try:
+        store.wait([f"host/{r}" for r in range(world_size)], timedelta(seconds=timeout_seconds))
+    except RuntimeError as error:
+        hosts = {r: store.get(f"host/{r}").decode() for r in range(world_size) if store.check([f"host/{r}"])}
+        missing = [str(r) for r in range(world_size) if r not in hosts]
+        raise RanksError(
+            f"rank {rank} on {socket.gethostname()} waited {timeout_seconds:g} s "
+            f"(TRAIN.PROCESS_GROUP_TIMEOUT) in vain for rank(s) {', '.join(missing)}; those that came are on "
+            f"{', '.join(sorted(set(hosts.values())))}"
+        ) from error
+
+
+class Channel:
+    """The ranks' second way to talk: on gloo and the store, apart from the model's collectives and any GPU.
+
+    All ranks call `any`, `vote` and `meet` in the same order.
+    """
+
+    def __init__(self, store: Store | None, group: dist.ProcessGroup | None, timeout_seconds: float) -> None:
+        """Use a store and a gloo group, or for a process alone neither."""
+        self._store = store
+        self._group = group
+        self._timeout_seconds = timeout_seconds
+        self._vote: tuple[dist.Work, Tensor] | None = None
+
+    @classmethod
+    def alone(cls) -> Channel:
+        """The channel of a process alone."""
+        return cls(None, None, 0.0)
+
+    @classmethod
+    def open(cls, store: Store, timeout_seconds: float) -> Channel:
+        """Open a channel for all ranks of the process group, each of which calls this."""
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+        assert isinstance(group, dist.ProcessGroup)
+        return cls(store, group, timeout_seconds)
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank; waits for all of them."""
+        if self._group is None:
+            return flag
+        votes = torch.tensor([int(flag)])
+        dist.all_reduce(votes, dist.ReduceOp.MAX, self._group)
+        return bool(votes)
+
+    def vote(self, flag: bool) -> bool:
+        """Whether `flag` was true on any rank at the call before this one; of this call, for a process alone.
+
+        For every step of a training: what it asks is answered while the next step runs, so nobody waits, and
+        all ranks get the same answer at the same step.
+        """
+        if self._group is None:
+            return flag
+        answer = False
+        if self._vote is not None:
+            work, votes = self._vote
+            work.wait()
+            answer = bool(votes)
+        votes = torch.tensor([int(flag)])
+        work = dist.all_reduce(votes, dist.ReduceOp.MAX, self._group, async_op=True)
+        assert work is not None
+        self._vote = (work, votes)
+        return answer
+
+    def close(self) -> None:
+        """Let the last vote end, which nobody asked for."""
+        if self._vote is not None:
+            self._vote[0].wait()
+            self._vote = None
+
+    def announce(self, news: str) -> None:
+        """Let the other ranks know, whatever they are doing: those that ask `has_heard`."""
+        if self._store is not None:
+            self._store.set(f"news/{news}", "")
+
+    def has_heard(self, news: str) -> bool:
+        """Whether a rank has announced it; asks rank 0's host, once a second would be often."""
+        return self._store is not None and bool(self._store.check([f"news/{news}"]))
+
+    def meet(self, place: str) -> None:
+        """Wait for all ranks.
+
+        Raises:
+            RanksError: some did not come within the time-out; they and their hosts are named.
+        """
+        if self._group is None:
+            return
+        try:
+            dist.monitored_barrier(self._group, timedelta(seconds=self._timeout_seconds), wait_all_ranks=True)
+        except RuntimeError as error:
+            raise self.explain(error, place) from error
+
+    def explain(self, error: RuntimeError, place: str) -> RanksError:
+        """Find out who is to blame that a collective failed.
+
+        Every rank that gives up says so in the store; those that say nothing are dead, hang, or are cut off.
+
+        Args:
+            error: as the collective raised it.
+            place: what the run was doing.
+        """
+        silent: list[str] = []
+        thread = threading.Thread(target=self._find_silent, args=(error, silent), daemon=True)
+        thread.start()
+        thread.join(_PATIENCE_SECONDS + 5.0)  # asking a host that is cut off never ends
+        if thread.is_alive():
+            silent = ["rank 0, which serves the ranks' store"]
+        whom = (
+            f"nothing was heard of {', '.join(silent)}" if silent else "all ranks gave up, see their messages"
+        )
+        return RanksError(
+            f"rank {dist.get_rank()} on {socket.gethostname()} gave up at {place}: {_first_line(error)}; "
+            f"{whom}. Ranks wait {self._timeout_seconds:g} s for one another (TRAIN.PROCESS_GROUP_TIMEOUT)"
+        )
+
+    def _find_silent(self, error: RuntimeError, silent: list[str]) -> None:
+        """Give up in the store, wait for the others to do so, and add those that do not to `silent`."""
+        assert self._store is not None
+        # After a time-out the others may be some seconds behind; a lost connection all notice at once.
+        patience = _PATIENCE_SECONDS if "timed out" in str(error).lower() else 0.3 * _PATIENCE_SECONDS
+        deadline = time.monotonic() + patience
+        try:
+            self._store.set(f"gave_up/{dist.get_rank()}", "")
+            missing = list(range(dist.get_world_size()))
+            while missing and time.monotonic() < deadline:
+                missing = [rank for rank in missing if not self._store.check([f"gave_up/{rank}"])]
+                time.sleep(0.1)
+            silent += [f"rank {rank} on {self._store.get(f'host/{rank}').decode()}" for rank in missing]
+        except RuntimeError:
+            silent.append("rank 0, which serves the ranks' store")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,75 @@
+"""What `python -m lgd.train` does once its arguments are read: a run, or the start of several workers."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import sys
+from collections.abc import Sequence
+
+from lgd import distributed, exits
+from lgd.config.load import load_config
+from lgd.config.values import ConfigError
+from lgd.data.errors import DataError, ImageError
+from lgd.distributed import LaunchInfo
+from lgd.engine.checkpoint import CheckpointError
+from lgd.engine.interruption import Interrupted, Interruption
+from lgd.engine.progress import NonFiniteError
+from lgd.launch import launch_workers, started_by_launcher
+from lgd.output import start_logging
+from lgd.run import run
+from lgd.weights.report import WeightsError
+
+logger = logging.getLogger(__name__)
+
+USER_ERRORS = (ConfigError, DataError, WeightsError, CheckpointError, NonFiniteError)
+"""What the user can mend: one line, exit code 2."""
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)
+
+
+def execute(options: argparse.Namespace, argv: Sequence[str], interruption: Interruption) -> int:
+    """Do what the command line says; returns the exit code.
+
+    Args:
+        options: the arguments as `lgd.train` reads them.
+        argv: the arguments as they were typed.
+        interruption: what asks this process to save and leave.
+    """
+    rank = LaunchInfo.from_environment().rank
+    start_logging(rank)
+    try:
+        cfg = load_config(options.config_file, options.opts)
+        if options.num_gpus * options.num_machines > 1 and not started_by_launcher():
+            return launch_workers(
+                argv,
+                interruption,
+                num_workers=options.num_gpus,
+                num_machines=options.num_machines,
+                machine_rank=options.machine_rank,
+                dist_url=options.dist_url,
+            )
+        run(cfg, interruption, resume=options.resume, eval_only=options.eval_only)
+    except Interrupted as reason:
+        logger.info("%s; exit code %d: run me again", reason, exits.RUN_AGAIN)
+        return exits.RUN_AGAIN
+    except USER_ERRORS as error:
+        # What all ranks run into is said once; an image or a loss is one rank's own.
+        is_own = isinstance(error, ImageError | NonFiniteError)
+        return _fail(error, rank) if is_own or rank == 0 else exits.USER_ERROR
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        return _fail(f"{error.strerror}: {error.filename or 'OUTPUT_DIR'}; what was saved before stays", rank)
+    except KeyboardInterrupt:
+        return exits.CTRL_C
+    finally:
+        distributed.shutdown()
+    return exits.DONE
+
+
+def _fail(error: Exception | str, rank: int) -> int:
+    message = " ".join(str(error).split())
+    sys.stderr.write(f"error: {message}\n" if rank == 0 else f"error on rank {rank}: {message}\n")
+    return exits.USER_ERROR

@@ -1,0 +1,68 @@
+"""Being asked to leave: a scheduler that takes the machine back sends SIGUSR2 or SIGTERM.
+
+Nothing here imports torch: the signals are caught from the program's first line on, before the seconds that
+its imports take.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType, TracebackType
+
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+"""The signals that ask a run to save and leave. (Not SIGUSR1, which NCCL catches.)"""
+
+
+class Interrupted(Exception):  # noqa: N818 (nothing is wrong)
+    """All ranks leave together because one of them was asked to; the message says what is saved."""
+
+
+class Interruption:
+    """Whether this process has been asked to leave.
+
+    As a context it catches the signals: the first is noted, all others change nothing. A launcher may start
+    the process with the signals blocked, so that not even one in its first milliseconds is lost: they are
+    let through here.
+
+    Attributes:
+        signal: the first that came, None before.
+        on_signal: called at every signal, if set: a launcher passes them on to its workers.
+    """
+
+    def __init__(self, *, until_exit: bool = False) -> None:
+        """Listen to nothing yet.
+
+        Args:
+            until_exit: the process ends after the block: from the block's end on the signals are ignored, so
+                that none can change its exit code. Otherwise what was there before is put back.
+        """
+        self.signal: signal.Signals | None = None
+        self.on_signal: Callable[[signal.Signals], None] | None = None
+        self._until_exit = until_exit
+        self._before: dict[signal.Signals, object] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether one of the signals has come."""
+        return self.signal is not None
+
+    def __enter__(self) -> Interruption:
+        """Catch the signals from here on. Only the main thread may do so."""
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop listening."""
+        for number, before in self._before.items():
+            signal.signal(number, signal.SIG_IGN if self._until_exit else before)  # type: ignore[arg-type]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+        if self.on_signal is not None:
+            self.on_signal(signal.Signals(number))
