@@ -1,4 +1,4 @@
-"""Manifests against Kubernetes' schemas (pods, Jobs, claims) and strict ones of our own for what holds them."""
+"""Manifests against Kubernetes' schemas (pods, Jobs, claims) and strict ones of our own for the rest."""
 
 import json
 from pathlib import Path
