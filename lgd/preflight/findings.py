@@ -112,55 +112,57 @@ def _odd(
 
 
 def other_networks(cards: Mapping[int, Card]) -> Iterator[Finding]:
-    """Ranks that talk over another network than most.
+    """Ranks that talk over another network than most."""
+    odd, usual = _off_network(cards)
+    names = {card.interface for rank, card in cards.items() if card.address and rank not in odd}
+    for host, ranks in nodes_of({rank: cards[rank] for rank in odd}).items():
+        for interface in dict.fromkeys(cards[rank].interface for rank in ranks):
+            card = next(cards[rank] for rank in ranks if cards[rank].interface == interface)
+            members = [rank for rank in ranks if cards[rank].interface == interface]
+            yield Finding(
+                f"{format_ranks(members)} ({host}): on another interface, {interface} {card.address} "
+                f"(by {card.source}); the others talk over {'/'.join(sorted(names))} {usual}",
+                f"set {card.backend.upper()}_SOCKET_IFNAME on {host} to its interface in {usual}; "
+                f"it has {', '.join(card.interfaces)}",
+            )
+
+
+def _off_network(cards: Mapping[int, Card]) -> tuple[list[int], str]:
+    """The ranks on another network than most, and the network of most.
 
     Where every node has a network of its own, routers are between them on purpose, and nothing is odd.
     """
     networks = {
         rank: _network(card)
         for rank, card in cards.items()
-        if card.address and not _is_loopback(card.address)
+        if card.address and not ipaddress.ip_address(card.address).is_loopback
     }
     nodes = nodes_of({rank: cards[rank] for rank in networks})
     if not networks or (len(nodes) > 2 and len(set(networks.values())) >= len(nodes)):
-        return
+        return [], ""
     usual = most_common(list(networks.values()))  # of equally many, that of the lowest rank
-    names = most_common([cards[rank].interface for rank in networks if networks[rank] == usual])
-    for host, ranks in nodes.items():
-        for interface in dict.fromkeys(cards[rank].interface for rank in ranks):
-            odd = [rank for rank in ranks if cards[rank].interface == interface and networks[rank] != usual]
-            if odd:
-                card = cards[odd[0]]
-                yield Finding(
-                    f"{format_ranks(odd)} ({host}): on another interface, {interface} {card.address} "
-                    f"(by {card.source}); the others talk over {names} {usual}",
-                    f"set {card.backend.upper()}_SOCKET_IFNAME on {host} to its interface in {usual}; "
-                    f"it has {', '.join(card.interfaces)}",
-                )
+    return [rank for rank, network in networks.items() if network != usual], usual
 
 
 def _network(card: Card) -> str:
     return str(ipaddress.ip_interface(f"{card.address}/{card.prefix}").network)
 
 
-def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address).is_loopback
-
-
 def unreachable(calls: Iterable[Call], cards: Mapping[int, Card]) -> Iterator[Finding]:
-    """Ranks that others cannot call, by host: one finding where nobody reaches it, else the pairs."""
+    """Nodes that others cannot call; ranks on another network, which that explains, are left out."""
     nodes = {rank: node for node, ranks in nodes_of(cards).items() for rank in ranks}
-    failed = [call for call in calls if call.error]
-    by_pair: dict[tuple[str, str], list[Call]] = {}
-    for call in failed:
-        by_pair.setdefault((nodes[call.source], nodes[call.target]), []).append(call)
-    for (source, target), members in by_pair.items():
+    explained, _ = _off_network(cards)
+    failed: dict[tuple[str, str], list[Call]] = {}
+    for call in calls:
+        if call.error and not {call.source, call.target} & set(explained):
+            failed.setdefault((nodes[call.source], nodes[call.target]), []).append(call)
+    for (source, target), members in failed.items():
         card = cards[members[0].target]
         yield Finding(
             f"{source} cannot reach {target}: {format_ranks({call.source for call in members})} to "
             f"{format_ranks({call.target for call in members})} at {card.interface} {card.address}, "
             f"{members[0].error}",
-            "see the interfaces above, routes and firewalls: all ports between the nodes must be open",
+            "look at interfaces, routes and firewalls: all ports between the nodes must be open",
         )
 
 
@@ -228,7 +230,8 @@ def _dataset_problems(name: str, found: Mapping[str, Dataset]) -> Iterator[Findi
     for host, dataset in found.items():
         if dataset.error:
             failed.setdefault(dataset.error, []).append(host)
-    way_out = "mount or copy the data there (DATASETS.ROOT)" if len(failed) < len(found) else "mend DATASETS"
+    nobody_has_it = sum(map(len, failed.values())) == len(found)
+    way_out = "mend DATASETS" if nobody_has_it else "mount or copy the data there (DATASETS.ROOT)"
     for error, hosts in failed.items():
         yield Finding(f"{', '.join(hosts)}: cannot read data set {name}: {error}", way_out)
     whole = {host: dataset for host, dataset in found.items() if not dataset.error}

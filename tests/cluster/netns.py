@@ -1,4 +1,4 @@
-"""Hosts in network namespaces on one machine: own names, addresses, links to cut and to slow down. Linux, root.
+"""Hosts in network namespaces on one machine: own names, addresses, links to cut and slow down. Linux, root.
 
 with Network(tmp_path, num_hosts=2) as network:
     a, b = network.hosts
