@@ -6,6 +6,8 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -96,7 +98,8 @@ class Channel:
         if self._group is None:
             return flag
         votes = torch.tensor([int(flag)])
-        dist.all_reduce(votes, dist.ReduceOp.MAX, self._group)
+        with collective("agreeing on whether to leave (all-reduce)"):
+            dist.all_reduce(votes, dist.ReduceOp.MAX, self._group)
         return bool(votes)
 
     def vote(self, flag: bool) -> bool:
@@ -110,7 +113,8 @@ class Channel:
         answer = False
         if self._vote is not None:
             work, votes = self._vote
-            work.wait()
+            with collective("agreeing on whether to leave (all-reduce)"):
+                work.wait()
             answer = bool(votes)
         votes = torch.tensor([int(flag)])
         work = dist.all_reduce(votes, dist.ReduceOp.MAX, self._group, async_op=True)
@@ -144,16 +148,27 @@ class Channel:
         try:
             dist.monitored_barrier(self._group, timedelta(seconds=self._timeout_seconds), wait_all_ranks=True)
         except RuntimeError as error:
-            raise self.explain(error, place) from error
+            error.add_note("waiting for all ranks (monitored barrier)")
+            raise self._explain(error, place) from error
 
-    def explain(self, error: RuntimeError, place: str) -> RanksError:
+    @contextmanager
+    def explaining(self, place: Callable[[], str]) -> Iterator[None]:
+        """Turn the errors of collectives into `RanksError`, which names who is missing.
+
+        Args:
+            place: what the run is doing when it happens, such as "step 7".
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self._store is None or isinstance(error, RanksError) or not _is_of_collective(error):
+                raise
+            raise self._explain(error, place()) from error
+
+    def _explain(self, error: RuntimeError, place: str) -> RanksError:
         """Find out who is to blame that a collective failed.
 
         Every rank that gives up says so in the store; those that say nothing are dead, hang, or are cut off.
-
-        Args:
-            error: as the collective raised it.
-            place: what the run was doing.
         """
         silent: list[str] = []
         thread = threading.Thread(target=self._find_silent, args=(error, silent), daemon=True)
@@ -162,11 +177,12 @@ class Channel:
         if thread.is_alive():
             silent = ["rank 0, which serves the ranks' store"]
         whom = (
-            f"nothing was heard of {', '.join(silent)}" if silent else "all ranks gave up, see their messages"
+            f"nothing is heard of {', '.join(silent)}" if silent else "all ranks gave up, see their messages"
         )
+        what = next(iter(getattr(error, "__notes__", ())), "averaging the gradients (all-reduce)")
         return RanksError(
-            f"rank {dist.get_rank()} on {socket.gethostname()} gave up at {place}: {_first_line(error)}; "
-            f"{whom}. Ranks wait {self._timeout_seconds:g} s for one another (TRAIN.PROCESS_GROUP_TIMEOUT)"
+            f"rank {dist.get_rank()} on {socket.gethostname()} gave up {what} at {place}; {whom}. Ranks wait "
+            f"{self._timeout_seconds:g} s for one another (TRAIN.PROCESS_GROUP_TIMEOUT). {_first_line(error)}"
         )
 
     def _find_silent(self, error: RuntimeError, silent: list[str]) -> None:
@@ -184,6 +200,21 @@ class Channel:
             silent += [f"rank {rank} on {self._store.get(f'host/{rank}').decode()}" for rank in missing]
         except RuntimeError:
             silent.append("rank 0, which serves the ranks' store")
+
+
+@contextmanager
+def collective(name: str) -> Iterator[None]:
+    """Name what is done in the block: an error of it carries the name as a note."""
+    try:
+        yield
+    except RuntimeError as error:
+        error.add_note(name)
+        raise
+
+
+def _is_of_collective(error: RuntimeError) -> bool:
+    """Whether other ranks are the cause. Gloo's errors have no type of their own, but its files' names."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from lgd import distributed, exits
+from lgd.channel import RanksError
 from lgd.config.load import load_config
 from lgd.config.values import ConfigError
 from lgd.data.errors import DataError, ImageError
@@ -39,6 +40,7 @@ def execute(options: argparse.Namespace, argv: Sequence[str], interruption: Inte
     """
     rank = LaunchInfo.from_environment().rank
     start_logging(rank)
+    are_together = True
     try:
         cfg = load_config(options.config_file, options.opts)
         if options.num_gpus * options.num_machines > 1 and not started_by_launcher():
@@ -58,6 +60,9 @@ def execute(options: argparse.Namespace, argv: Sequence[str], interruption: Inte
         # What all ranks run into is said once; an image or a loss is one rank's own.
         is_own = isinstance(error, ImageError | NonFiniteError)
         return _fail(error, rank) if is_own or rank == 0 else exits.USER_ERROR
+    except RanksError as error:
+        are_together = False
+        return _fail(error, rank, exits.FAULT)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
@@ -65,11 +70,12 @@ def execute(options: argparse.Namespace, argv: Sequence[str], interruption: Inte
     except KeyboardInterrupt:
         return exits.CTRL_C
     finally:
-        distributed.shutdown()
+        if are_together:
+            distributed.shutdown()
     return exits.DONE
 
 
-def _fail(error: Exception | str, rank: int) -> int:
+def _fail(error: Exception | str, rank: int, code: int = exits.USER_ERROR) -> int:
     message = " ".join(str(error).split())
     sys.stderr.write(f"error: {message}\n" if rank == 0 else f"error on rank {rank}: {message}\n")
-    return exits.USER_ERROR
+    return code

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lgd.channel import Channel, call_roll, open_store
+from lgd.channel import Channel, call_roll, collective, open_store
 from lgd.config.values import ConfigError
 
 T = TypeVar("T")
@@ -133,7 +133,8 @@ def is_main() -> bool:
 def barrier() -> None:
     """Wait for every rank."""
     if is_initialized():
-        dist.barrier()
+        with collective("waiting for all ranks (barrier)"):
+            dist.barrier()
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
@@ -141,7 +142,8 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     if not is_initialized():
         return tensor
     total = tensor.detach().clone()
-    dist.all_reduce(total)
+    with collective("summing over the ranks (all-reduce)"):
+        dist.all_reduce(total)
     return total
 
 
@@ -150,7 +152,8 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     if not is_initialized():
         return flag
     tensor = torch.tensor([int(flag)], device=device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    with collective("asking all ranks (all-reduce)"):
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return bool(tensor.item())
 
 
@@ -159,7 +162,8 @@ def gather_objects(value: Any) -> list[Any] | None:
     if not is_initialized():
         return [value]
     gathered: list[Any] | None = [None] * get_world_size() if is_main() else None
-    dist.gather_object(value, gathered)
+    with collective("collecting on rank 0 (gather)"):
+        dist.gather_object(value, gathered)
     return gathered
 
 
@@ -168,7 +172,8 @@ def broadcast_object(value: Any) -> Any:
     if not is_initialized():
         return value
     holder = [value]
-    dist.broadcast_object_list(holder)
+    with collective("waiting for rank 0's answer (broadcast)"):
+        dist.broadcast_object_list(holder)
     return holder[0]
 
 
@@ -231,5 +236,6 @@ def all_gather_objects(value: Any) -> list[Any]:
     if not is_initialized():
         return [value]
     gathered: list[Any] = [None] * get_world_size()
-    dist.all_gather_object(gathered, value)
+    with collective("collecting from all ranks (all-gather)"):
+        dist.all_gather_object(gathered, value)
     return gathered

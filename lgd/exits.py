@@ -5,6 +5,9 @@ from __future__ import annotations
 DONE = 0
 """Trained and evaluated to the end."""
 
+FAULT = 1
+"""A fault: a bug, or ranks that lost one another."""
+
 USER_ERROR = 2
 """Something that the user can mend: settings, data, weights, a full disk. Running again changes nothing."""
 

@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,3 +88,9 @@ def log_to_file(path: Path) -> None:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("lgd").addHandler(handler)
+
+
+def shorten(names: Sequence[str], separator: str = ", ", limit: int = 8) -> str:
+    """Join names for a message; behind the first `limit` only the number of the others is given."""
+    shown = separator.join(names[:limit])
+    return shown if len(names) <= limit else f"{shown}{separator}... {len(names) - limit} more"

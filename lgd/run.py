@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lgd import __version__, distributed
+from lgd.agreement import code_facts, require_equal
 from lgd.build import (
     Model,
     build_loop_options,
@@ -23,10 +23,10 @@ from lgd.build import (
     load_initial_weights,
     micro_batch_size,
 )
+from lgd.channel import Channel
 from lgd.config.keys import flatten
 from lgd.config.load import dump_config
 from lgd.config.schema import Config
-from lgd.config.solver import scale_to_world_size
 from lgd.config.values import ConfigError
 from lgd.data.catalog import open_dataset, open_datasets
 from lgd.data.index import AnnotationIndex
@@ -37,11 +37,10 @@ from lgd.engine.checkpoint import (
     Checkpoint,
     CheckpointError,
     find_newest,
-    list_changes,
     save_checkpoint,
     save_file,
 )
-from lgd.engine.interruption import Interruption
+from lgd.engine.interruption import Interrupted, Interruption
 from lgd.engine.leaving import Leaving
 from lgd.engine.loop import TrainState, train
 from lgd.engine.metrics import MetricsWriter
@@ -54,8 +53,8 @@ from lgd.evaluation.results import (
     write_results_json,
 )
 from lgd.files import write_text_atomically
-from lgd.output import OutputFolder, log_to_file, set_earlier_run_aside
-from lgd.weights.load import load_into
+from lgd.output import OutputFolder, log_to_file, set_earlier_run_aside, shorten
+from lgd.resume import Share, Starts, adapt_to_ranks, choose_seed, load_state, restore
 
 logger = logging.getLogger(__name__)
 
@@ -81,59 +80,86 @@ def run(
     launch = LaunchInfo.from_environment()
     device = distributed.select_device(cfg.model.device, launch.local_rank)
     channel = distributed.init(device, cfg.train.process_group_timeout)
-    leaving = Leaving(interruption, channel)
-    cfg, changes = scale_to_world_size(cfg, launch.world_size)
+    with channel.explaining(lambda: "the start"):
+        channel.meet("the start")
+        require_equal({**code_facts(), **flatten(cfg)})
+        starts = Starts(Path(cfg.output_dir))
+        try:
+            if starts.has_left:
+                raise Interrupted("asked to leave, and started again nevertheless")
+            resume = resume or (starts.is_restart and not eval_only)
+            results = _run(cfg, device, channel, Leaving(interruption, channel), starts, resume, eval_only)
+        except Interrupted:
+            starts.note_left()
+            channel.close()
+            raise
+        channel.close()
+    if results:
+        logger.info("%s\n%s", OutputFolder(Path(cfg.output_dir)).results, results_table(results))
+    return results
+
+
+def _run(
+    cfg: Config,
+    device: torch.device,
+    channel: Channel,
+    leaving: Leaving,
+    starts: Starts,
+    resume: bool,
+    eval_only: bool,
+) -> Results | None:
+    """What is done between the ranks' meeting and their parting."""
     output = OutputFolder(Path(cfg.output_dir))
     leaving.check("before the data was read")
+    root = Path(cfg.datasets.root)
     train_index = (
-        None
-        if eval_only
-        else distributed.on_main_first(partial(open_datasets, cfg.datasets.train, Path(cfg.datasets.root)))
+        None if eval_only else distributed.on_main_first(partial(open_datasets, cfg.datasets.train, root))
     )
     test_indices = {
-        name: distributed.on_main_first(partial(open_dataset, name, Path(cfg.datasets.root)))
-        for name in cfg.datasets.test
+        name: distributed.on_main_first(partial(open_dataset, name, root)) for name in cfg.datasets.test
     }
     leaving.check("before the model was built")
     indices = [*([train_index] if train_index else []), *test_indices.values()]
+    require_equal({f"data set {index.name}": f"content {index.content_hash[:12]}" for index in indices})
     cfg = _settle_classes(cfg, indices)
     checkpoint = find_newest(output.checkpoints) if resume else None
-    cfg = replace(cfg, seed=_choose_seed(cfg.seed, checkpoint))
+    cfg, share, changes = adapt_to_ranks(cfg, checkpoint, distributed.get_world_size())
+    cfg = replace(cfg, seed=choose_seed(cfg.seed, checkpoint))
     model = _make_model(cfg, device, checkpoint, eval_only)
     leaving.check("before the first step")
     if distributed.is_main():
         _open_output(cfg, output, keep=resume or eval_only)
+    if not eval_only:
+        starts.note_opened()
     for line in [*changes, *_describe(cfg, model, indices, device)]:
         logger.info("%s", line)
     test_sets = [
         TestSet(name, index, partial(build_test_loader, cfg, index, pin_memory=device.type == "cuda"))
         for name, index in test_indices.items()
     ]
+    evaluate = partial(_evaluate, cfg, model, test_sets, device, output, channel, leaving)
     if train_index is None:
-        results = _evaluate(cfg, model, test_sets, device, output, leaving, step=0, metrics=None)
-    else:
-        results = _train(cfg, model, train_index, test_sets, device, output, checkpoint, leaving)
-    channel.close()
-    if results:
-        logger.info("%s\n%s", output.results, results_table(results))
-    return results
+        return evaluate(step=0, metrics=None)
+    return _train(cfg, share, model, train_index, evaluate, device, output, checkpoint, channel, leaving)
 
 
 def _train(
     cfg: Config,
+    share: Share,
     model: Model,
     index: AnnotationIndex,
-    test_sets: Sequence[TestSet],
+    assess_all: Callable[..., Results | None],
     device: torch.device,
     output: OutputFolder,
     checkpoint: Checkpoint | None,
+    channel: Channel,
     leaving: Leaving,
 ) -> Results | None:
     """Run the loop from the checkpoint or from the start; return the last evaluation."""
     classes = {"names": list(index.class_names), "category_ids": list(index.category_ids)}
     state = TrainState(model, build_sides(cfg, model, device), Progress(device))
     if checkpoint is not None:
-        _restore(cfg, state, checkpoint, classes)
+        restore(cfg, state, checkpoint, classes)
     metrics = MetricsWriter(
         output.root if distributed.is_main() else None,
         cfg.solver.max_iter,
@@ -146,7 +172,7 @@ def _train(
 
     def evaluate(state: TrainState) -> None:
         nonlocal results
-        results = _evaluate(cfg, model, test_sets, device, output, leaving, step=state.step, metrics=metrics)
+        results = assess_all(step=state.step, metrics=metrics)
         ap = _first_ap(results)
         if ap is not None and ap > state.best.get("AP", -1.0):
             state.best = {"AP": ap, "step": state.step}
@@ -154,7 +180,7 @@ def _train(
             _write(partial(save_file, output.best_model, content), must=False)
 
     def save(state: TrainState) -> None:
-        content = {**state.state_dict(), **about, "seed": cfg.seed}
+        content = {**state.state_dict(), **about, "seed": cfg.seed, "share": asdict(share)}
         if distributed.is_main():
             keep, is_last = cfg.train.keep_checkpoints, state.step == cfg.solver.max_iter
             _write(partial(save_checkpoint, output.checkpoints, state.step, content, keep=keep), must=is_last)
@@ -162,21 +188,22 @@ def _train(
     on_cuda = device.type == "cuda"
     if state.step < cfg.solver.max_iter or state.owes_evaluation:
         batches = iter(build_train_loader(cfg, index, first_step=state.step, pin_memory=on_cuda))
-        train(
-            state,
-            batches,
-            build_schedule(cfg),
-            build_loop_options(cfg),
-            device=device,
-            report=metrics.log,
-            evaluate=evaluate,
-            save=save,
-            shall_leave=leaving.after_step,
-        )
+        with channel.explaining(lambda: f"step {state.step + 1} of {cfg.solver.max_iter}"):
+            train(
+                state,
+                batches,
+                build_schedule(cfg),
+                build_loop_options(cfg),
+                device=device,
+                report=metrics.log,
+                evaluate=evaluate,
+                save=save,
+                shall_leave=leaving.after_step,
+            )
     else:
         # The evaluation of this step came before its checkpoint, so it is in the metrics already.
         logger.info("step %d of %d: nothing left to train", state.step, cfg.solver.max_iter)
-        results = _evaluate(cfg, model, test_sets, device, output, leaving, step=state.step, metrics=None)
+        results = assess_all(step=state.step, metrics=None)
     if distributed.is_main():
         save_file(output.final_model, {"format": FORMAT, "model": model.state_dict(), **about})
     metrics.close()
@@ -199,12 +226,14 @@ def _evaluate(
     test_sets: Sequence[TestSet],
     device: torch.device,
     output: OutputFolder,
+    channel: Channel,
     leaving: Leaving,
     *,
     step: int,
     metrics: MetricsWriter | None,
 ) -> Results | None:
     """Evaluate on every test set and write what was found; results on rank 0."""
+    channel.meet(f"the evaluation after step {step}")
     results = {}
     for assessment in assess(
         model,
@@ -256,24 +285,16 @@ def _settle_classes(cfg: Config, indices: Sequence[AnnotationIndex]) -> Config:
     for index in indices:
         if len(index.class_names) != cfg.num_classes:
             raise ConfigError(
-                f"{index.name} has {len(index.class_names)} classes ({_shorten(index.class_names)}) but "
+                f"{index.name} has {len(index.class_names)} classes ({shorten(index.class_names)}) but "
                 f"NUM_CLASSES is {cfg.num_classes}; set NUM_CLASSES {len(index.class_names)}, or 0 for "
                 "as many as the data has"
             )
         if index.class_names != names:
             raise ConfigError(
                 f"{index.name} and {indices[0].name} name their classes differently: "
-                f"{_shorten(index.class_names)} and {_shorten(names)}"
+                f"{shorten(index.class_names)} and {shorten(names)}"
             )
     return cfg
-
-
-def _choose_seed(seed: int, checkpoint: Checkpoint | None) -> int:
-    """The checkpoint's seed, or the configured one, or (for -1) a fresh one, the same on every rank."""
-    if checkpoint is not None:
-        return int(checkpoint.state["seed"])
-    fresh = int(torch.randint(2**31 - 1, ())) if seed < 0 else seed
-    return int(distributed.broadcast_object(fresh))
 
 
 def _make_model(cfg: Config, device: torch.device, checkpoint: Checkpoint | None, eval_only: bool) -> Model:
@@ -285,42 +306,9 @@ def _make_model(cfg: Config, device: torch.device, checkpoint: Checkpoint | None
     if checkpoint is None:
         load_initial_weights(cfg, model, to_evaluate=eval_only)
     elif eval_only:
-        _load_state(model, checkpoint)
+        load_state(model, checkpoint)
     model = model.to(device)
     return model.to(memory_format=torch.channels_last) if cfg.train.channels_last else model
-
-
-def _restore(cfg: Config, state: TrainState, checkpoint: Checkpoint, classes: dict[str, Any]) -> None:
-    """Put `state` back to the checkpoint, after making sure that the run can go on from it exactly."""
-    saved = checkpoint.state
-    if saved["classes"] != classes:
-        raise CheckpointError(
-            f"{checkpoint.path} was trained on other classes ({_shorten(saved['classes']['names'])}) than "
-            f"DATASETS.TRAIN has ({_shorten(classes['names'])}); choose another OUTPUT_DIR"
-        )
-    changes = list_changes(saved["config"], flatten(cfg))
-    batch = [line for line in changes if line.startswith("SOLVER.IMS_PER_BATCH")]
-    if batch:
-        raise CheckpointError(
-            f"{checkpoint.path} cannot go on with another batch ({batch[0]}): the order of the data depends "
-            "on it; keep SOLVER.IMS_PER_BATCH, or start anew with MODEL.WEIGHTS"
-        )
-    _load_state(state.model, checkpoint)
-    state.load_state_dict(checkpoint.step, saved)
-    logger.info(
-        "resumed from %s: step %d of %d, model, optimizers, loss normaliser, data order (seed %d)%s",
-        checkpoint.path,
-        checkpoint.step,
-        cfg.solver.max_iter,
-        cfg.seed,
-        f", best AP {state.best['AP']:.2f} at step {state.best['step']}" if state.best else "",
-    )
-    for line in changes:
-        logger.warning("setting changed since the checkpoint: %s", line)
-
-
-def _load_state(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
-    load_into(model, checkpoint.state["model"], source=str(checkpoint.path), kind="checkpoint of this run")
 
 
 def _open_output(cfg: Config, output: OutputFolder, keep: bool) -> None:
@@ -342,7 +330,7 @@ def _describe(
         yield f"{index.name}: {len(index)} images, {int(index.counts.sum())} objects"
         yield from (f"  {warning}" for warning in index.warnings)
     pairs = zip(indices[0].class_names, indices[0].category_ids, strict=True)
-    yield f"{cfg.num_classes} classes (label: name, id): " + _shorten(
+    yield f"{cfg.num_classes} classes (label: name, id): " + shorten(
         [f"{label}: {name}, {category_id}" for label, (name, category_id) in enumerate(pairs)], "; ", 20
     )
     counts = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
@@ -352,8 +340,3 @@ def _describe(
         f"{solver.ims_per_batch} images a step = {ranks} rank(s) x {micro_steps} micro-batch(es) x "
         f"{micro_batch_size(cfg)}, {solver.max_iter} steps, seed {cfg.seed}"
     )
-
-
-def _shorten(names: Sequence[str], separator: str = ", ", limit: int = 8) -> str:
-    shown = separator.join(names[:limit])
-    return shown if len(names) <= limit else f"{shown}{separator}... {len(names) - limit} more"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from lgd import exits
-from lgd.engine.interruption import Interruption
+from lgd.engine.interruption import Interruption, leave_with_parent
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -44,12 +45,20 @@ def main(argv: Sequence[str] | None = None, *, is_program: bool = False) -> int:
         is_program: the process ends with the returned code, which no later signal may change.
     """
     with Interruption(until_exit=is_program) as interruption:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            leave_with_parent()
         arguments = sys.argv[1:] if argv is None else argv
         options = parse_arguments(arguments)
         # Imports torch and the rest, which takes seconds: signals are caught by now.
         from lgd.command import execute
 
-        return execute(options, arguments, interruption)
+        code = execute(options, arguments, interruption)
+        if is_program and code == exits.FAULT:
+            # Collectives that never end would hold up the interpreter's orderly end.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        return code
 
 
 if __name__ == "__main__":

@@ -6,12 +6,17 @@ its imports take.
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 """The signals that ask a run to save and leave. (Not SIGUSR1, which NCCL catches.)"""
+
+
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 class Interrupted(Exception):  # noqa: N818 (nothing is wrong)
@@ -66,3 +71,9 @@ class Interruption:
             self.signal = signal.Signals(number)
         if self.on_signal is not None:
             self.on_signal(signal.Signals(number))
+
+
+def leave_with_parent() -> None:
+    """Ask the kernel for a SIGTERM when the parent dies: a killed launcher leaves no workers behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
