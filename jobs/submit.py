@@ -1,0 +1,293 @@
+"""Queue trainings under SLURM with submitit: `python -m jobs.submit --config-file F --time T [KEY VALUE]`.
+
+Each task of the job is one rank with one GPU. A job that runs out of time or is pre-empted saves, is queued
+again and goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.sweep import runs_of_sweep
+from jobs.timelimit import describe_minutes, parse_minutes
+from jobs.trainer import ENVIRONMENT, Trainer
+
+if TYPE_CHECKING:
+    from submitit import Executor
+
+WEEK = 7 * 24 * 60
+
+PASSED_ON = re.compile(r"(NCCL|GLOO|TORCH|TP|UCX|FI)_\w+|OMP_NUM_THREADS")
+"""Variables of the submitting shell that every task gets, however the site treats the environment."""
+
+RESTART = """\
+# A task that SIGUSR2 (140) or SIGTERM (143) ended while it was still starting had nothing to save: queue it
+# again, unless somebody cancelled the job.
+code=$?
+if {{ [ "$code" -eq 140 ] || [ "$code" -eq 143 ]; }} && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {limit} ] &&
+    [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" != COMPLETING ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
+"""
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; `recipes` and `settings` are told apart here."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.submit",
+        description="Queue a training, or a table of them, under SLURM.",
+        epilog="Jobs always go on from the newest checkpoint of OUTPUT_DIR.",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config-file", metavar="FILE", help="a YAML recipe")
+    what.add_argument(
+        "--array",
+        nargs="+",
+        metavar="FILE",
+        help="recipes, or folders of them: a job each, into OUTPUT_DIR/NAME (by default outputs/sweep/NAME)",
+    )
+    parser.add_argument(
+        "--seeds", default="", metavar="S,S,...", help="train every recipe with each of these"
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
+    parser.add_argument("--cluster", choices=["slurm", "local", "debug"], default="slurm",
+                        help="local: processes of this machine; debug: in this process")  # fmt: skip
+    parser.add_argument("--folder", default="job_logs", metavar="DIR", help="logs, on a shared file system")
+    parser.add_argument("--name", default="", help="of the job; the recipe's unless given")
+    parser.add_argument("--dry-run", action="store_true", help="print the batch script and queue nothing")
+    _add_resources(parser)
+    _add_scheduling(parser)
+    parser.add_argument("settings", nargs="*", metavar="KEY VALUE", help="settings over the recipe's")
+    options = parser.parse_intermixed_args(argv)
+    options.recipes = [options.config_file] if options.config_file else []
+    for place, word in enumerate(options.array or []):
+        if not word.endswith((".yaml", ".yml")) and not Path(word).is_dir():
+            options.settings = options.array[place:] + options.settings
+            break
+        options.recipes += _recipes_of(word)
+    return options
+
+
+def _add_resources(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what each job gets")
+    group.add_argument("--nodes", type=int, default=1, metavar="N")
+    group.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="and one task for each")
+    group.add_argument("--tasks-per-node", type=int, metavar="N", help="only where there is no GPU")
+    group.add_argument("--cpus-per-task", type=int, default=6, metavar="N", help="for the data workers too")
+    group.add_argument("--mem", metavar="SIZE", help="of a node, such as 480G; 0 for all of it")
+    group.add_argument(
+        "--time", metavar="T", help="M, M:S, H:M:S, D-H, D-H:M or D-H:M:S: 24:00 is 24 minutes"
+    )
+    group.add_argument("--env", action="append", default=[], metavar="NAME=VALUE",
+                       help="for the tasks; NCCL_*, GLOO_*, TORCH_* of this shell are passed on")  # fmt: skip
+    group.add_argument("--setup", action="append", default=[], metavar="LINE",
+                       help="a line of bash before the tasks start, such as 'module load cuda'")  # fmt: skip
+
+
+def _add_scheduling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how it is scheduled")
+    for name in ("partition", "account", "qos", "constraint", "nodelist", "exclude", "dependency", "comment"):
+        group.add_argument(f"--{name}", metavar=name.upper(), help=f"as sbatch's --{name}")
+    group.add_argument("--sbatch", action="append", default=[], metavar="NAME[=VALUE]",
+                       help="any other option of sbatch, such as reservation=R or exclusive")  # fmt: skip
+    group.add_argument(
+        "--max-running", type=int, default=256, metavar="N", help="jobs of the array at a time"
+    )
+    group.add_argument("--signal-seconds", type=int, default=300, metavar="S",
+                       help="before the limit, to finish a step or an evaluation and to save")  # fmt: skip
+    group.add_argument("--max-requeues", type=int, default=100, metavar="N", help="after running out of time")
+
+
+def _recipes_of(place: str) -> list[str]:
+    if not Path(place).is_dir():
+        return [place]
+    found = sorted(str(path) for path in Path(place).glob("*.yaml"))
+    if not found:
+        raise ValueError(f"--array {place}: no *.yaml in this folder")
+    return found
+
+
+def plan(options: argparse.Namespace) -> list[tuple[str, Trainer]]:
+    """Name and callable of every job.
+
+    Raises:
+        ValueError: recipes, seeds or settings that do not fit; each recipe is read as the job will read it.
+    """
+    from lgd.config.load import load_config
+
+    settings = list(options.settings)
+    if options.array or options.seeds:
+        root, settings = _take_output_dir(settings)
+        seeds = options.seeds.split(",") if options.seeds else []
+        table = [
+            (name, recipe, [*own, *settings, "OUTPUT_DIR", f"{root}/{name}"])
+            for name, (_, recipe, *own) in runs_of_sweep(options.recipes, seeds)
+        ]
+    else:
+        table = [(Path(recipe).stem, recipe, settings) for recipe in options.recipes]
+    flag = "--eval-only" if options.eval_only else "--resume"
+    jobs = []
+    for name, recipe, settings in table:
+        load_config(recipe, settings)  # what is wrong is said now, not when the job has waited for a day
+        jobs.append((name, Trainer(("--config-file", recipe, flag, *settings))))
+    return jobs
+
+
+def _take_output_dir(settings: list[str]) -> tuple[str, list[str]]:
+    """Split KEY VALUE pairs into OUTPUT_DIR (or its default) and the others."""
+    pairs = list(zip(settings[::2], settings[1::2], strict=False))
+    rest = [word for key, value in pairs if key != "OUTPUT_DIR" for word in (key, value)]
+    odd = settings[len(pairs) * 2 :]
+    return dict(pairs).get("OUTPUT_DIR", "outputs/sweep").rstrip("/"), rest + odd
+
+
+def batch_parameters(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """What submitit writes into the batch script, for any cluster that runs SLURM.
+
+    Raises:
+        ValueError: no or a wrong time limit, or a malformed variable or option.
+    """
+    if not options.time:
+        raise ValueError("--time is missing: how long may a job run? For example 24:00:00, a day")
+    minutes = parse_minutes(options.time)
+    own = {key: getattr(options, key) for key in ("partition", "account", "qos", "constraint", "nodelist",
+                                                  "exclude", "dependency", "comment", "mem")}  # fmt: skip
+    return {
+        **{key: value for key, value in own.items() if value is not None},
+        "job_name": name,
+        "wckey": None,
+        "nodes": options.nodes,
+        "ntasks_per_node": _tasks_per_node(options),
+        **({"gpus_per_node": options.gpus_per_node} if options.gpus_per_node else {}),
+        "cpus_per_task": options.cpus_per_task,
+        "time": minutes,
+        "signal_delay_s": min(options.signal_seconds, minutes * 30),
+        "array_parallelism": options.max_running,
+        "stderr_to_stdout": True,
+        "setup": [*options.setup, *_exports(options.env)],
+        "teardown": RESTART.format(limit=options.max_requeues).splitlines(),
+        # srun takes none of these three from sbatch; a rank that fails must not leave the others waiting.
+        "srun_args": [
+            "--export=ALL", f"--cpus-per-task={options.cpus_per_task}", "--open-mode=append",
+            "--kill-on-bad-exit=1",
+        ],
+        "additional_parameters": {"requeue": True, **_more_options(options.sbatch)},
+    }  # fmt: skip
+
+
+def _tasks_per_node(options: argparse.Namespace) -> int:
+    if options.tasks_per_node and options.gpus_per_node not in (0, options.tasks_per_node):
+        raise ValueError(
+            f"--tasks-per-node {options.tasks_per_node}: every task has one GPU, and --gpus-per-node is "
+            f"{options.gpus_per_node}; leave it out, or set --gpus-per-node 0 to train without GPUs"
+        )
+    return int(options.tasks_per_node or options.gpus_per_node or 1)
+
+
+def _exports(pairs: Sequence[str]) -> list[str]:
+    variables = {
+        **ENVIRONMENT,
+        **{key: value for key, value in os.environ.items() if PASSED_ON.fullmatch(key)},
+    }
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_]\w*", key):
+            raise ValueError(f"--env {pair!r} must be NAME=VALUE")
+        variables[key] = value
+    return [f"export {key}={shlex.quote(value)}" for key, value in sorted(variables.items())]
+
+
+def _more_options(words: Sequence[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not re.fullmatch(r"[a-z][a-z-]*", key):
+            raise ValueError(f"--sbatch {word!r} must be NAME or NAME=VALUE, such as reservation=R")
+        options[key] = value if equals else True
+    return options
+
+
+def make_executor(options: argparse.Namespace, name: str) -> Executor:
+    """The submitit executor that the options ask for."""
+    import submitit
+    from submitit.local.debug import DebugExecutor
+
+    if options.cluster == "debug":
+        return DebugExecutor(options.folder)
+    if options.cluster == "local":
+        local = submitit.LocalExecutor(options.folder, max_num_timeout=options.max_requeues)
+        minutes = parse_minutes(options.time) if options.time else WEEK
+        local.update_parameters(
+            nodes=options.nodes,
+            tasks_per_node=_tasks_per_node(options),
+            gpus_per_node=options.gpus_per_node,
+            timeout_min=minutes,
+            signal_delay_s=min(options.signal_seconds, minutes * 30),
+            stderr_to_stdout=True,
+        )
+        return local
+    try:
+        executor = submitit.SlurmExecutor(options.folder, max_num_timeout=options.max_requeues)
+    except RuntimeError as error:
+        raise ValueError(
+            "there is no srun on this machine: submit from a login node of the cluster, look at the script "
+            "with --dry-run, or train here with --cluster local"
+        ) from error
+    executor.update_parameters(**batch_parameters(options, name))
+    return executor
+
+
+def batch_text(options: argparse.Namespace, jobs: Sequence[tuple[str, Trainer]], name: str) -> str:
+    """The batch script, and behind it what each job of it runs; needs no SLURM."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    folder = Path(options.folder).absolute()
+    text = _make_sbatch_string(
+        command=f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}",
+        folder=folder,
+        map_count=len(jobs) if len(jobs) > 1 else None,
+        **batch_parameters(options, name),
+    )
+    lines = [f"# {i}: python -m lgd.train {shlex.join(job.arguments)}" for i, (_, job) in enumerate(jobs)]
+    return "\n".join([text, "", "# What the tasks run:", *lines, ""])
+
+
+def submit(options: argparse.Namespace) -> int:
+    """Queue what the options say, or print it; returns the exit code."""
+    jobs = plan(options)
+    name = options.name or (jobs[0][0] if len(jobs) == 1 else "sweep")
+    if options.dry_run:
+        sys.stdout.write(batch_text(options, jobs, name))
+        return 0
+    executor = make_executor(options, name)
+    with executor.batch():
+        queued = [executor.submit(trainer) for _, trainer in jobs]
+    for job, (run, _) in zip(queued, jobs, strict=True):
+        sys.stdout.write(f"{run}: job {job.job_id}, log {job.paths.stdout}\n")
+    if options.cluster == "debug":
+        for job in queued:
+            job.results()
+    elif options.time:
+        sys.stdout.write(f"time limit {describe_minutes(parse_minutes(options.time))}, then queued again\n")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 2 with one line for what the user can mend."""
+    try:
+        return submit(parse_arguments(argv))
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
