@@ -42,6 +42,12 @@ def run(*words):
     return done.stdout
 
 
+def _limit(interface, rate):
+    """Words for tc; a burst of 4 KiB lets no message through at once."""
+    return ["qdisc", "replace", "dev", interface, "root", "tbf", "rate", rate, "burst", "32kbit",
+            "latency", "400ms"]  # fmt: skip
+
+
 @dataclass
 class Host:
     """A namespace that stands for a machine.
@@ -117,9 +123,12 @@ class Host:
         run("ip", "link", "set", self.link, "up")
 
     def shape(self, rate):
-        """Limit what the host sends (not what it receives), such as "8mbit"."""
-        run("tc", "-n", self.namespace, "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate,
-            "burst", "32kbit", "latency", "400ms")  # fmt: skip
+        """Limit what the host sends, such as "8mbit"."""
+        run("tc", "-n", self.namespace, *_limit("eth0", rate))
+
+    def shape_incoming(self, rate):
+        """Limit what the host receives."""
+        run("tc", *_limit(self.link, rate))
 
     def add_interface(self, name, address):
         """Give the host a further interface, such as "eth1" with "10.88.0.2/24", on a cable of its own."""
