@@ -109,30 +109,29 @@ class Elastic:
 
 
 def elastic_role(
-    name: str, module: str, arguments: Sequence[str], elastic: Elastic, machine: Machine
+    name: str, launcher: Sequence[str], arguments: Sequence[str], elastic: Elastic, machine: Machine
 ) -> specs.Role:
-    """A role whose replicas together run `python -m module arguments` in every process.
+    """A role of which every replica runs `python -m launcher OPTIONS -- arguments`, and all meet.
 
     Args:
         name: of the role; with several nodes it becomes part of a variable's name, so letters and digits.
-        module: what the workers run.
-        arguments: its command line.
+        launcher: `lgd.launch`, or another module that takes its options, with options of its own.
+        arguments: what stands behind the options.
         elastic: nodes, processes, restarts.
         machine: image, resources, environment.
     """
     size = elastic.size
-    launcher = {
+    options = {
         "--nnodes": str(size.num_nodes),
         "--nproc-per-node": str(size.num_processes),
         "--rdzv-backend": "c10d",
         "--rdzv-conf": f"join_timeout={elastic.join_seconds},timeout={elastic.join_seconds}",
         "--max-restarts": str(elastic.max_restarts),
         **({"--log-dir": elastic.log_dir} if elastic.log_dir else {}),
-        "--module": module,
     }
-    words = [f"{option}={value}" for option, value in launcher.items()]
+    words = [*launcher, *(f"{option}={value}" for option, value in options.items())]
     command = (
-        f'-m lgd.launch {quote(*words)} --rdzv-endpoint="{_endpoint(elastic)}" '
+        f'-m {quote(*words)} --rdzv-endpoint="{_endpoint(elastic)}" '
         f'--rdzv-id="{specs.macros.app_id}" -- {quote(*arguments)}'
     )
     return _python_role(name, command, machine, size.num_nodes, size.num_processes, {"c10d": elastic.port})
@@ -264,31 +263,3 @@ def network_environment(
         "GLOO_SOCKET_IFNAME": gloo_socket_ifname,
     }
     return {name: value for name, value in values.items() if value}
-
-
-def runs_of_sweep(configs: Sequence[str], seeds: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Name and own arguments of each run of recipes x seeds; without seeds each recipe has its own.
-
-    Raises:
-        ValueError: no recipe, a seed that is none, or two runs that would share a folder.
-    """
-    runs = {}
-    for config in configs:
-        parts = [part for part in PurePosixPath(config).with_suffix("").parts if part.strip("/.")]
-        recipe = "-".join([part for part in parts if part != "configs"][-2:])
-        for seed in seeds or [""]:
-            if seed and not seed.isdecimal():
-                raise ValueError(f"seeds must be whole numbers, not {seed!r}")
-            name = f"{recipe}-seed{seed}" if seed else recipe
-            if name in runs:
-                raise ValueError(f"two runs of the sweep would write to {name!r}")
-            runs[name] = ["--config-file", config, *(["SEED", seed] if seed else [])]
-    if not runs:
-        raise ValueError("a sweep needs at least one recipe in configs")
-    return list(runs.items())
-
-
-def role_name(index: int, run: str) -> str:
-    """A run's name as a role's: short enough for a pod's name, lower case, letters, digits and dashes."""
-    text = re.sub(r"[^a-z0-9]+", "-", run.lower())
-    return f"run{index}-{text}"[:36].strip("-")

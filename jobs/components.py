@@ -17,10 +17,9 @@ from jobs.appdef import (
     folder_settings,
     mount_options,
     network_environment,
-    role_name,
-    runs_of_sweep,
     single_role,
 )
+from jobs.sweep import runs_of_sweep
 
 
 def train(
@@ -82,7 +81,9 @@ def train(
     )
     elastic = Elastic(Size.parse(j), rdzv_port, rdzv_timeout, max_restarts, log_dir)
     arguments = ["--config-file", config, *(["--resume"] if resume else []), *folders, *settings]
-    return specs.AppDef(name="train", roles=[elastic_role("train", "lgd.train", arguments, elastic, machine)])
+    return specs.AppDef(
+        name="train", roles=[elastic_role("train", ["lgd.launch"], arguments, elastic, machine)]
+    )
 
 
 def evaluate(
@@ -141,12 +142,13 @@ def evaluate(
     elastic = Elastic(Size.parse(j), rdzv_port, rdzv_timeout)
     arguments = ["--config-file", config, "--eval-only", *folders, "MODEL.WEIGHTS", weights, *settings]
     return specs.AppDef(
-        name="evaluate", roles=[elastic_role("evaluate", "lgd.train", arguments, elastic, machine)]
+        name="evaluate", roles=[elastic_role("evaluate", ["lgd.launch"], arguments, elastic, machine)]
     )
 
 
 def preflight(
     *arguments: str,
+    config: str = "",
     j: str = "1x8",
     data: str = "",
     output: str = "",
@@ -167,10 +169,11 @@ def preflight(
     """Look at nodes, network and data before a long job: `python -m lgd.preflight` on all nodes.
 
     Args:
-        arguments: of lgd.preflight
+        arguments: further ones of lgd.preflight, such as KEY VALUE pairs over the recipe's
+        config: a recipe, to look at its data and disks too
         j: nodes x processes on each (one for each GPU), such as 2x8
-        data: folder to mount read-only: a /FOLDER of the hosts, or CLAIM:/PATH for a volume
-        output: folder to mount: /FOLDER or CLAIM:/PATH
+        data: DATASETS.ROOT, mounted read-only: a /FOLDER of the hosts, or CLAIM:/PATH for a volume
+        output: OUTPUT_DIR, mounted: /FOLDER, CLAIM:/PATH, or a relative path that needs no mount
         image: container image
         cpu: cores of a node (0: 6 for each process)
         gpu: GPUs of a node (-1: one for each process)
@@ -188,10 +191,12 @@ def preflight(
     network = network_environment(
         nccl_ib_disable, nccl_socket_ifname, nccl_tree_threshold, gloo_socket_ifname
     )
-    places, _ = folder_settings(data, output)
+    places, folders = folder_settings(data, output)
     machine = Machine(image, cpu, gpu, memMB, h, {**network, **(env or {})}, [*places, *(mounts or [])])
     elastic = Elastic(Size.parse(j), rdzv_port, rdzv_timeout)
-    role = elastic_role("preflight", "lgd.preflight", arguments, elastic, machine)
+    recipe = ["--config-file", config, *folders] if config else []
+    launcher = ["lgd.launch", "--module=lgd.preflight"]
+    role = elastic_role("preflight", launcher, [*recipe, *arguments], elastic, machine)
     return specs.AppDef(name="preflight", roles=[role])
 
 
@@ -208,19 +213,25 @@ def sweep(
     memMB: int = 0,
     h: str = "",
     env: Optional[Dict[str, str]] = None,
+    nccl_ib_disable: str = "",
+    nccl_socket_ifname: str = "",
+    nccl_tree_threshold: str = "",
+    gloo_socket_ifname: str = "",
     mounts: Optional[List[str]] = None,
+    rdzv_port: int = 0,
+    rdzv_timeout: int = 600,
     max_restarts: int = 3,
     max_retries: int = 3,
 ) -> specs.AppDef:
-    """Train every recipe with every seed, each on a node of its own, all at once, as roles of one job.
+    """Train every recipe with every seed, one run after another on the same nodes.
 
-    For runs of several nodes, or more runs than nodes: `python -m jobs.submit --array`, or a job for each.
+    A retry goes on where a run was left. Side by side: `python -m jobs.submit --array`, or a job for each.
 
     Args:
         settings: KEY VALUE pairs over every recipe's
         configs: the recipes, separated by commas
         seeds: values of SEED, separated by commas (none: each recipe's own)
-        j: processes of a run, such as 8 or 1x8
+        j: nodes x processes on each (one for each GPU), such as 2x8
         data: DATASETS.ROOT, mounted read-only: a /FOLDER of the hosts, or CLAIM:/PATH for a volume
         output: folder of the runs' OUTPUT_DIRs, mounted: /FOLDER, CLAIM:/PATH, or a relative path
         image: container image
@@ -229,25 +240,33 @@ def sweep(
         memMB: memory of a node in MiB (0: 16384 for each process)
         h: a named resource of TorchX in place of cpu, gpu, memMB
         env: more environment, A=1,B=2
+        nccl_ib_disable: NCCL_IB_DISABLE, 1 to go without InfiniBand
+        nccl_socket_ifname: NCCL_SOCKET_IFNAME, network interface of the GPUs' traffic, such as ib0
+        nccl_tree_threshold: NCCL_TREE_THRESHOLD, 0 for rings only
+        gloo_socket_ifname: GLOO_SOCKET_IFNAME, network interface of the CPUs' traffic
         mounts: more mounts, type=bind,src=/HOST,dst=/INSIDE[,readonly] or type=volume,src=CLAIM,dst=/INSIDE
-        max_restarts: how often lost workers bring a run back to its newest checkpoint, on the same node
+        rdzv_port: port on the first node at which all meet, and the following ones (0: from the job's id)
+        rdzv_timeout: seconds that nodes wait for one another
+        max_restarts: how often lost workers bring a run back to its newest checkpoint, on the same nodes
         max_retries: how often the scheduler starts the job again after a non-zero exit
     """
-    size = Size.parse(j)
-    if size.num_nodes > 1:
-        raise ValueError(
-            f"j {j}: a run of a sweep has one node; start a train job for each, or jobs.submit --array"
-        )
+    network = network_environment(
+        nccl_ib_disable, nccl_socket_ifname, nccl_tree_threshold, gloo_socket_ifname
+    )
+    runs_of_sweep(configs, seeds or [])  # what is wrong with them is said now, not on the nodes
     places, folders = folder_settings(data, "")
-    places_out, root = mount_options(output, read_only=False)
-    mounts = [*places, *places_out, *(mounts or [])]
-    machine = Machine(image, cpu, gpu, memMB, h, env or {}, mounts, max_retries)
-    elastic = Elastic(size, max_restarts=max_restarts)
-    roles: List[specs.Role] = []
-    for name, own in runs_of_sweep(configs, seeds or []):
-        arguments = [*own, "--resume", *folders, "OUTPUT_DIR", f"{root}/{name}", *settings]
-        roles.append(elastic_role(role_name(len(roles), name), "lgd.train", arguments, elastic, machine))
-    return specs.AppDef(name="sweep", roles=roles)
+    outputs, root = mount_options(output, read_only=False)
+    mounts = [*places, *outputs, *(mounts or [])]
+    machine = Machine(image, cpu, gpu, memMB, h, {**network, **(env or {})}, mounts, max_retries)
+    elastic = Elastic(Size.parse(j), rdzv_port, rdzv_timeout, max_restarts)
+    launcher = [
+        "jobs.sweep",
+        f"--configs={','.join(configs)}",
+        f"--seeds={','.join(seeds or [])}",
+        f"--output={root}",
+    ]
+    role = elastic_role("sweep", launcher, [*folders, *settings], elastic, machine)
+    return specs.AppDef(name="sweep", roles=[role])
 
 
 def tensorboard(

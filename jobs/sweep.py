@@ -58,19 +58,21 @@ def run_sweep(
         0; at once `exits.RUN_AGAIN` of a run that was asked to leave; else the code of the first that failed.
     """
     from lgd import exits, launch
+    from lgd.engine.interruption import Interruption
 
     failed = exits.DONE
-    for number, (name, own) in enumerate(runs):
-        sys.stdout.write(f"run {number + 1} of {len(runs)}: {output}/{name}\n")
-        sys.stdout.flush()
-        meeting = [f"--rdzv-endpoint={shift_port(endpoint, number)}", f"--rdzv-id={run_id}-{number}"]
-        arguments = [*own, "--resume", "OUTPUT_DIR", f"{output}/{name}", *settings]
-        code = launch.main([*options, *meeting, "--", *arguments])
-        if code in (exits.RUN_AGAIN, exits.CTRL_C):
-            return code
-        if code != exits.DONE:
-            sys.stderr.write(f"run {name} ended with exit code {code}\n")
-            failed = failed or code
+    with Interruption() as interruption:  # a run has its own; this one is for the moments between two
+        for number, (name, own) in enumerate(runs):
+            sys.stdout.write(f"run {number + 1} of {len(runs)}: {output}/{name}\n")
+            sys.stdout.flush()
+            meeting = [f"--rdzv-endpoint={shift_port(endpoint, number)}", f"--rdzv-id={run_id}-{number}"]
+            arguments = [*own, "--resume", "OUTPUT_DIR", f"{output}/{name}", *settings]
+            code = launch.main([*options, *meeting, "--", *arguments])
+            if interruption.requested or code in (exits.RUN_AGAIN, exits.CTRL_C):
+                return exits.CTRL_C if code == exits.CTRL_C else exits.RUN_AGAIN
+            if code != exits.DONE:
+                sys.stderr.write(f"run {name} ended with exit code {code}\n")
+                failed = failed or code
     return failed
 
 

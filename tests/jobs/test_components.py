@@ -107,7 +107,7 @@ def test_train_on_one_node(tmp_path):
     assert launch_options(words) == {
         "nnodes": "1", "nproc-per-node": "8", "rdzv-backend": "c10d", "rdzv-endpoint": "localhost:0",
         "rdzv-id": "app-1", "rdzv-conf": "join_timeout=60,timeout=60", "max-restarts": "2",
-        "module": "lgd.train", "log-dir": "logs",
+        "log-dir": "logs",
     }  # fmt: skip
     assert environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
     assert environment["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "1"
@@ -247,39 +247,29 @@ def test_preflight(tmp_path):
     assert words[words.index("--") + 1 :] == ["--some", "argument"]
 
 
-def test_sweep_is_a_role_for_each_recipe_and_seed(tmp_path):
-    recipes = ["configs/retinanet/r50_1x_ms.yaml", "configs/retinanet/r50_1x_ms_lgd.yaml"]
-    app = components.sweep("A", "1", configs=recipes, seeds=["1", "22"], j="1x4", data="/d", output="/out")
-    assert [role.name for role in app.roles] == [
-        "run0-retinanet-r50-1x-ms-seed1", "run1-retinanet-r50-1x-ms-seed22",
-        "run2-retinanet-r50-1x-ms-lgd-seed1", "run3-retinanet-r50-1x-ms-lgd-seed22",
+def test_preflight_of_a_recipe(tmp_path):
+    role = role_of(components.preflight("A", "1", config="c.yaml", data="/d"))
+    words, _ = run_script(role, tmp_path)
+    assert words[words.index("--") + 1 :] == ["--config-file", "c.yaml", "DATASETS.ROOT", "/d", "A", "1"]
+    assert len(role.mounts) == 1
+
+
+def test_sweep(tmp_path):
+    recipes = ["configs/a.yaml", "configs/b.yaml"]
+    app = components.sweep("A", "1", configs=recipes, seeds=["1", "22"], j="2x4", data="/d", output="c:/out")
+    role = role_of(app)
+    words, _ = run_script(role, tmp_path, RANK0="n")
+    assert words[:5] == [
+        "-m", "jobs.sweep", "--configs=configs/a.yaml,configs/b.yaml", "--seeds=1,22", "--output=/out",
     ]  # fmt: skip
-    words, _ = run_script(app.roles[3], tmp_path)
-    assert words[words.index("--") + 1 :] == [
-        "--config-file", recipes[1], "SEED", "22", "--resume", "DATASETS.ROOT", "/d",
-        "OUTPUT_DIR", "/out/retinanet-r50_1x_ms_lgd-seed22", "A", "1",
-    ]  # fmt: skip
-    assert all(role.num_replicas == 1 and len(role.mounts) == 2 for role in app.roles)
+    assert launch_options(words)["nnodes"] == "2"
+    assert words[words.index("--") + 1 :] == ["DATASETS.ROOT", "/d", "A", "1"]
+    assert [mount.dst_path for mount in role.mounts] == ["/d", "/out"]
 
 
-def test_names_of_runs_stay_short():
-    app = components.sweep(configs=["configs/mask_rcnn/x101_dcn_3x_ms_lgd.yaml"], seeds=["123456789"])
-    assert role_of(app).name == "run0-mask-rcnn-x101-dcn-3x-ms-lgd-se"
-    assert len(role_of(app).name) <= 36
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"configs": ["a.yaml"], "j": "2x8"}, "a run of a sweep has one node"),
-        ({"configs": []}, "at least one recipe"),
-        ({"configs": ["a.yaml"], "seeds": ["x"]}, "seeds must be whole numbers, not 'x'"),
-        ({"configs": ["a.yaml", "configs/a.yaml"]}, "two runs of the sweep would write to 'a'"),
-    ],
-)
-def test_sweeps_that_cannot_be_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        components.sweep(**arguments)
+def test_sweep_that_cannot_be_is_refused_before_it_is_queued():
+    with pytest.raises(ValueError, match="seeds must be whole numbers, not 'x'"):
+        components.sweep(configs=["a.yaml"], seeds=["x"])
 
 
 def test_tensorboard(tmp_path):
@@ -292,7 +282,7 @@ def test_tensorboard(tmp_path):
 
 def test_signals_reach_the_program():
     """A shell that stayed in between would end at a signal, and the program be killed unsaved."""
-    role = elastic_role("train", "lgd.train", [], Elastic(Size(1, 1)), Machine())
+    role = elastic_role("train", ["lgd.launch"], [], Elastic(Size(1, 1)), Machine())
     assert script_of(role).splitlines()[-1].startswith('exec "$python" ')
 
 
