@@ -66,7 +66,8 @@ def run_sweep(
             sys.stdout.write(f"run {number + 1} of {len(runs)}: {output}/{name}\n")
             sys.stdout.flush()
             meeting = [f"--rdzv-endpoint={shift_port(endpoint, number)}", f"--rdzv-id={run_id}-{number}"]
-            arguments = [*own, "--resume", "OUTPUT_DIR", f"{output}/{name}", *settings]
+            # The last of a key wins: no setting may give all runs one seed or one folder.
+            arguments = [*settings, *own, "--resume", "OUTPUT_DIR", f"{output}/{name}"]
             code = launch.main([*options, *meeting, "--", *arguments])
             if interruption.requested or code in (exits.RUN_AGAIN, exits.CTRL_C):
                 return exits.CTRL_C if code == exits.CTRL_C else exits.RUN_AGAIN
