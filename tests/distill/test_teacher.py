@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lgd.distill.label_encoder import describe_labels
-from lgd.distill.teacher import DynamicTeacher, inside_masks, inside_outlines
+from lgd.distill.teacher import DynamicTeacher, inside_masks, inside_outlines, paint_and_convolve
 from tests.detectors.small import make_batch, with_masks
 from tests.distill.slow_teacher import draw_mask, teach_slowly
 
@@ -30,6 +30,26 @@ def make_features(num_images, channels=8, requires_grad=False):
 def masks_of(box, size, canvas=(64, 96)):
     boxes = torch.tensor([[box]], dtype=torch.float64)
     return inside_masks(boxes, torch.ones(1, 1, dtype=torch.bool), canvas, size)[0, 0]
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 4, 9])
+def test_few_objects_are_convolved_one_by_one(num_rows):
+    """32 channels: up to 3 objects go through the taps, more are painted first; both are one convolution."""
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(32, 32, 3, padding=1).double()
+    vectors = torch.randn(2, num_rows, 32, dtype=torch.float64, requires_grad=True)
+    masks = (torch.rand(2, num_rows, 35) < 0.4).double()
+    painted = torch.einsum("bsc,bsp->bcp", vectors, masks).view(2, 32, 5, 7)
+    expected, found = conv(painted), paint_and_convolve(vectors, masks, (5, 7), conv)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(expected)
+    inputs = [vectors, conv.weight, conv.bias]
+    for ours, theirs in zip(
+        torch.autograd.grad((found * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_mask_by_hand():

@@ -1,0 +1,56 @@
+"""Mask R-CNN with LGD learns four real photographs by heart; minutes, so it is marked slow."""
+
+import json
+import shutil
+from collections import Counter
+
+import pytest
+
+from lgd import train
+from tests.training import REPOSITORY
+
+COCO_MINI = REPOSITORY.parent / "shared" / "data" / "coco_mini"
+RECIPE = REPOSITORY / "configs" / "examples" / "mask_rcnn_small.yaml"
+SETTINGS = {
+    "INPUT.MIN_SIZE_TRAIN": 224,
+    "INPUT.MIN_SIZE_TEST": 224,
+    "INPUT.RANDOM_FLIP": "none",
+    "MODEL.DISTILLATOR.PRE_NONDISTILL_ITERS": 30,
+    "MODEL.DISTILLATOR.EVAL_TEACHER": False,
+    "SOLVER.MAX_ITER": 350,
+    "SOLVER.CHECKPOINT_PERIOD": 350,
+    "TEST.EVAL_PERIOD": 0,
+    "TEST.VIS_IMAGES": 0,
+    "DATALOADER.NUM_WORKERS": 0,
+}
+
+
+@pytest.fixture
+def four_photographs(tmp_path):
+    """A data set of the first four images of coco_mini with some, but not many, objects."""
+    annotations = json.loads((COCO_MINI / "annotations" / "instances_train.json").read_text())
+    counts = Counter(each["image_id"] for each in annotations["annotations"] if not each["iscrowd"])
+    images = [image for image in annotations["images"] if 3 <= counts[image["id"]] <= 12][:4]
+    kept = {image["id"] for image in images}
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "train").mkdir()
+    for image in images:
+        shutil.copy(COCO_MINI / "train" / image["file_name"], tmp_path / "train")
+    annotations |= {
+        "images": images,
+        "annotations": [each for each in annotations["annotations"] if each["image_id"] in kept],
+    }
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(annotations))
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="needs ../shared/data/coco_mini")
+def test_mask_rcnn_overfits_four_photographs(four_photographs, tmp_path):
+    spec = f"('coco:{four_photographs}:train',)"
+    settings = SETTINGS | {"DATASETS.TRAIN": spec, "DATASETS.TEST": spec, "OUTPUT_DIR": tmp_path / "out"}
+    options = [str(x) for pair in settings.items() for x in pair]
+    assert train.main(["--config-file", str(RECIPE), *options]) == 0
+    (models,) = json.loads((tmp_path / "out" / "results.json").read_text()).values()
+    assert models["student"]["segm"]["AP"] > 60
+    assert models["student"]["bbox"]["AP"] > 60
