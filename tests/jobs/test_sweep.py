@@ -61,8 +61,8 @@ def test_one_after_another_each_at_a_port_of_its_own(launched, capsys):
     assert launched == [
         [
             "--nnodes=2", "--max-restarts", "3", f"--rdzv-endpoint=node7:{20100 + number}",
-            f"--rdzv-id=job-{number}", "--", "A", "1", "--config-file", f"{name}.yaml", "SEED", "7", "--resume",
-            "OUTPUT_DIR", f"out/{name}-seed7",
+            f"--rdzv-id=job-{number}", "--", "A", "1", "--config-file", f"{name}.yaml", "SEED", "7",
+            "--resume", "OUTPUT_DIR", f"out/{name}-seed7",
         ]
         for number, name in enumerate("ab")
     ]  # fmt: skip
