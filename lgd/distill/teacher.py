@@ -96,12 +96,12 @@ def paint_and_convolve(vectors: Tensor, masks: Tensor, size: tuple[int, int], co
     num_images, num_rows, channels = vectors.shape
     # Up to here the shifted masks take no more memory than the painted map.
     if num_rows * num_taps > channels:
-        painted: Tensor = conv((vectors.transpose(1, 2) @ masks).unflatten(-1, size))
+        painted: Tensor = conv((vectors.transpose(1, 2) @ masks).view(num_images, channels, *size))
         return painted
     assert conv.bias is not None
     through_taps = torch.einsum("bsc,ocyx->bosyx", vectors, conv.weight).flatten(2)
     shifted = F.unfold(masks.reshape(-1, 1, *size), 3, padding=1).view(num_images, num_rows * num_taps, -1)
-    return (through_taps @ shifted).unflatten(-1, size) + conv.bias[:, None, None]
+    return (through_taps @ shifted).view(num_images, -1, *size) + conv.bias[:, None, None]
 
 
 class DynamicTeacher(nn.Module):
