@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lgd.engine.interruption import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +40,11 @@ class OutputFolder:
     def config(self) -> Path:
         """The whole configuration of the run, ready for --config-file."""
         return self.root / "config.yaml"
+
+    @property
+    def history(self) -> Path:
+        """When the training was started, and how it ended."""
+        return self.root / "history.jsonl"
 
     @property
     def results(self) -> Path:
@@ -58,7 +71,7 @@ class OutputFolder:
 def set_earlier_run_aside(root: Path) -> None:
     """Move what an earlier run left in `root` to a folder of its own in there, so that nothing is lost."""
     names = ("checkpoints", "inference", "teacher", "config.yaml", "log.txt", "metrics.jsonl", "results.json")
-    patterns = (*names, "model_*.pth", "events.out.tfevents.*")
+    patterns = (*names, "history.jsonl", "model_*.pth", "events.out.tfevents.*")
     earlier = [path for pattern in patterns for path in root.glob(pattern)]
     if not earlier:
         return
@@ -69,6 +82,42 @@ def set_earlier_run_aside(root: Path) -> None:
     for path in earlier:
         path.rename(aside / path.name)
     logger.info("%s held an earlier run: moved to %s (--resume goes on with a run)", root, aside)
+
+
+class History:
+    """OUTPUT_DIR/history.jsonl: a line at each start of a training, and at each end that it lives to see.
+
+    A context around the training, which writes the end of what `begin` began.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Write to `path`, nothing yet."""
+        self._path = path
+        self._has_begun = False
+
+    def begin(self, step: int, num_ranks: int) -> None:
+        """Write that a training starts, having done `step` steps."""
+        self._has_begun = True
+        where = {"host": socket.gethostname(), "pid": os.getpid(), "ranks": num_ranks}
+        self._write({"event": "start", "time": time.time(), "step": step, **where})
+
+    def __enter__(self) -> History:
+        """Wait for `begin`."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write how it ended: "finished", "saved" (asked to leave) or "failed", with what was said."""
+        if self._has_begun:
+            outcome = "finished" if error is None else "saved" if isinstance(error, Interrupted) else "failed"
+            said = "" if error is None else " ".join(str(error).split())[:500] or type(error).__name__
+            with contextlib.suppress(OSError):  # the error that ended the run matters more
+                self._write({"event": "end", "time": time.time(), "outcome": outcome, "message": said})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
 
 
 def start_logging(rank: int) -> None:

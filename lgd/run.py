@@ -53,7 +53,7 @@ from lgd.evaluation.results import (
     write_results_json,
 )
 from lgd.files import write_text_atomically
-from lgd.output import OutputFolder, log_to_file, set_earlier_run_aside, shorten
+from lgd.output import History, OutputFolder, log_to_file, set_earlier_run_aside, shorten
 from lgd.resume import Share, Starts, adapt_to_ranks, choose_seed, load_state, restore
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ def run(
     launch = LaunchInfo.from_environment()
     device = distributed.select_device(cfg.model.device, launch.local_rank)
     channel = distributed.init(device, cfg.train.process_group_timeout)
-    with channel.explaining(lambda: "the start"):
+    history = History(OutputFolder(Path(cfg.output_dir)).history)
+    with history, channel.explaining(lambda: "the start"):
         channel.meet("the start")
         require_equal({**code_facts(), **flatten(cfg)})
         starts = Starts(Path(cfg.output_dir))
@@ -88,7 +89,8 @@ def run(
             if starts.has_left:
                 raise Interrupted("asked to leave, and started again nevertheless")
             resume = resume or (starts.is_restart and not eval_only)
-            results = _run(cfg, device, channel, Leaving(interruption, channel), starts, resume, eval_only)
+            leaving = Leaving(interruption, channel)
+            results = _run(cfg, device, channel, leaving, starts, history, resume, eval_only)
         except Interrupted:
             starts.note_left()
             channel.close()
@@ -105,6 +107,7 @@ def _run(
     channel: Channel,
     leaving: Leaving,
     starts: Starts,
+    history: History,
     resume: bool,
     eval_only: bool,
 ) -> Results | None:
@@ -129,6 +132,8 @@ def _run(
     leaving.check("before the first step")
     if distributed.is_main():
         _open_output(cfg, output, keep=resume or eval_only)
+        if not eval_only:
+            history.begin(checkpoint.step if checkpoint else 0, distributed.get_world_size())
     if not eval_only:
         starts.note_opened()
     for line in [*changes, *_describe(cfg, model, indices, device)]:
