@@ -1,0 +1,234 @@
+"""Where runs stand, read from files as trainings leave them, whole and broken."""
+
+import contextlib
+import json
+import os
+import socket
+import time
+
+import pytest
+
+from jobs import status
+from jobs.status import decide_state, find_runs, format_table, main, read_run
+from lgd.engine.interruption import Interrupted
+from lgd.output import History, set_earlier_run_aside
+from tests.training import run_to_end, small_settings
+
+NOW = 1_800_000_000.0
+HERE = {"host": socket.gethostname(), "pid": os.getpid()}
+ELSEWHERE = {"host": "another", "pid": 1}
+
+
+def training_line(step, **changes):
+    numbers = {"total_loss": 1.0, "phase": "distill", "time": 0.25, "eta_seconds": 90.0}
+    return json.dumps({"iteration": step, **numbers, **changes}) + "\n"
+
+
+def write_run(folder, *, metrics="", history=(), max_step=100, results=None, age=5.0):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"SOLVER:\n  MAX_ITER: {max_step}\nLOG_PERIOD: 20\n")
+    (folder / "metrics.jsonl").write_text(metrics)
+    (folder / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+    if results is not None:
+        (folder / "results.json").write_text(json.dumps(results))
+    for path in folder.iterdir():
+        os.utime(path, (NOW - age, NOW - age))
+    return folder
+
+
+def started(step=0, **where):
+    return {"event": "start", "time": NOW, "step": step, **(where or ELSEWHERE)}
+
+
+def ended(outcome, message=""):
+    return {"event": "end", "time": NOW, "outcome": outcome, "message": message}
+
+
+RESULTS = {"val": {"student": {"bbox": {"AP": 40.125}}, "teacher": {"bbox": {"AP": 44.0}}}, "other": {}}
+
+
+def test_a_run_in_full(tmp_path):
+    folder = write_run(
+        tmp_path / "run",
+        metrics=training_line(20) + training_line(40) + '{"iteration": 40, "eval": {"val": {}}}\n',
+        history=[started(), ended("saved", "saved at step 20"), started(20)],
+        results=RESULTS,
+    )
+    assert read_run(folder, NOW) == status.RunStatus(
+        run=str(folder), state="running", step=40, max_step=100, phase="distill", eta_seconds=90.0,
+        student_ap=40.125, teacher_ap=44.0, seconds_per_step=0.25, age_seconds=5.0, restarts=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("entry", "age", "state"),
+    [
+        ({}, None, "not started"),
+        ({}, 5.0, "running"),
+        ({}, 1000.0, "stalled"),
+        (started(), 599.0, "running"),
+        (started(), 601.0, "stalled"),
+        (started(**HERE), 5.0, "running"),
+        (started(host=socket.gethostname(), pid=2**22 + 1), 5.0, "failed"),
+        (started(host=socket.gethostname(), pid="?"), 5.0, "failed"),
+        (ended("finished"), 1e6, "finished"),
+        (ended("saved"), 5.0, "saved-75"),
+        (ended("failed"), 5.0, "failed"),
+        ({"event": "end"}, 5.0, "failed"),
+    ],
+)
+def test_states(entry, age, state):
+    assert decide_state(entry, age, 600.0) == state
+
+
+def test_a_run_without_a_history_is_finished_by_its_files(tmp_path):
+    folder = write_run(tmp_path / "run", metrics=training_line(100), age=1e5)
+    assert read_run(folder, NOW).state == "stalled"
+    (folder / "model_final.pth").touch()
+    assert read_run(folder, NOW).state == "finished"
+    assert read_run(folder, NOW).restarts is None
+    assert read_run(folder, NOW).eta_seconds is None
+
+
+def test_long_steps_are_no_silence(tmp_path):
+    folder = write_run(tmp_path / "run", metrics=training_line(20, time=10.0), history=[started()], age=900.0)
+    assert read_run(folder, NOW).state == "running"  # 5 periods of 20 steps of 10 s
+    assert read_run(folder, NOW + 200.0).state == "stalled"
+
+
+@pytest.mark.parametrize(
+    "tail", ['{"iteration": 60, "total', "\x00\x00\x00", "[1, 2]\n", "null\n", '{"iteration": 60}\n', "\n\n"]
+)
+def test_broken_lines_are_passed_over(tmp_path, tail):
+    folder = write_run(tmp_path / "run", metrics=training_line(40) + tail, history=[started()])
+    assert read_run(folder, NOW).step == 40
+
+
+def test_every_file_broken(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("metrics.jsonl", "history.jsonl", "config.yaml", "results.json", "log.txt"):
+        (folder / name).write_bytes(b"\xff{[: }\n\x00")
+        os.utime(folder / name, (NOW, NOW))
+    assert read_run(folder, NOW) == status.RunStatus(str(folder), "running", age_seconds=0.0)
+
+
+def test_values_of_other_kinds(tmp_path):
+    folder = write_run(
+        tmp_path / "run",
+        metrics=training_line("x", time=None, eta_seconds="soon"),
+        max_step="many",
+        results={"val": {"student": {"bbox": None}, "teacher": {"bbox": {"AP": None}}}},
+    )
+    found = read_run(folder, NOW)
+    assert (found.step, found.max_step, found.student_ap, found.teacher_ap) == (None, None, None, None)
+    (folder / "results.json").write_text("[]")
+    assert read_run(folder, NOW).student_ap is None
+
+
+def test_the_step_of_a_run_that_has_not_logged_yet_is_that_of_its_start(tmp_path):
+    assert read_run(write_run(tmp_path / "run", history=[started(20)]), NOW).step == 20
+
+
+def test_the_last_training_line_before_long_evaluations(tmp_path):
+    evaluation = json.dumps({"iteration": 40, "eval": {"val": ["x" * 1000] * 300}}) + "\n"
+    folder = write_run(tmp_path / "run", metrics=training_line(20) * 5 + training_line(40) + evaluation * 3)
+    assert read_run(folder, NOW).step == 40
+
+
+def test_only_the_end_of_a_long_file_is_read(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run")
+    with (folder / "metrics.jsonl").open("r+b") as file:
+        file.seek(100 * 2**20)  # a sparse file of 100 MB
+        file.write(b"\n" + training_line(40).encode())
+    read = []
+    read_lines = status._read_lines
+    monkeypatch.setattr(status, "_read_lines", lambda *a: read.append(a[1:]) or read_lines(*a))
+    assert read_run(folder, NOW).step == 40
+    assert read == [(), (status._TAIL_BYTES,)]  # history, metrics
+
+
+def test_finding_runs(tmp_path):
+    runs = [write_run(tmp_path / name) for name in ("a/r1", "a/r2", "b/deep/er")]
+    write_run(tmp_path / "a/r1/earlier-20260101-000000")
+    (tmp_path / "empty").mkdir()
+    assert find_runs([str(tmp_path)]) == runs
+    assert find_runs([str(tmp_path / "a"), str(runs[0])]) == runs[:2]
+    assert find_runs([str(tmp_path / "*" / "r*")]) == runs[:2]
+    assert find_runs([str(tmp_path / "empty"), str(tmp_path / "none")]) == [
+        tmp_path / "empty", tmp_path / "none",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="no folder fits the pattern"):
+        find_runs([str(tmp_path / "x*")])
+
+
+def test_table():
+    statuses = [
+        status.RunStatus("a", "running", 40, 100, "distill", 90.0, 40.125, 44.0, 0.25, 5.0, 1),
+        status.RunStatus(
+            "long/name", "failed", 4, None, age_seconds=90000.0, restarts=0, message="disk full"
+        ),
+        status.RunStatus("c", "not started"),
+    ]
+    assert format_table(statuses).splitlines() == [
+        "run        state          step  phase        ETA     AP  teacher  s/step   last line  restarts",
+        "a          running      40/100  distill  0:01:30  40.12    44.00   0.250     0:00:05         1",
+        "long/name  failed          4/?  -              -      -        -       -  1d 1:00:00         0",
+        "c          not started       -  -              -      -        -       -           -         -",
+        "long/name: disk full",
+    ]
+
+
+def test_command(tmp_path, capsys, monkeypatch):
+    write_run(tmp_path / "run", history=[started(), ended("failed", "no space")])
+    assert main([str(tmp_path), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["state"], found["message"]) == ("failed", "no space")
+    assert main([str(tmp_path / "x*")]) == 2
+    assert "error:" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), "--watch", "0"])
+    capsys.readouterr()
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", wait)
+    assert main([str(tmp_path), "--watch", "3"]) == 0
+    assert waits == [3, 3]
+    assert capsys.readouterr().out.count("restarts") == 2
+
+
+def test_history(tmp_path):
+    path = tmp_path / "history.jsonl"
+    with History(path):
+        pass
+    assert not path.exists()  # nothing began
+    with History(path) as history:
+        history.begin(0, 2)
+    for step, num_ranks, error in (
+        (5, 2, Interrupted("saved at step 7")),
+        (7, 1, OSError("the disk\nis full")),
+    ):
+        with contextlib.suppress(Interrupted, OSError), History(path) as history:
+            history.begin(step, num_ranks)
+            raise error
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [entry.get("outcome") for entry in entries] == [None, "finished", None, "saved", None, "failed"]
+    assert [entry.get("message") for entry in entries[1::2]] == ["", "saved at step 7", "the disk is full"]
+    assert [(entry["step"], entry["ranks"]) for entry in entries[::2]] == [(0, 2), (5, 2), (7, 1)]
+    assert entries[0]["pid"] == os.getpid()
+    set_earlier_run_aside(tmp_path)
+    assert not path.exists()
+
+
+def test_a_real_run(small_data, tmp_path):
+    run_to_end(small_settings(small_data, tmp_path, SOLVER__MAX_ITER=4, SOLVER__STEPS="[2]"))
+    found = read_run(tmp_path, time.time())
+    assert (found.state, found.step, found.max_step, found.restarts) == ("finished", 4, 4, 0)
+    assert found.student_ap is not None
+    assert found.teacher_ap is not None
+    assert found.seconds_per_step > 0
