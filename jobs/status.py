@@ -120,6 +120,8 @@ def read_run(folder: Path, now: float, stalled_after: float = 600.0) -> RunStatu
     starts = sum(entry["event"] == "start" for entry in history)
     student, teacher = _read_aps(folder / "results.json")
     message = history[-1].get("message") if history else None
+    if state == "failed" and not message:
+        message = f"process {history[-1].get('pid')} ended without a word: killed?"
     return RunStatus(
         run=str(folder),
         state=state,

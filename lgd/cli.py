@@ -12,6 +12,12 @@ def _train(arguments: Sequence[str], is_program: bool) -> int:
     return train.main(arguments, is_program=is_program)
 
 
+def _preflight(arguments: Sequence[str], is_program: bool) -> int:
+    from lgd.preflight import command
+
+    return command.main(arguments)
+
+
 def _convert(arguments: Sequence[str], is_program: bool) -> int:
     from lgd import convert
 
@@ -20,6 +26,7 @@ def _convert(arguments: Sequence[str], is_program: bool) -> int:
 
 COMMANDS: Mapping[str, tuple[Callable[[Sequence[str], bool], int], str]] = {
     "train": (_train, "train a detector, or evaluate one"),
+    "preflight": (_preflight, "look at the machines of a job before it trains"),
     "convert": (_convert, "write weights of one kind as another"),
 }
 """Each imports its torch only when it is called, since `train` catches signals first."""
@@ -31,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in COMMANDS:
         function, _ = COMMANDS[arguments[0]]
         return function(arguments[1:], argv is None)
-    usage = ["usage: lgd COMMAND ...", ""] + [f"  {name:<8} {help_}" for name, (_, help_) in COMMANDS.items()]
+    usage = ["usage: lgd COMMAND ...", ""] + [f"  {name:<9} {help_}" for name, (_, help_) in COMMANDS.items()]
     asked = arguments[:1] in (["-h"], ["--help"])
     stream = sys.stdout if asked else sys.stderr
     if arguments and not asked:

@@ -226,6 +226,8 @@ class _Preflight:
         return thread.is_alive()
 
     def _run_measure(self, result: Measurement, device: torch.device) -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # each thread has its own
         measure(
             result,
             PrefixStore("group", self.meeting.store),

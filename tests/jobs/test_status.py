@@ -81,6 +81,13 @@ def test_states(entry, age, state):
     assert decide_state(entry, age, 600.0) == state
 
 
+def test_a_run_that_was_killed_on_this_host(tmp_path):
+    history = [started(host=socket.gethostname(), pid=2**22 + 1)]
+    found = read_run(write_run(tmp_path / "run", history=history), NOW)
+    assert found.state == "failed"
+    assert found.message == "process 4194305 ended without a word: killed?"
+
+
 def test_a_run_without_a_history_is_finished_by_its_files(tmp_path):
     folder = write_run(tmp_path / "run", metrics=training_line(100), age=1e5)
     assert read_run(folder, NOW).state == "stalled"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lgd import exits
+from lgd import cli, exits
 from lgd.preflight import report
 from lgd.preflight.calls import Call, Listener, call
 from lgd.preflight.collectives import AllReduce, Link, Measurement
@@ -58,7 +58,7 @@ def test_alone_with_findings(small_data, tmp_path, capsys):
 
 
 def test_without_a_recipe(capsys):
-    assert main([]) == exits.DONE
+    assert cli.main(["preflight"]) == exits.DONE
     assert "data and disks not looked at: no --config-file" in capsys.readouterr().out
 
 
