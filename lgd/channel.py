@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -14,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
+
+_SECONDS_BETWEEN_ROLLS = 0.05
 
 _PATIENCE_SECONDS = 10.0
 """How long the ranks that gave up wait for others to do so, before they call them missing."""
@@ -49,23 +54,59 @@ def open_store(rank: int, world_size: int, timeout_seconds: float) -> Store:
     return PrefixStore("lgd", store)
 
 
-def call_roll(store: Store, rank: int, world_size: int, timeout_seconds: float) -> None:
-    """Wait until every rank has come and left its host's name in the store.
+def call_roll(store: Store, rank: int, world_size: int, timeout_seconds: float) -> tuple[Store, list[str]]:
+    """Wait until every rank has come.
+
+    Torchrun's own store outlives a restart of the workers, with all that the ones before have written. So
+    each rank comes with a name never used before; rank 0 lists the names that it sees, until all ranks find
+    their own in the list.
+
+    Args:
+        store: as from `open_store`.
+        rank: this one.
+        world_size: ranks to wait for.
+        timeout_seconds: how long.
+
+    Returns:
+        A part of the store that only these ranks use, and the host of each rank.
 
     Raises:
         RanksError: some did not come within the time-out; they are named.
     """
-    store.set(f"host/{rank}", socket.gethostname())
-    try:
-        store.wait([f"host/{r}" for r in range(world_size)], timedelta(seconds=timeout_seconds))
-    except RuntimeError as error:
-        hosts = {r: store.get(f"host/{r}").decode() for r in range(world_size) if store.check([f"host/{r}"])}
-        missing = [str(r) for r in range(world_size) if r not in hosts]
-        raise RanksError(
-            f"rank {rank} on {socket.gethostname()} waited {timeout_seconds:g} s "
-            f"(TRAIN.PROCESS_GROUP_TIMEOUT) in vain for rank(s) {', '.join(missing)}; those that came are on "
-            f"{', '.join(sorted(set(hosts.values())))}"
-        ) from error
+    name = f"{socket.gethostname()}/{uuid.uuid4().hex}"
+    store.set(f"name/{rank}", name)
+    deadline = time.monotonic() + timeout_seconds
+    names: list[str] = []
+    while True:
+        if rank == 0:
+            names = [_look_up(store, f"name/{r}") for r in range(world_size)]
+            store.set("names", json.dumps(names))
+        else:
+            names = json.loads(_look_up(store, "names") or "[]")
+        key = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        if len(names) == world_size and names[rank] == name:
+            store.set(f"agrees/{rank}", key)
+        missing = [r for r in range(world_size) if _look_up(store, f"agrees/{r}") != key] if rank == 0 else []
+        if rank == 0 and not missing:
+            store.set("complete", key)
+        if _look_up(store, "complete") == key:
+            return PrefixStore(key, store), [name.partition("/")[0] for name in names]
+        if time.monotonic() > deadline:
+            raise _not_all_came(rank, timeout_seconds, missing, names)
+        time.sleep(_SECONDS_BETWEEN_ROLLS)
+
+
+def _look_up(store: Store, key: str) -> str:
+    return store.get(key).decode() if store.check([key]) else ""
+
+
+def _not_all_came(rank: int, timeout_seconds: float, missing: list[int], names: list[str]) -> RanksError:
+    hosts = sorted({name.partition("/")[0] for r, name in enumerate(names) if name and r not in missing})
+    whom = f"rank(s) {', '.join(map(str, missing))}" if rank == 0 else "the others, which rank 0 names"
+    return RanksError(
+        f"rank {rank} on {socket.gethostname()} waited {timeout_seconds:g} s (TRAIN.PROCESS_GROUP_TIMEOUT) "
+        f"in vain for {whom}" + (f"; those that came are on {', '.join(hosts)}" if rank == 0 else "")
+    )
 
 
 class Channel:
@@ -74,24 +115,37 @@ class Channel:
     All ranks call `any`, `vote` and `meet` in the same order.
     """
 
-    def __init__(self, store: Store | None, group: dist.ProcessGroup | None, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        store: Store | None,
+        group: dist.ProcessGroup | None,
+        hosts: Sequence[str],
+        timeout_seconds: float,
+    ) -> None:
         """Use a store and a gloo group, or for a process alone neither."""
         self._store = store
         self._group = group
+        self._hosts = hosts
         self._timeout_seconds = timeout_seconds
         self._vote: tuple[dist.Work, Tensor] | None = None
 
     @classmethod
     def alone(cls) -> Channel:
         """The channel of a process alone."""
-        return cls(None, None, 0.0)
+        return cls(None, None, (), 0.0)
 
     @classmethod
-    def open(cls, store: Store, timeout_seconds: float) -> Channel:
-        """Open a channel for all ranks of the process group, each of which calls this."""
+    def open(cls, store: Store, hosts: Sequence[str], timeout_seconds: float) -> Channel:
+        """Open a channel for all ranks of the process group, each of which calls this.
+
+        Args:
+            store: as from `call_roll`.
+            hosts: likewise.
+            timeout_seconds: how long ranks wait for one another.
+        """
         group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
         assert isinstance(group, dist.ProcessGroup)
-        return cls(store, group, timeout_seconds)
+        return cls(store, group, hosts, timeout_seconds)
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on any rank; waits for all of them."""
@@ -175,7 +229,7 @@ class Channel:
         thread.start()
         thread.join(_PATIENCE_SECONDS + 5.0)  # asking a host that is cut off never ends
         if thread.is_alive():
-            silent = ["rank 0, which serves the ranks' store"]
+            silent = [self._keeper()]
         whom = (
             f"nothing is heard of {', '.join(silent)}" if silent else "all ranks gave up, see their messages"
         )
@@ -197,9 +251,12 @@ class Channel:
             while missing and time.monotonic() < deadline:
                 missing = [rank for rank in missing if not self._store.check([f"gave_up/{rank}"])]
                 time.sleep(0.1)
-            silent += [f"rank {rank} on {self._store.get(f'host/{rank}').decode()}" for rank in missing]
+            silent += [f"rank {rank} on {self._hosts[rank]}" for rank in missing]
         except RuntimeError:
-            silent.append("rank 0, which serves the ranks' store")
+            silent.append(self._keeper())
+
+    def _keeper(self) -> str:
+        return f"rank 0 on {self._hosts[0]}, which keeps the ranks' store"
 
 
 @contextmanager

@@ -91,8 +91,8 @@ def init(device: torch.device, timeout_seconds: float) -> Channel:
     if launch.world_size == 1:
         return Channel.alone()
     on_cuda = device.type == "cuda"
-    store = open_store(launch.rank, launch.world_size, timeout_seconds)
-    call_roll(store, launch.rank, launch.world_size, timeout_seconds)
+    everyones = open_store(launch.rank, launch.world_size, timeout_seconds)
+    store, hosts = call_roll(everyones, launch.rank, launch.world_size, timeout_seconds)
     dist.init_process_group(
         backend="nccl" if on_cuda else "gloo",
         store=store,
@@ -101,7 +101,7 @@ def init(device: torch.device, timeout_seconds: float) -> Channel:
         timeout=timedelta(seconds=timeout_seconds + (_NCCL_EXTRA_SECONDS if on_cuda else 0)),
         device_id=device if on_cuda else None,
     )
-    return Channel.open(store, timeout_seconds)
+    return Channel.open(store, hosts, timeout_seconds)
 
 
 def shutdown() -> None:
