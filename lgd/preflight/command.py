@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -307,7 +308,8 @@ def _try(result: Measurement, action: Callable[[], None]) -> None:
     try:
         action()
     except Exception as error:  # torch raises many kinds; all of them are findings
-        result.error = " ".join(str(error).split())[:300] or type(error).__name__
+        said = re.sub(r"^\[\S+\] ", "", " ".join(str(error).split()))  # without the place in gloo's source
+        result.error = said[:300] or type(error).__name__
 
 
 def _read_card(content: Mapping[str, Any]) -> Card:
