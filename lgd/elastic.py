@@ -175,6 +175,7 @@ class Agent(LocalElasticAgent):
         if exits.RUN_AGAIN in codes:
             # To the agent a success: no restart, and it waits for the other machines' workers.
             result.state = WorkerState.SUCCEEDED
+            result.return_values = dict.fromkeys(worker.global_rank for worker in worker_group.workers)
         elif exits.USER_ERROR in codes:
             self._remaining_restarts = 0
         else:

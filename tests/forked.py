@@ -1,6 +1,7 @@
 """Runs of `lgd.train` in processes that have all imports behind them: two seconds a run in place of ten."""
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import socket
@@ -14,14 +15,14 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.forked_preload"])
 
 
-class Forked:
-    """One rank of a run: a process of its own whose output goes to a file."""
+class ForkedProgram:
+    """A module's `main` in a process of its own whose output goes to a file."""
 
-    def __init__(self, settings, *flags, log, environment=None, before=None):
-        """Start; `before` is called in the process first, to change what the run will find."""
-        argv = ["--config-file", str(REPOSITORY / "configs/demo.yaml"), *flags, *settings]
+    def __init__(self, module, argv, *, log, environment=None, before=None):
+        """Start; `before` is called in the process first, to change what the program will find."""
         self.log = Path(log)
-        self.process = CONTEXT.Process(target=_train, args=(argv, str(log), environment or {}, before))
+        arguments = (module, argv, str(log), environment or {}, before)
+        self.process = CONTEXT.Process(target=_call_main, args=arguments)
         self.process.start()
 
     def signal(self, number):
@@ -41,6 +42,15 @@ class Forked:
             if path.exists() and text in path.read_text():
                 return
             time.sleep(0.01)
+
+
+class Forked(ForkedProgram):
+    """One rank of a training run."""
+
+    def __init__(self, settings, *flags, **options):
+        """Start it; `options` as for `ForkedProgram`."""
+        argv = ["--config-file", str(REPOSITORY / "configs/demo.yaml"), *flags, *settings]
+        super().__init__("lgd.train", argv, **options)
 
 
 def start_ranks(settings, *flags, folder, number=2, before=None, **settings_of_rank):
@@ -66,17 +76,15 @@ def start_ranks(settings, *flags, folder, number=2, before=None, **settings_of_r
     ]
 
 
-def _train(argv, log, environment, before):
+def _call_main(module, argv, log, environment, before):
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.environ.update(environment, OMP_NUM_THREADS="1")
+    os.environ.update(environment, OMP_NUM_THREADS="1", PYTHONPATH=str(REPOSITORY))
     multiprocessing.set_start_method("fork", force=True)  # of the data workers, as in a program of its own
     import torch
-
-    from lgd import train
 
     torch.set_num_threads(1)
     if before:
         before()
-    sys.exit(train.main(argv, is_program=True))
+    sys.exit(importlib.import_module(module).main(argv, is_program=True))

@@ -1,10 +1,12 @@
-"""Imported once by the process that `tests.forked` forks its runs from; by nothing else."""
+"""Imported once by the process that `tests.forked` forks its programs from; by nothing else."""
 
 import signal
 
 import lgd.command
+import lgd.elastic
 from lgd.engine.interruption import SIGNALS
 
 assert lgd.command
-# As under lgd.launch: a run lets them through when it can handle them.
+assert lgd.elastic
+# As under lgd.launch: a program lets them through when it can handle them.
 signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -1,5 +1,6 @@
 """A killed run that is resumed ends exactly as one that was never interrupted."""
 
+import contextlib
 import os
 import random
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training import read_metrics, run_to_end, small_settings, start
+from tests.training import descendants, read_metrics, run_to_end, small_settings, start
 
 TWO_RANKS = ("--num-gpus", "2")
 
@@ -20,7 +21,7 @@ def final_model(output):
 
 def kill_when(settings, output, reached, *flags):
     """Start a run and SIGKILL all its processes as soon as `reached(metrics text)`."""
-    process = start(settings, *flags, start_new_session=True)
+    process = start(settings, *flags)
     metrics = Path(output) / "metrics.jsonl"
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline:
@@ -29,7 +30,10 @@ def kill_when(settings, output, reached, *flags):
         time.sleep(0.005)
     alive = process.poll() is None
     if alive:
-        os.killpg(process.pid, signal.SIGKILL)
+        # The workers first, which lead sessions of their own: they notice when their launcher dies.
+        for process_id in [*descendants(process.pid), process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process_id, signal.SIGKILL)
     process.communicate()
     return alive
 

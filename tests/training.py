@@ -1,5 +1,6 @@
 """Small runs of the real thing for tests: `python -m lgd.train` on a few small images."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -48,11 +49,27 @@ def command(settings, *flags, config="configs/demo.yaml"):
 
 
 def start(settings, *flags, **popen):
+    return start_program(command(settings, *flags), **popen)
+
+
+def start_program(arguments, **popen):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
-        command(settings, *flags), env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **popen,
-    )  # fmt: skip
+        arguments, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **popen
+    )
+
+
+def descendants(process_id):
+    """Every process that descends from this one."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # The second field, the command in parentheses, may hold spaces.
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [process_id]
+    for parent in found:
+        found += sorted(child for child, other in parents.items() if other == parent)
+    return found[1:]
 
 
 def run_to_end(settings, *flags):
