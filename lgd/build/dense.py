@@ -96,6 +96,7 @@ def _build(
             topk_candidates_test=options.topk_candidates_test,
             nms_thresh_test=None if cfg.model.nms_type is None else options.nms_thresh_test,
             detections_per_image=cfg.test.detections_per_image,
+            reference_order=options.reference_order,
         )
     except ValueError as error:
         raise ConfigError(f"MODEL.FCOS: {error}") from error

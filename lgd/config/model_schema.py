@@ -168,6 +168,9 @@ class FcosConfig:
     ] = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, math.inf))
     norm_sync: Annotated[bool, "Average the number of objects over the ranks."] = True
     reg_weight: Annotated[NonNegativeFloat, "Factor on the box loss of ATSS."] = 2.0
+    reference_order: Annotated[
+        bool, "As the reference: leave the order of detections of equal score to torch's sort."
+    ] = False
 
 
 @dataclass(frozen=True)

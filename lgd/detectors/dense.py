@@ -67,6 +67,21 @@ def select_candidates(
     return positions[order], labels[order], chosen[:limit]
 
 
+def select_as_reference(
+    scores: Tensor, *, score_threshold: float, limit: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`select_candidates` with the order of equal scores that the reference's FCOS leaves.
+
+    It sorts all scores of the level, unstably, and applies the threshold to the best of them.
+    """
+    chosen, order = scores.flatten().sort(descending=True)
+    chosen, order = chosen[:limit], order[:limit]
+    above = chosen > score_threshold
+    chosen, order = chosen[above], order[above]
+    num_classes = scores.shape[1]
+    return order // num_classes, order % num_classes, chosen
+
+
 def suppress(
     levels: Sequence[Candidates], batch: Batch, index: int, *, nms_threshold: float | None, limit: int
 ) -> Detections:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgd.detectors.dense import Candidates, select_candidates, suppress
+from lgd.detectors.dense import Candidates, select_as_reference, select_candidates, suppress
 from lgd.detectors.point_head import PointHead, PointPredictions, join_levels
 from lgd.distributed import all_reduce_sum, get_world_size
 from lgd.layers.fpn import FPN
@@ -105,6 +105,9 @@ class PointDetector(nn.Module):
         topk_candidates_test: candidates of each level, and no more than it has locations.
         nms_thresh_test: overlap within a class above which the worse box goes; None for no suppression.
         detections_per_image: at most so many.
+        reference_order: leave the order of equal scores to torch's unstable sort, as the reference does. They
+            are common where the teacher sees no object: its features are the same all over. Off: the first
+            location wins.
 
     Raises:
         ValueError: factors of the distances that are not positive, or channels that don't divide into groups.
@@ -133,6 +136,7 @@ class PointDetector(nn.Module):
         topk_candidates_test: int = 1000,
         nms_thresh_test: float | None = 0.6,
         detections_per_image: int = 100,
+        reference_order: bool = False,
     ) -> None:
         super().__init__()
         if min(box_reg_weights) <= 0:
@@ -151,6 +155,7 @@ class PointDetector(nn.Module):
         self.topk_candidates_test = topk_candidates_test
         self.nms_thresh_test = nms_thresh_test
         self.detections_per_image = detections_per_image
+        self.reference_order = reference_order
 
         self.normalize = PixelNormalizer(pixel_mean, pixel_std)
         self.backbone = backbone
@@ -279,7 +284,8 @@ class PointDetector(nn.Module):
 
     def _select_candidates(self, level: PointLevel, predictions: PointPredictions, index: int) -> Candidates:
         """Best boxes of one level of image `index`, chosen by the class score alone."""
-        positions, labels, scores = select_candidates(
+        select = select_as_reference if self.reference_order else select_candidates
+        positions, labels, scores = select(
             predictions.logits[index].sigmoid(),
             score_threshold=self.score_thresh_test,
             limit=min(self.topk_candidates_test, len(level.locations)),

@@ -1,6 +1,6 @@
 import torch
 
-from lgd.detectors.dense import Candidates, select_candidates, suppress
+from lgd.detectors.dense import Candidates, select_as_reference, select_candidates, suppress
 from tests.detectors.small import make_batch
 
 
@@ -29,6 +29,17 @@ def suppress_boxes(boxes, scores, labels, **kwargs):
 
 BOXES = [[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 8], [30, 30, 200, 40]]
 SCORES, LABELS = [0.5, 0.9, 0.6, 0.7], [1, 1, 0, 1]
+
+
+def test_the_references_order_differs_only_in_equal_scores():
+    scores = torch.rand(200, 3, generator=torch.Generator().manual_seed(0))
+    ours = select_candidates(scores, score_threshold=0.3, limit=150)
+    references = select_as_reference(scores, score_threshold=0.3, limit=150)
+    assert all(torch.equal(a, b) for a, b in zip(ours, references, strict=True))
+    equal = torch.full((200, 3), 0.5)
+    positions, labels, chosen = select_as_reference(equal, score_threshold=0.3, limit=150)
+    assert len({*zip(positions.tolist(), labels.tolist(), strict=True)}) == 150
+    assert (chosen == 0.5).all()
 
 
 def test_suppression_within_a_class_over_levels():

@@ -63,6 +63,7 @@ def make_config(case: Case, changes: Mapping[str, Any] | None = None) -> Config:
     settings |= {
         "MODEL.META_ARCHITECTURE": case.record["meta_architecture"].removeprefix("Distillator"),
         "MODEL.RETINANET.REFERENCE_NORMALIZER": True,
+        "MODEL.FCOS.REFERENCE_ORDER": True,
         "MODEL.RPN.REFERENCE_ORDER": True,
         **case.record["overrides"],
         **(changes or {}),
