@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.sweep import runs_of_sweep
+from jobs.sweep import runs_of_sweep, split_list
 from jobs.timelimit import describe_minutes, parse_minutes
 from jobs.trainer import ENVIRONMENT, Trainer
 
@@ -125,11 +125,11 @@ def plan(options: argparse.Namespace) -> list[tuple[str, Trainer]]:
 
     settings = list(options.settings)
     if options.array or options.seeds:
-        root, settings = _take_output_dir(settings)
-        seeds = options.seeds.split(",") if options.seeds else []
+        root = dict(zip(settings[::2], settings[1::2], strict=False)).get("OUTPUT_DIR", "outputs/sweep")
+        # The last of a key wins: no setting may give all runs one seed or one folder.
         table = [
-            (name, recipe, [*own, *settings, "OUTPUT_DIR", f"{root}/{name}"])
-            for name, (_, recipe, *own) in runs_of_sweep(options.recipes, seeds)
+            (name, recipe, [*settings, *own, "OUTPUT_DIR", f"{root}/{name}"])
+            for name, (_, recipe, *own) in runs_of_sweep(options.recipes, split_list(options.seeds))
         ]
     else:
         table = [(Path(recipe).stem, recipe, settings) for recipe in options.recipes]
@@ -139,14 +139,6 @@ def plan(options: argparse.Namespace) -> list[tuple[str, Trainer]]:
         load_config(recipe, settings)  # what is wrong is said now, not when the job has waited for a day
         jobs.append((name, Trainer(("--config-file", recipe, flag, *settings))))
     return jobs
-
-
-def _take_output_dir(settings: list[str]) -> tuple[str, list[str]]:
-    """Split KEY VALUE pairs into OUTPUT_DIR (or its default) and the others."""
-    pairs = list(zip(settings[::2], settings[1::2], strict=False))
-    rest = [word for key, value in pairs if key != "OUTPUT_DIR" for word in (key, value)]
-    odd = settings[len(pairs) * 2 :]
-    return dict(pairs).get("OUTPUT_DIR", "outputs/sweep").rstrip("/"), rest + odd
 
 
 def batch_parameters(options: argparse.Namespace, name: str) -> dict[str, Any]:
