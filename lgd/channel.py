@@ -84,12 +84,13 @@ def call_roll(store: Store, rank: int, world_size: int, timeout_seconds: float) 
         else:
             names = json.loads(_look_up(store, "names") or "[]")
         key = hashlib.sha256(json.dumps(names).encode()).hexdigest()
-        if len(names) == world_size and names[rank] == name:
+        is_listed = len(names) == world_size and names[rank] == name
+        if is_listed:
             store.set(f"agrees/{rank}", key)
         missing = [r for r in range(world_size) if _look_up(store, f"agrees/{r}") != key] if rank == 0 else []
         if rank == 0 and not missing:
             store.set("complete", key)
-        if _look_up(store, "complete") == key:
+        if is_listed and _look_up(store, "complete") == key:
             return PrefixStore(key, store), [name.partition("/")[0] for name in names]
         if time.monotonic() > deadline:
             raise _not_all_came(rank, timeout_seconds, missing, names)

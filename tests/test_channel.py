@@ -1,0 +1,162 @@
+"""The ranks' second way to talk, and what it says of those that are missing."""
+
+import os
+import signal
+import socket
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+
+from lgd import channel, distributed
+from lgd.channel import Channel, RanksError, call_roll, open_store
+from lgd.engine.interruption import SIGNALS
+from tests.forked import start_ranks
+from tests.training import small_settings
+
+HOST = socket.gethostname()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_ranks(function, *arguments, number=2):
+    multiprocessing.start_processes(
+        join_and_call, (number, free_port(), function, arguments), number, start_method="forkserver"
+    )
+
+
+def join_and_call(rank, number, port, function, arguments):
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    function(rank, *arguments)
+
+
+def vote(rank):
+    talk = distributed.init(torch.device("cpu"), 60)
+    assert talk.any(rank == 1)
+    assert not talk.any(False)
+    # Each answer is to the question before.
+    assert [talk.vote(flag) for flag in (False, rank == 1, False, False)] == [False, False, True, False]
+    assert not talk.has_heard("leave")
+    talk.meet("the test")
+    if rank == 1:
+        talk.announce("leave")
+    talk.meet("the test")
+    assert talk.has_heard("leave")
+    talk.close()
+    distributed.shutdown()
+
+
+def test_ranks_vote_announce_and_meet():
+    run_ranks(vote)
+
+
+def test_a_process_alone_needs_nobody():
+    talk = Channel.alone()
+    assert talk.any(True)
+    assert talk.vote(True)
+    assert not talk.has_heard("leave")
+    talk.announce("leave")
+    talk.meet("the test")
+    talk.close()
+    with pytest.raises(RuntimeError, match="gloo"), talk.explaining(lambda: "the test"):
+        raise RuntimeError("gloo: nothing to do with other ranks")
+
+
+def lose_rank_1(rank, how):
+    channel._PATIENCE_SECONDS = 2.0
+    talk = distributed.init(torch.device("cpu"), 2)
+    if rank == 1:
+        if how == "dies":
+            os._exit(0)
+        time.sleep(60 if how == "hangs" else 0)
+        return
+    with pytest.raises(RanksError) as error, talk.explaining(lambda: "step 3"):
+        distributed.all_reduce_sum(torch.ones(1))
+    message = str(error.value)
+    expected = (
+        f"rank 0 on {HOST} gave up summing over the ranks (all-reduce) at step 3; nothing is heard of rank 1"
+    )
+    assert message.startswith(f"{expected} on {HOST}. Ranks wait 2 s for one another"), message
+    with pytest.raises(RanksError, match=f"at the evaluation; nothing is heard of rank 1 on {HOST}"):
+        talk.meet("the evaluation")
+    os._exit(3)
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_a_missing_rank_is_named_with_the_collective(how):
+    with pytest.raises(multiprocessing.ProcessExitedException) as error:
+        run_ranks(lose_rank_1, how)
+    assert (error.value.error_index, error.value.exit_code) == (0, 3)
+
+
+def test_a_rank_that_never_comes(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    store = open_store(0, 3, 5)
+    with pytest.raises(RanksError) as error:
+        call_roll(store, 0, 3, 0.2)
+    assert str(error.value) == (
+        f"rank 0 on {HOST} waited 0.2 s (TRAIN.PROCESS_GROUP_TIMEOUT) in vain for rank(s) 1, 2; "
+        f"those that came are on {HOST}"
+    )
+    with pytest.raises(RanksError, match=r"rank 2 on .* in vain for the others, which rank 0 names"):
+        call_roll(store, 2, 3, 0.2)
+
+
+def test_the_main_rank_cannot_be_reached(monkeypatch):
+    port = free_port()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    with pytest.raises(RanksError, match=f"rank 1 on {HOST} cannot reach rank 0 at 127.0.0.1:{port}"):
+        open_store(1, 2, 1)
+
+
+def come_three_times(rank, port):
+    store = dist.TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False)
+    parts = []
+    for _ in range(3):
+        part, hosts = call_roll(store, rank, 2, 30)
+        assert hosts == [HOST, HOST]
+        assert not part.check(["value"])
+        parts.append(part)
+        dist.barrier()
+        part.set("value", "1")
+        dist.barrier()
+    assert all(part.check(["value"]) for part in parts)
+
+
+def come_again(rank, port):
+    dist.init_process_group("gloo")
+    come_three_times(rank, port)
+    dist.destroy_process_group()
+
+
+def test_a_store_that_outlives_its_ranks():
+    """What an earlier start of the workers has written is not taken for this one's."""
+    run_ranks(come_again, free_port())
+
+
+def test_a_hanging_rank_ends_the_run_within_the_time_out(small_data, tmp_path):
+    settings = small_settings(
+        small_data, tmp_path / "out", SOLVER__MAX_ITER=10000, TRAIN__PROCESS_GROUP_TIMEOUT=3
+    )
+    ranks = start_ranks(settings, folder=tmp_path)
+    ranks[0].wait_for(tmp_path / "out" / "metrics.jsonl", '"iteration": 2')
+    ranks[1].signal(signal.SIGSTOP)
+    try:
+        assert ranks[0].wait() == 1
+    finally:
+        ranks[1].signal(signal.SIGKILL)
+    (line,) = (line for line in ranks[0].log.read_text().splitlines() if line.startswith("error"))
+    assert line.startswith(f"error: rank 0 on {HOST} gave up ")
+    assert " of 10000; nothing is heard of rank 1 on " in line
+    assert "(all-reduce) at step" in line
