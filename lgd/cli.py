@@ -24,9 +24,16 @@ def _convert(arguments: Sequence[str], is_program: bool) -> int:
     return convert.main(arguments)
 
 
+def _bench(arguments: Sequence[str], is_program: bool) -> int:
+    from lgd.bench import command
+
+    return command.main(arguments)
+
+
 COMMANDS: Mapping[str, tuple[Callable[[Sequence[str], bool], int], str]] = {
     "train": (_train, "train a detector, or evaluate one"),
     "preflight": (_preflight, "look at the machines of a job before it trains"),
+    "bench": (_bench, "time a recipe's training step and its loader on this machine"),
     "convert": (_convert, "write weights of one kind as another"),
 }
 """Each imports its torch only when it is called, since `train` catches signals first."""

@@ -9,9 +9,10 @@ REPOSITORY = Path(__file__).parents[1]
 ROOMS = (
     "exits", "structures", "files", "config", "channel", "distributed", "agreement", "ops", "layers",
     "backbones", "detectors", "distill", "data", "evaluation", "weights", "engine", "build", "output",
-    "elastic", "launch", "resume", "run", "command", "train", "preflight", "convert", "cli",
+    "elastic", "launch", "resume", "run", "command", "train", "preflight", "convert", "bench",
+    "cli",
 )  # fmt: skip
-SEES_CONFIG = {"config", "build", "resume", "run", "command", "train", "preflight", "convert", "cli"}
+SEES_CONFIG = {"config", "build", "resume", "run", "command", "train", "preflight", "convert", "bench", "cli"}
 FILES = sorted(path for folder in ("lgd", "jobs") for path in (REPOSITORY / folder).rglob("*.py"))
 LIBRARY = [path for path in FILES if path.is_relative_to(REPOSITORY / "lgd") and path.parent.name]
 

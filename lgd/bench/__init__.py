@@ -1,0 +1,1 @@
+"""How fast a training step, its loader and the machine are."""

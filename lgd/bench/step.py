@@ -1,0 +1,141 @@
+"""A training step on random images: the same work as in the training loop, without its bookkeeping.
+
+Legend: B images on a canvas H x W, N objects of an image.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lgd.bench.machine import count_flops, peak_memory, synchronize
+from lgd.build import Model, build_model, build_sides
+from lgd.config.schema import Config
+from lgd.structures import Batch, Outlines, Targets
+
+_CORNERS = 8
+
+
+def make_batch(
+    num_images: int,
+    height: int,
+    width: int,
+    *,
+    num_boxes: int,
+    num_classes: int,
+    device: torch.device,
+    with_masks: bool = False,
+) -> Batch:
+    """Draw random images with random boxes of 1/20 to 1/2 of the canvas.
+
+    Args:
+        num_images: B.
+        height: H, a multiple of 32.
+        width: W, likewise.
+        num_boxes: N.
+        num_classes: of the labels.
+        device: where to put the batch.
+        with_masks: whether the objects have masks: octagons in their boxes.
+    """
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(num_images, num_boxes, 2, generator=generator) * 0.5
+    extents = 0.05 + torch.rand(num_images, num_boxes, 2, generator=generator) * 0.45
+    boxes = torch.cat([corners, corners + extents], dim=-1) * torch.tensor([width, height, width, height])
+    labels = torch.randint(0, num_classes, (num_images, num_boxes), generator=generator)
+    images = torch.randint(0, 256, (num_images, 3, height, width), dtype=torch.uint8, generator=generator)
+    sizes = torch.tensor([[height, width]] * num_images)
+    valid = torch.ones_like(labels, dtype=torch.bool)
+    targets = Targets(boxes, labels, valid, _octagons(boxes) if with_masks else None)
+    return Batch(images, sizes, sizes, torch.arange(num_images), targets).to(device)
+
+
+def _octagons(boxes: Tensor) -> Outlines:
+    angles = torch.arange(_CORNERS) * (2 * torch.pi / _CORNERS)
+    directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    centers, extents = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+    points = centers[..., None, :] + directions * extents[..., None, :] / 2
+    edges = torch.cat([points, points.roll(-1, dims=-2)], dim=-1)
+    return Outlines(edges, torch.zeros(edges.shape[:-1], dtype=torch.int64), 1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A model with its optimizers and a batch, and what one training step of it does.
+
+    Attributes:
+        model: whatever is trained.
+        compute_losses: the forward pass.
+        optimizers: of all parameters.
+        device: where it runs.
+        dtype: bfloat16 for autocast; any other leaves the model as it is.
+    """
+
+    model: nn.Module
+    compute_losses: Callable[[], dict[str, Tensor]]
+    optimizers: Sequence[torch.optim.Optimizer]
+    device: torch.device
+    dtype: torch.dtype
+
+    def take(self) -> None:
+        """Do forward and backward pass and update."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            total = torch.stack(list(self.compute_losses().values())).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-5  # the weights are random: stay where they are
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def time(self) -> float:
+        """Take a step; returns its seconds."""
+        synchronize(self.device)
+        begin = time.perf_counter()
+        self.take()
+        synchronize(self.device)
+        return time.perf_counter() - begin
+
+    def weigh(self) -> tuple[int, int | None]:
+        """Take two steps; returns a step's floating-point operations, and the bytes at its peak.
+
+        The bytes are those of this model alone: what lies there between steps, and what a step adds.
+        """
+        flops = count_flops(self.take)  # the first step also makes the optimizers' states
+        beyond = peak_memory(self.take, self.device)
+        return flops, None if beyond is None else beyond + self.resident_bytes()
+
+    def resident_bytes(self) -> int:
+        """Bytes of parameters, buffers and optimizer states: what lies there between two steps."""
+        tensors: list[Tensor] = [*self.model.parameters(), *self.model.buffers()]
+        for optimizer in self.optimizers:
+            states = optimizer.state.values()
+            tensors += [x for state in states for x in state.values() if isinstance(x, Tensor)]
+        return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def make_step(cfg: Config, batch: Batch, device: torch.device, *, freeze_backbone: bool = False) -> Step:
+    """Build the recipe's model and optimizers for `batch`.
+
+    Args:
+        cfg: the recipe; its SOLVER.AMP.ENABLED, TRAIN.* and device count, its data and weights don't.
+        batch: images on `device`.
+        device: where.
+        freeze_backbone: as in LGD's first phase.
+
+    Raises:
+        ConfigError: a part or an option that there is not.
+    """
+    torch.manual_seed(0)
+    model: Model = build_model(cfg).to(device)
+    if cfg.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    optimizers = [side.optimizer for side in build_sides(cfg, model, device)]
+    for parameter in model.student.backbone_parameters():
+        parameter.requires_grad_(parameter.requires_grad and not freeze_backbone)
+    dtype = torch.bfloat16 if cfg.solver.amp.enabled else torch.float32
+    return Step(model, partial(model, batch, distill=True), optimizers, device, dtype)
