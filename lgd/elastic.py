@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -9,8 +10,10 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from torch.distributed import DistError
 from torch.distributed.elastic import rendezvous
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -21,6 +24,9 @@ from lgd import exits
 from lgd.engine.interruption import SIGNALS, Interrupted, Interruption
 
 logger = logging.getLogger(__name__)
+
+_READ_SECONDS = 60
+"""Torch's default of --rdzv-conf read_timeout: how long the agents wait for the answer of their store."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +84,57 @@ def run_workers(launch: Launch, interruption: Interruption) -> int:
         local_addr=launch.local_address,
         **launch.settings,
     )
+    agent: Agent | None = None
     try:
         handler = registry.get_rendezvous_handler(parameters)
         try:
-            return _run(_make_agent(launch, handler, interruption), interruption)
+            agent = _make_agent(launch, handler, interruption)
+            return _run(agent, interruption)
         finally:
             handler.shutdown()
     except Interrupted:
         return exits.RUN_AGAIN
     except SignalException:
         return exits.CTRL_C
-    except (rendezvous.RendezvousError, ConnectionError) as error:
-        logger.error(
-            "%s cannot meet the other machines at %s: %s", socket.gethostname(), launch.endpoint, error
-        )
-        return exits.RUN_AGAIN if interruption.requested else 1
+    except (rendezvous.RendezvousError, DistError, ConnectionError) as error:
+        here, reason = socket.gethostname(), _first_line(error.__cause__ or error)
+        if agent is not None and isinstance(error, rendezvous.RendezvousTimeoutError):
+            reason = _who_is_missing(agent, launch)
+        logger.error("%s cannot meet the other machines at %s: %s", here, launch.endpoint, reason)
+        return exits.RUN_AGAIN if interruption.requested else exits.FAULT
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).split("\n"))) or type(error).__name__
+
+
+def _who_is_missing(agent: Agent, launch: Launch) -> str:
+    seconds = launch.settings.get("join_timeout", launch.settings.get("timeout"))
+    others = [name for name in agent.machines if name != socket.gethostname()]
+    return f"not all of {launch.min_machines} came in {seconds} s (--rdzv-conf join_timeout)" + (
+        f"; at the last start they were this one and {', '.join(others)}" if others else ""
+    )
+
+
+def _machines_at(handler: rendezvous.RendezvousHandler) -> list[str]:
+    """Host names of the machines that have come; none where the backend does not tell."""
+    # Torch itself only logs them.
+    holder = getattr(handler, "_state_holder", None)
+    return sorted({node.addr for node in holder.state.participants}) if holder is not None else []
+
+
+def _bound_silence(seconds: int) -> None:
+    """Let connections of this process break when the other side has not acknowledged anything for so long.
+
+    Torch asks its store without a time-out in places: on a host that is cut off these calls, and with them
+    the launcher, would last until the kernel gives up sending, a quarter of an hour.
+    """
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as connection:
+            if connection.type == socket.SOCK_STREAM and connection.family != socket.AF_UNIX:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * seconds)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
 
 
 def _make_agent(launch: Launch, handler: rendezvous.RendezvousHandler, interruption: Interruption) -> Agent:
@@ -111,7 +153,8 @@ def _make_agent(launch: Launch, handler: rendezvous.RendezvousHandler, interrupt
         **fixed,
     )
     keep = Std.ALL if launch.log_folder else Std.NONE
-    return Agent(spec, DefaultLogsSpecs(launch.log_folder, tee=keep), interruption)
+    silence = int(launch.settings.get("read_timeout", _READ_SECONDS))
+    return Agent(spec, DefaultLogsSpecs(launch.log_folder, tee=keep), interruption, silence)
 
 
 def _run(agent: Agent, interruption: Interruption) -> int:
@@ -132,9 +175,14 @@ def _run(agent: Agent, interruption: Interruption) -> int:
 class Agent(LocalElasticAgent):
     """Torch's agent, but it tells a worker that was asked to leave from one that was lost."""
 
-    def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs, interruption: Interruption) -> None:
+    def __init__(
+        self, spec: WorkerSpec, logs: DefaultLogsSpecs, interruption: Interruption, silence_seconds: int
+    ) -> None:
         """Prepare; `run` starts the workers."""
         super().__init__(spec, logs)
+        self.machines: list[str] = []
+        """Host names of those that took part in the last start, where the backend tells."""
+        self._silence_seconds = silence_seconds
         self._interruption = interruption
         self._process_ids: list[int] = []
         self._is_joining = False
@@ -145,6 +193,8 @@ class Agent(LocalElasticAgent):
         self._leave_if_asked()
         try:
             super()._rendezvous(worker_group)
+            self.machines = _machines_at(worker_group.spec.rdzv_handler)
+            _bound_silence(self._silence_seconds)
         finally:
             self._is_joining = False
 

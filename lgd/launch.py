@@ -176,6 +176,18 @@ def _settings(text: str, node_rank: int, backend: str) -> dict[str, Any]:
     return settings
 
 
+def _import_torch_quietly() -> None:
+    """Import torch without its C++ warnings in this process; the workers keep theirs.
+
+    Where a machine is lost torch would write a stack trace every second, and hide what this launcher says.
+    """
+    if "TORCH_CPP_LOG_LEVEL" not in os.environ:
+        os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
+        import torch  # noqa: F401
+
+        del os.environ["TORCH_CPP_LOG_LEVEL"]
+
+
 def main(argv: Sequence[str] | None = None, *, is_program: bool = False) -> int:
     """Run the command line; returns the workers' exit code.
 
@@ -186,6 +198,7 @@ def main(argv: Sequence[str] | None = None, *, is_program: bool = False) -> int:
     with Interruption(until_exit=is_program) as interruption:
         start_logging(0)
         try:
+            _import_torch_quietly()
             from lgd.elastic import run_workers
 
             return run_workers(parse_arguments(sys.argv[1:] if argv is None else argv), interruption)
