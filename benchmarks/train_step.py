@@ -1,71 +1,113 @@
-"""Time a training step: our detectors on R-50, the same with LGD, and torchvision's, in one run.
+"""Time a training step: our detectors, the same with LGD, and torchvision's at the same input, in one run.
 
     python benchmarks/train_step.py                                  # CPU: 2 images of 320 x 320
-    python benchmarks/train_step.py --detectors retinanet,faster_rcnn,fcos
-    python benchmarks/train_step.py --device cuda --batch 16 --size 800 1344 --bf16
+    python benchmarks/train_step.py --detectors retinanet,faster_rcnn,mask_rcnn/swin_t_3x_ms_lgd
+    python benchmarks/train_step.py --device cuda --batch 16 --size 800 1344 --dtype bf16
+    python benchmarks/train_step.py --boxes 1,10,100,1000            # a cost curve; also --classes, --batch
 
-The models of a detector take turns, so that what else the machine does hits all; figures are medians.
+The models of a detector take turns, so that what else the machine does hits all; figures are medians. Of
+several values of an option the first goes into the table, and all into a curve with its growth: the exponent
+between a value and the one before it, 1 where the cost is linear. "of ceiling" holds the step's arithmetic
+(products and convolutions) against a large matrix product in the same type, measured in the same run. The
+peak is that of the one model with its gradients and optimizer states, without the batch.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from typing import Any
 
+import report
 import torch
-import torchvision
-from torch import nn
-from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from lgd.build import Model, build_model, build_sides
+from lgd.bench.machine import matrix_ceiling, take_turns
+from lgd.bench.step import Step, make_batch, make_step
+from lgd.build.training import reads_masks
 from lgd.config.load import load_config
-from lgd.structures import Batch, Targets
+from lgd.config.schema import Config
+from lgd.structures import Batch
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-PEERS = {"retinanet": RetinaNet, "faster_rcnn": FasterRCNN, "fcos": FCOS}
+CONFIGS = report.ROOT / "configs"
+RECIPES = ("r50_2x_ms_lgd", "r50_1x_ms_lgd", "r50_1x_ss_lgd", "r50_3x_ms_lgd")
+PEERS = {"retinanet": RetinaNet, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN, "fcos": FCOS}
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
-
-def make_batch(num_images: int, height: int, width: int, num_boxes: int, device: torch.device) -> Batch:
-    """Random images with random boxes of 20 pixels to half the canvas."""
-    torch.manual_seed(0)
-    corners = torch.rand(num_images, num_boxes, 2) * 0.5
-    extents = 0.05 + torch.rand(num_images, num_boxes, 2) * 0.45
-    scale = torch.tensor([width, height, width, height])
-    boxes = torch.cat([corners, corners + extents], dim=-1) * scale
-    labels = torch.randint(0, 80, (num_images, num_boxes))
-    sizes = torch.tensor([[height, width]] * num_images)
-    images = torch.randint(0, 256, (num_images, 3, height, width), dtype=torch.uint8)
-    targets = Targets(boxes, labels, torch.ones_like(labels, dtype=torch.bool))
-    return Batch(images, sizes, sizes, torch.arange(num_images), targets).to(device)
+TORCHVISION, STUDENT, DISTILLED, FROZEN = "torchvision", "student", "with LGD", "with LGD, frozen backbone"
+COLUMNS = (
+    "detector", "model", "s/step", "images/s", "of torchvision's", "of the student's", "TFLOP/s",
+    "of ceiling", "peak MiB", "of the student's peak",
+)  # fmt: skip
 
 
-def make_ours(
-    detector: str, device: torch.device, lgd: bool, freeze: bool
-) -> tuple[Model, list[torch.optim.Optimizer]]:
-    """Our model in training mode and its optimizers."""
-    recipe = CONFIGS / detector / "r50_2x_ms_lgd.yaml"
-    cfg = load_config(recipe, ["MODEL.DISTILLATOR.ENABLED", str(lgd)])
-    model = build_model(cfg).to(device).to(memory_format=torch.channels_last)
-    optimizers = [side.optimizer for side in build_sides(cfg, model, device)]
-    for parameter in model.student.backbone_parameters():
-        parameter.requires_grad_(parameter.requires_grad and not freeze)
-    return model, optimizers
+@dataclass(frozen=True)
+class Workload:
+    """What a step works on.
+
+    Attributes:
+        batch: images.
+        size: (height, width) of the canvas.
+        boxes: objects of an image.
+        classes: of the data.
+        device: where.
+        dtype: a key of DTYPES.
+    """
+
+    batch: int
+    size: tuple[int, int]
+    boxes: int
+    classes: int
+    device: torch.device
+    dtype: str
+
+    def draw(self, with_masks: bool) -> Batch:
+        """Random images and boxes."""
+        return make_batch(
+            self.batch,
+            *self.size,
+            num_boxes=self.boxes,
+            num_classes=self.classes,
+            device=self.device,
+            with_masks=with_masks,
+        )
+
+    def __str__(self) -> str:
+        """Return the workload in words."""
+        height, width = self.size
+        return (
+            f"{self.batch} images of {height} x {width}, {self.boxes} boxes each, {self.classes} classes, "
+            f"{self.dtype}"
+        )
 
 
-def make_torchvision(
-    detector: str, device: torch.device, size: tuple[int, int]
-) -> tuple[nn.Module, list[torch.optim.Optimizer]]:
+def read_recipe(detector: str, work: Workload, *, lgd: bool) -> Config:
+    """The recipe of a folder in configs/ (its R-50), or FOLDER/NAME itself."""
+    names = [detector] if "/" in detector else [f"{detector}/{name}" for name in RECIPES]
+    path = next((p for p in (CONFIGS / f"{name}.yaml" for name in names) if p.exists()), CONFIGS / names[0])
+    settings = {
+        "MODEL.DISTILLATOR.ENABLED": lgd,
+        "NUM_CLASSES": work.classes,
+        "SOLVER.AMP.ENABLED": work.dtype == "bf16",
+    }
+    return load_config(path, [str(x) for pair in settings.items() for x in pair])
+
+
+def make_ours(detector: str, work: Workload, *, lgd: bool, freeze: bool = False) -> Step:
+    """Our student, alone or with LGD."""
+    cfg = read_recipe(detector, work, lgd=lgd)
+    return make_step(cfg, work.draw(reads_masks(cfg)), work.device, freeze_backbone=freeze)
+
+
+def make_torchvision(detector: str, work: Workload) -> Step:
     """Make the peer as its reference script trains it: frozen BN, stem and layer1 fixed."""
-    two_stage = detector == "faster_rcnn"
+    two_stage = "rcnn" in detector
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50",
         weights=None,
@@ -74,122 +116,155 @@ def make_torchvision(
         returned_layers=[1, 2, 3, 4] if two_stage else [2, 3, 4],
         extra_blocks=LastLevelMaxPool() if two_stage else LastLevelP6P7(2048, 256),
     )
-    model = PEERS[detector](backbone, num_classes=81, min_size=min(size), max_size=max(size)).to(device)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return model, [torch.optim.SGD(trained, lr=1e-5, momentum=0.9, weight_decay=1e-4)]
-
-
-def take_step(
-    compute_losses: Callable[[], dict[str, torch.Tensor]],
-    optimizers: list[torch.optim.Optimizer],
-    device: torch.device,
-    bf16: bool,
-) -> float:
-    """One training step; returns its seconds."""
-    _synchronize(device)
-    begin = time.perf_counter()
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        total = torch.stack(list(compute_losses().values())).sum()
-    total.backward()
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-5  # the weights are random: stay where they are
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    _synchronize(device)
-    return time.perf_counter() - begin
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def measure(detector: str, arguments: argparse.Namespace) -> list[dict[str, object]]:
-    """Time all models of a detector in turns."""
-    device, size = torch.device(arguments.device), tuple(arguments.size)
-    batch = make_batch(arguments.batch, *size, arguments.boxes, device)
+    model: nn.Module = PEERS[detector](
+        backbone, num_classes=work.classes + 1, min_size=min(work.size), max_size=max(work.size)
+    ).to(work.device)
+    batch = work.draw(with_masks=False)
     images = [image.float() / 255 for image in batch.images]
     targets = [
-        {"boxes": boxes, "labels": labels + 1}
+        {
+            "boxes": boxes,
+            "labels": labels + 1,
+            **({"masks": _paint(boxes, work.size)} if "mask" in detector else {}),
+        }
         for boxes, labels in zip(batch.targets.boxes, batch.targets.labels, strict=True)
     ]
-    runs: dict[str, tuple[Callable[[], dict[str, torch.Tensor]], list[torch.optim.Optimizer]]] = {}
-    if detector in PEERS:
-        peer, peer_optimizers = make_torchvision(detector, device, size)
-        runs["torchvision"] = (partial(peer, images, targets), peer_optimizers)
-    for name, lgd, freeze in (
-        ("student", False, False),
-        ("lgd", True, False),
-        ("lgd, frozen backbone", True, True),
-    ):
-        model, optimizers = make_ours(detector, device, lgd, freeze)
-        runs[name] = (partial(model, batch, distill=True), optimizers)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    peaks: dict[str, float] = {}
-    for turn in range(arguments.steps + 2):
-        for name, (compute_losses, optimizers) in runs.items():
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            duration = take_step(compute_losses, optimizers, device, arguments.bf16)
-            if turn >= 2:  # the first two warm up
-                seconds[name].append(duration)
-            if device.type == "cuda":
-                peaks[name] = torch.cuda.max_memory_allocated(device) / 2**20
-    return [
-        {
-            "detector": detector,
-            "model": name,
-            "seconds": statistics.median(times),
-            "images_per_second": arguments.batch / statistics.median(times),
-            "peak_MiB": peaks.get(name),
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-5, momentum=0.9, weight_decay=1e-4
+    )
+    return Step(model, partial(model, images, targets), [optimizer], work.device, DTYPES[work.dtype])
+
+
+def _paint(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bitmaps of the boxes: (N, H, W) uint8."""
+    rows, columns = (torch.arange(side, device=boxes.device) for side in size)
+    x1, y1, x2, y2 = boxes[:, :, None].unbind(1)
+    inside = ((rows >= y1) & (rows < y2))[:, :, None] & ((columns >= x1) & (columns < x2))[:, None]
+    return inside.to(torch.uint8)
+
+
+def measure(steps: Mapping[str, Step], num_turns: int, ceiling: float) -> dict[str, dict[str, Any]]:
+    """Time, arithmetic and memory of each step, which take turns."""
+    facts = {name: step.weigh() for name, step in steps.items()}
+    # Two steps have been taken to weigh it.
+    seconds = take_turns(
+        {name: step.time for name, step in steps.items()}, num_turns=num_turns, num_warm_up=0
+    )
+    return {
+        name: {
+            "seconds": seconds[name],
+            "flops": flops,
+            "share": flops / seconds[name] / ceiling,
+            "peak": report.mebibytes(peak),
         }
-        for name, times in seconds.items()
+        for name, (flops, peak) in facts.items()
+    }
+
+
+def compare(detector: str, work: Workload, num_turns: int, ceiling: float) -> list[list[Any]]:
+    """The table's rows of a detector."""
+    steps = {TORCHVISION: make_torchvision(detector, work)} if detector in PEERS else {}
+    steps[STUDENT] = make_ours(detector, work, lgd=False)
+    steps[DISTILLED] = make_ours(detector, work, lgd=True)
+    steps[FROZEN] = make_ours(detector, work, lgd=True, freeze=True)
+    found = measure(steps, num_turns, ceiling)
+    student, peer = found[STUDENT], found.get(TORCHVISION)
+    return [
+        [
+            detector,
+            name,
+            each["seconds"],
+            work.batch / each["seconds"],
+            peer and each["seconds"] / peer["seconds"],
+            each["seconds"] / student["seconds"],
+            each["flops"] / each["seconds"] / 1e12,
+            each["share"],
+            each["peak"],
+            each["peak"] and each["peak"] / student["peak"],
+        ]
+        for name, each in found.items()
     ]
+
+
+def draw_curve(
+    detector: str, option: str, values: Sequence[int], work: Workload, num_turns: int, ceiling: float
+) -> list[list[Any]]:
+    """A cost curve's rows: student and LGD by the option's value, with the growth of time and memory."""
+    found: dict[str, list[dict[str, Any]]] = {STUDENT: [], DISTILLED: []}
+    for value in values:
+        at = replace(work, **{option: value})
+        steps = {name: make_ours(detector, at, lgd=name == DISTILLED) for name in found}
+        for name, each in measure(steps, num_turns, ceiling).items():
+            found[name].append(each)
+    rows = []
+    for name, points in found.items():
+        times = report.growth(values, [point["seconds"] for point in points])
+        known = all(point["peak"] for point in points)
+        peaks = report.growth(values, [point["peak"] for point in points]) if known else [None] * len(values)
+        rows += [
+            [detector, name, value, point["seconds"], time, point["peak"], peak]
+            for value, point, time, peak in zip(values, points, times, peaks, strict=True)
+        ]
+    return rows
 
 
 def main() -> None:
-    """Print the table, and write it as JSON where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Print the table and the curves, and write the table as JSON where asked."""
+    parser = report.make_parser(__doc__)
     parser.add_argument(
-        "--detectors", default="retinanet", help="names of folders in configs/ with commas between them"
+        "--detectors", default="retinanet", help="folders in configs/, or recipes in them, commas between"
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batch", type=report.numbers, default=[2], help="images of a step")
     parser.add_argument("--size", type=int, nargs=2, default=[320, 320], metavar=("H", "W"))
-    parser.add_argument("--boxes", type=int, default=5, help="objects of an image")
+    parser.add_argument("--boxes", type=report.numbers, default=[5], help="objects of an image")
+    parser.add_argument("--classes", type=report.numbers, default=[80])
+    parser.add_argument("--dtype", default="float32", choices=list(DTYPES), help="bf16: autocast, for all")
     parser.add_argument("--steps", type=int, default=7)
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast for all")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--curves-only", action="store_true", help="leave the table out")
     arguments = parser.parse_args()
-    rows = [row for detector in arguments.detectors.split(",") for row in measure(detector, arguments)]
-    name = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or "CPU"
-    setting = (
-        f"{name}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
-        f"{torch.get_num_threads()} threads; {arguments.batch} x {arguments.size[0]} x {arguments.size[1]}, "
-        f"{arguments.boxes} boxes, {'bfloat16' if arguments.bf16 else 'float32'}, "
-        f"medians of {arguments.steps}"
+    device, detectors = torch.device(arguments.device), arguments.detectors.split(",")
+    work = Workload(
+        batch=arguments.batch[0],
+        size=tuple(arguments.size),
+        boxes=arguments.boxes[0],
+        classes=arguments.classes[0],
+        device=device,
+        dtype=arguments.dtype,
     )
-    seconds = {(row["detector"], row["model"]): row["seconds"] for row in rows}
-    print(setting)
-    print(
-        f"{'detector':<12}{'model':<22}{'s/step':>9}{'images/s':>10}{'of torchvision':>16}{'of student':>12}"
-        f"{'peak MiB':>10}"
+    ceiling = matrix_ceiling(device, DTYPES[work.dtype])
+    curves = _draw_curves(detectors, work, arguments, ceiling)
+    rows = [] if arguments.curves_only else [
+        row for name in detectors for row in compare(name, work, arguments.steps, ceiling)
+    ]  # fmt: skip
+    report.publish(
+        f"Training step: {work}, medians of {arguments.steps}; a large matrix product "
+        f"reaches {ceiling / 1e12:.3g} TFLOP/s",
+        report.describe_machine(arguments.device),
+        COLUMNS,
+        rows,
+        arguments.json,
+        curves=curves,
     )
-    for row in rows:
-        ratios = ""
-        for base, width in (("torchvision", 16), ("student", 12)):
-            other = seconds.get((row["detector"], base))
-            ratios += f"{'-' if other is None else format(row['seconds'] / other, '.2f'):>{width}}"
-        peak = "-" if row["peak_MiB"] is None else f"{row['peak_MiB']:.0f}"
-        print(
-            f"{row['detector']:<12}{row['model']:<22}{row['seconds']:>9.4f}{row['images_per_second']:>10.2f}"
-            f"{ratios}{peak:>10}"
-        )
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2) + "\n")
+    for curve in curves:
+        print(f"\nCost by {curve['option']}\n\n" + report.markdown_table(curve["columns"], curve["rows"]))
+
+
+def _draw_curves(
+    detectors: Sequence[str], work: Workload, arguments: argparse.Namespace, ceiling: float
+) -> list[dict[str, Any]]:
+    curves = []
+    for option in ("batch", "boxes", "classes"):
+        values = getattr(arguments, option)
+        if len(values) > 1:
+            rows = [
+                row
+                for name in detectors
+                for row in draw_curve(name, option, values, work, arguments.steps, ceiling)
+            ]
+            columns = ["detector", "model", option, "s/step", "growth", "peak MiB", "growth of peak"]
+            curves.append({"option": option, "columns": columns, "rows": rows})
+    return curves
 
 
 if __name__ == "__main__":
