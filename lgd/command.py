@@ -52,7 +52,13 @@ def execute(options: argparse.Namespace, argv: Sequence[str], interruption: Inte
                 machine_rank=options.machine_rank,
                 dist_url=options.dist_url,
             )
-        run(cfg, interruption, resume=options.resume, eval_only=options.eval_only)
+        run(
+            cfg,
+            interruption,
+            resume=options.resume,
+            eval_only=options.eval_only,
+            only_find_batch=options.find_batch,
+        )
     except Interrupted as reason:
         logger.info("%s; exit code %d: run me again", reason, exits.RUN_AGAIN)
         return exits.RUN_AGAIN

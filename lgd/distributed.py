@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -26,6 +28,9 @@ _NCCL_EXTRA_SECONDS = 60.0
 
 _STEP_SECONDS = 5.0
 """How often ranks that wait for a long task meet, so that no wait comes near a group's time-out."""
+
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+"""Whether this rank acts for the moment as if it were one of one."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,17 @@ def shutdown() -> None:
 
 def is_initialized() -> bool:
     """Whether this process belongs to a process group."""
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_available() and dist.is_initialized() and not _ALONE.get()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Act as one rank of one meanwhile: what may fail on this rank alone must not keep others waiting."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
 
 
 def get_rank() -> int:

@@ -20,8 +20,11 @@ from lgd.build import (
     build_sides,
     build_test_loader,
     build_train_loader,
+    find_batch,
     load_initial_weights,
     micro_batch_size,
+    tries_worst_shape,
+    try_worst_shape,
 )
 from lgd.channel import Channel
 from lgd.config.keys import flatten
@@ -60,7 +63,12 @@ logger = logging.getLogger(__name__)
 
 
 def run(
-    cfg: Config, interruption: Interruption, *, resume: bool = False, eval_only: bool = False
+    cfg: Config,
+    interruption: Interruption,
+    *,
+    resume: bool = False,
+    eval_only: bool = False,
+    only_find_batch: bool = False,
 ) -> Results | None:
     """Train and evaluate as `cfg` says.
 
@@ -69,6 +77,7 @@ def run(
         interruption: what asks the run to save and leave.
         resume: go on from the newest checkpoint of OUTPUT_DIR, if there is one.
         eval_only: evaluate MODEL.WEIGHTS (or, with `resume`, the newest checkpoint) and stop.
+        only_find_batch: say how large a batch fits into the memory, and stop.
 
     Returns:
         The last evaluation on rank 0, None on the others.
@@ -90,7 +99,11 @@ def run(
                 raise Interrupted("asked to leave, and started again nevertheless")
             resume = resume or (starts.is_restart and not eval_only)
             leaving = Leaving(interruption, channel)
-            results = _run(cfg, device, channel, leaving, starts, history, resume, eval_only)
+            results = None
+            if only_find_batch:
+                _find_batch(cfg, device)
+            else:
+                results = _run(cfg, device, channel, leaving, starts, history, resume, eval_only)
         except Interrupted:
             starts.note_left()
             channel.close()
@@ -129,6 +142,9 @@ def _run(
     cfg, share, changes = adapt_to_ranks(cfg, checkpoint, distributed.get_world_size())
     cfg = replace(cfg, seed=choose_seed(cfg.seed, checkpoint))
     model = _make_model(cfg, device, checkpoint, eval_only)
+    fitting = []
+    if train_index is not None and tries_worst_shape(cfg, device):
+        fitting = try_worst_shape(cfg, model, train_index, device)
     leaving.check("before the first step")
     if distributed.is_main():
         _open_output(cfg, output, keep=resume or eval_only)
@@ -136,7 +152,7 @@ def _run(
             history.begin(checkpoint.step if checkpoint else 0, distributed.get_world_size())
     if not eval_only:
         starts.note_opened()
-    for line in [*changes, *_describe(cfg, model, indices, device)]:
+    for line in [*changes, *_describe(cfg, model, indices, device), *fitting]:
         logger.info("%s", line)
     test_sets = [
         TestSet(name, index, partial(build_test_loader, cfg, index, pin_memory=device.type == "cuda"))
@@ -146,6 +162,15 @@ def _run(
     if train_index is None:
         return evaluate(step=0, metrics=None)
     return _train(cfg, share, model, train_index, evaluate, device, output, checkpoint, channel, leaving)
+
+
+def _find_batch(cfg: Config, device: torch.device) -> None:
+    """Log the largest batch that fits; no file is written but the data set's cache."""
+    if device.type == "cpu":
+        raise ConfigError("--find-batch needs CUDA: memory on the CPU has no such limit to be found")
+    index = distributed.on_main_first(partial(open_datasets, cfg.datasets.train, Path(cfg.datasets.root)))
+    cfg = _settle_classes(cfg, [index])
+    logger.info("%s", find_batch(cfg, _place(cfg, build_model(cfg), device), index, device))
 
 
 def _train(
@@ -312,6 +337,10 @@ def _make_model(cfg: Config, device: torch.device, checkpoint: Checkpoint | None
         load_initial_weights(cfg, model, to_evaluate=eval_only)
     elif eval_only:
         load_state(model, checkpoint)
+    return _place(cfg, model, device)
+
+
+def _place(cfg: Config, model: Model, device: torch.device) -> Model:
     model = model.to(device)
     return model.to(memory_format=torch.channels_last) if cfg.train.channels_last else model
 

@@ -25,6 +25,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--resume", action="store_true", help="go on from the newest checkpoint of OUTPUT_DIR"
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
+    parser.add_argument(
+        "--find-batch", action="store_true", help="say how large a batch fits into the memory, and stop"
+    )
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="workers on this machine")
     parser.add_argument("--num-machines", type=int, default=1, metavar="M", help="machines that take part")
     parser.add_argument(

@@ -10,6 +10,7 @@ from lgd.build.training import (
     load_initial_weights,
     micro_batch_size,
 )
+from lgd.build.worst_case import find_batch, tries_worst_shape, try_worst_shape
 
 __all__ = [
     "Model",
@@ -19,6 +20,9 @@ __all__ = [
     "build_sides",
     "build_test_loader",
     "build_train_loader",
+    "find_batch",
     "load_initial_weights",
     "micro_batch_size",
+    "tries_worst_shape",
+    "try_worst_shape",
 ]

@@ -179,6 +179,13 @@ class TrainConfig:
     fused_optimizer: Annotated[Literal["auto"] | bool, "One kernel for all parameters; auto: on CUDA."] = (
         "auto"
     )
+    checkpoint_teacher: Annotated[
+        bool, "Compute the teacher's maps again in the backward pass instead of keeping them: less memory."
+    ] = False
+    try_worst_shape: Annotated[
+        Literal["auto"] | bool,
+        "Try the largest canvas with the most objects before training; auto: on CUDA.",
+    ] = "auto"
     process_group_timeout: Annotated[PositiveInt, "Seconds that a rank waits for the others."] = 600
     eval_backend: Annotated[Literal["hotcoco", "pycocotools"], "What computes the COCO metrics."] = "hotcoco"
 
