@@ -47,7 +47,7 @@ def interrupt_and_resume(small_data, output, chance, duration, start_all):
     """Signal at a random moment until the run is done; return how often it left with 75."""
     settings = small_settings(small_data, output, **PERIODS)
     output.mkdir(exist_ok=True)
-    for life in range(20):
+    for life in range(50):
         ranks = start_all(settings, *(["--resume"] if life else []), folder=output)
         time.sleep(chance.uniform(0, 1.1 * duration))
         number = chance.choice([signal.SIGTERM, signal.SIGUSR2])
@@ -87,7 +87,8 @@ def test_signal_at_a_hundred_moments(small_data, tmp_path, alone):
     count, chance, run = 0, random.Random(100), 0
     while count < 100:
         run += 1
-        count += interrupt_and_resume(small_data, tmp_path / str(run), chance, duration, start_alone)
+        # Short lives: several signals to a run.
+        count += interrupt_and_resume(small_data, tmp_path / str(run), chance, 0.6 * duration, start_alone)
         assert_same_run(output, tmp_path / str(run))
 
 
@@ -97,7 +98,7 @@ def test_signal_to_two_ranks_at_thirty_moments(small_data, tmp_path, together):
     count, chance, run = 0, random.Random(30), 0
     while count < 30:
         run += 1
-        count += interrupt_and_resume(small_data, tmp_path / str(run), chance, duration, start_ranks)
+        count += interrupt_and_resume(small_data, tmp_path / str(run), chance, 0.6 * duration, start_ranks)
         assert_same_run(output, tmp_path / str(run))
 
 
