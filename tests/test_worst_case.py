@@ -44,6 +44,7 @@ def test_a_run_that_tries_is_bit_equal_to_one_that_does_not(small_data, tmp_path
     assert_same(tmp_path / "True", tmp_path / "False")
 
 
+@pytest.mark.slow
 def test_two_ranks_try_alone(small_data, tmp_path):
     texts = {
         tries: run_to_end(settings_of(small_data, tmp_path / str(tries), tries), "--num-gpus", "2")

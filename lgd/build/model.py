@@ -60,6 +60,7 @@ def build_label_guided_distiller(cfg: Config, student: Detector) -> LabelGuidedD
                 category_format=distillator.label_encoder.category_format,
                 num_heads=teacher.nr_transformer_heads,
                 use_masks=distillator.label_encoder.load_labelmap,
+                checkpoint=cfg.train.checkpoint_teacher,
             ),
             adapter=Adapter(student.channels),
             weight=distillator.lambda_,

@@ -7,11 +7,13 @@ context, see `LabelRows`), K classes.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lgd.distill.label_encoder import (
     CategoryFormat,
@@ -117,6 +119,8 @@ class DynamicTeacher(nn.Module):
         category_format: see `describe_labels`.
         num_heads: of the attention.
         use_masks: describe objects by their masks too, and pool and paint inside these instead of the boxes.
+        checkpoint: compute the maps of each level again in the backward pass instead of keeping them: the
+            same numbers for less memory and more time.
 
     Raises:
         ValueError: an unknown pattern or category format, or channels that the heads don't divide.
@@ -133,6 +137,7 @@ class DynamicTeacher(nn.Module):
         category_format: CategoryFormat = "one_hot",
         num_heads: int = 8,
         use_masks: bool = False,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         if interact_pattern not in get_args(InteractPattern):
@@ -146,6 +151,7 @@ class DynamicTeacher(nn.Module):
         self.detach_appearance_embed = detach_appearance_embed
         self.category_format: CategoryFormat = category_format
         self.use_masks = use_masks
+        self.checkpoint = checkpoint
         if uses_labels:
             width = descriptor_width(num_classes, category_format, use_masks)
             self.label_encoder = LabelEncoder(descriptor_width=width, embedding_width=channels)
@@ -204,7 +210,9 @@ class DynamicTeacher(nn.Module):
             masks[level] = inside.flatten(2).to(rows.boxes.dtype)
         embeddings = self._interact(features, masks, rows)
         return {
-            level: self._render(embeddings[:, index], masks[level], (x.shape[-2], x.shape[-1]))
+            level: self._recomputed(
+                self._render, embeddings[:, index], masks[level], (x.shape[-2], x.shape[-1])
+            )
             for index, (level, x) in enumerate(features.items())
         }
 
@@ -234,13 +242,18 @@ class DynamicTeacher(nn.Module):
 
     def _embed_appearance(self, features: Features, masks: Features) -> Tensor:
         """Mean of the projected features inside each row's mask, 0 where it is empty: (B, L, S, C)."""
-        pooled = []
-        for level, feature in features.items():
-            x = self.student_projection(feature.detach() if self.detach_appearance_embed else feature)
-            x = F.relu(F.group_norm(x, 1)).flatten(2).transpose(1, 2)
-            area = masks[level].sum(dim=-1, keepdim=True).clamp(min=1)
-            pooled.append(masks[level] @ x / area)
-        return torch.stack(pooled, dim=1)
+        return torch.stack(
+            [
+                self._recomputed(self._pool, x.detach() if self.detach_appearance_embed else x, masks[level])
+                for level, x in features.items()
+            ],
+            dim=1,
+        )
+
+    def _pool(self, feature: Tensor, masks: Tensor) -> Tensor:
+        """Project one level and take the means inside its masks: (B, C, h, w), (B, S, h * w) -> (B, S, C)."""
+        x = F.relu(F.group_norm(self.student_projection(feature), 1)).flatten(2).transpose(1, 2)
+        return masks @ x / masks.sum(dim=-1, keepdim=True).clamp(min=1)
 
     def _render(self, embeddings: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
         """Paint one level's objects where they are, the context everywhere: (B, S, C) -> (B, C, h, w)."""
@@ -251,3 +264,11 @@ class DynamicTeacher(nn.Module):
             x = x + self.context_projection(embeddings[:, -1])[..., None, None]
         taught: Tensor = self.refinement(F.relu(x))
         return taught
+
+    def _recomputed(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """Call the function; if so asked, its insides are not kept for the backward pass."""
+        if not (self.checkpoint and torch.is_grad_enabled()):
+            return function(*arguments)
+        # Nothing in the teacher is random.
+        result: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return result

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 _EXACT_SOFTPLUS = 40.0  # log1p(exp(x)) is x to the last float64 digit from here on
 _SMALLEST_AREA = torch.finfo(torch.float32).eps
@@ -61,7 +64,26 @@ def reference_focal_loss(logits: Tensor, labels: Tensor, *, alpha: float, gamma:
 
 def _negative_loss(logits: Tensor, gamma: float) -> Tensor:
     """p^gamma * -log(1 - p) for p = sigmoid(logits)."""
-    return logits.sigmoid() ** gamma * F.softplus(logits, threshold=_EXACT_SOFTPLUS)
+    loss: Tensor = _NegativeLoss.apply(logits, gamma)
+    return loss
+
+
+class _NegativeLoss(torch.autograd.Function):
+    """Keeps the logits alone for the backward pass: of a dense head they outweigh a tower's feature maps."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits: Tensor, gamma: float) -> Tensor:
+        ctx.save_for_backward(logits)
+        ctx.gamma = gamma  # type: ignore[attr-defined]
+        return logits.sigmoid().pow_(gamma).mul_(F.softplus(logits, threshold=_EXACT_SOFTPLUS))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (logits,) = ctx.saved_tensors
+        probabilities = logits.sigmoid()
+        inner = F.softplus(logits, threshold=_EXACT_SOFTPLUS).mul_(ctx.gamma).mul_(1 - probabilities)
+        return inner.add_(probabilities).mul_(probabilities.pow_(ctx.gamma)).mul_(gradient), None
 
 
 def smooth_l1_loss(predictions: Tensor, targets: Tensor, mask: Tensor, *, beta: float) -> Tensor:

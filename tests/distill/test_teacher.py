@@ -266,3 +266,34 @@ def test_no_host_sync_with_masks():
 
 def test_heads_matter_only_where_there_is_attention():
     assert make_teacher(channels=12, num_heads=8, interact_pattern="teacher_fill").interact_pattern
+
+
+@pytest.mark.parametrize("use_masks", [False, True])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_checkpointing_changes_no_bit_and_keeps_no_map_of_its_own(pattern, use_masks):
+    batch = with_masks(make_batch([2, 1]))
+    found = []
+    for checkpoint in (False, True):
+        teacher = make_teacher(
+            interact_pattern=pattern, add_context_box=True, use_masks=use_masks, checkpoint=checkpoint
+        )
+        features = make_features(2, requires_grad=True)
+        others = {tensor.data_ptr() for tensor in (*teacher.parameters(), *features.values())}
+        maps = []
+
+        def keep(tensor, maps=maps, others=others):
+            if tensor.ndim == 4 and tensor.data_ptr() not in others:
+                maps.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            taught = teacher(features, batch)
+        sum(x.pow(3).sum() for x in taught.values()).backward()
+        gradients = [p.grad for p in teacher.parameters()] + [x.grad for x in features.values()]
+        found.append((list(taught.values()), gradients, len(maps)))
+    (plain, gradients, num_maps), (again, other_gradients, num_checkpointed) = found
+    assert all(map(torch.equal, plain, again))
+    for one, other in zip(gradients, other_gradients, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+    assert num_maps > 0
+    assert num_checkpointed == 0

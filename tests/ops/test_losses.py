@@ -122,3 +122,21 @@ def test_giou_takes_no_gradient_from_rows_of_weight_zero():
     assert loss.item() == pytest.approx(0.75)
     assert boxes.grad[0].abs().sum() > 0
     assert boxes.grad[1].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
+def test_focal_keeps_the_logits_alone_for_the_backward_pass(gamma):
+    logits = torch.randn(50, 20, dtype=torch.float64, requires_grad=True)
+    labels = torch.arange(50) % 22 - 1
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        sigmoid_focal_loss(logits, labels, alpha=0.25, gamma=gamma)
+    assert sum(storage.nbytes() for storage in kept.values()) < 1.3 * logits.untyped_storage().nbytes()
+    assert torch.autograd.gradcheck(
+        lambda x: sigmoid_focal_loss(x, labels, alpha=0.25, gamma=gamma), [logits]
+    )
