@@ -1,4 +1,4 @@
-"""Training on two hosts with a network between them: it loses workers, hosts and the link, and goes on or ends.
+"""Training on two hosts with a network between them: it loses workers, hosts, the link, and goes on or ends.
 
 What a user reads then is held here; docs/clusters.md shows the same messages.
 """
@@ -23,11 +23,18 @@ PATIENCE = 180
 """Seconds for what takes some 10 to 40 on idle cores; the time-outs that are under test are far shorter."""
 
 NUM_STEPS = 30
-JOIN_SECONDS = 15
-MEETING = (
-    f"timeout={JOIN_SECONDS},join_timeout={JOIN_SECONDS},last_call_timeout=1,"
-    "keep_alive_interval=1,keep_alive_max_attempt=3,read_timeout=5"
-)
+SHORT = {"process_group": 10, "join": 15}
+"""Time-outs, in seconds, of what is to end by them: ranks that wait for ranks, machines for machines."""
+LONG = {"process_group": 60, "join": 90}
+"""Of what is not, however busy the machine."""
+
+
+def meeting(seconds):
+    """--rdzv-conf: machines wait `seconds` for one another, and call one dead that was silent for 5 s."""
+    return (
+        f"--rdzv-conf=timeout={seconds},join_timeout={seconds},last_call_timeout=1,"
+        "keep_alive_interval=1,keep_alive_max_attempt=5,read_timeout=5"
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,7 +48,7 @@ def network(tmp_path):
         yield network
 
 
-def recipe(data, output, **changes):
+def recipe(data, output, limits=LONG, **changes):
     """Arguments of a run of `NUM_STEPS` steps with a checkpoint every fourth."""
     settings = small_settings(
         data,
@@ -51,7 +58,7 @@ def recipe(data, output, **changes):
             "SOLVER__STEPS": "[20]",
             "SOLVER__CHECKPOINT_PERIOD": 4,
             "TEST__VIS_IMAGES": 0,
-            "TRAIN__PROCESS_GROUP_TIMEOUT": 8,
+            "TRAIN__PROCESS_GROUP_TIMEOUT": limits["process_group"],
             **changes,
         },
     )
@@ -59,10 +66,10 @@ def recipe(data, output, **changes):
 
 
 def torchrun(network, host, arguments, log=None):
-    """The line of the README, with short time-outs."""
+    """The line of the README, with time-outs."""
     program = Path(sys.executable).with_name("torchrun")
     words = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--max-restarts=3",
-             f"--rdzv-endpoint={network.hosts[0].name}:29400", f"--rdzv-conf={MEETING}"]  # fmt: skip
+             f"--rdzv-endpoint={network.hosts[0].name}:29400", meeting(LONG["join"])]  # fmt: skip
     return host.start(
         [program, *words, "-m", "lgd.train", *arguments],
         log=log or f"{host.name}.log",
@@ -70,10 +77,10 @@ def torchrun(network, host, arguments, log=None):
     )
 
 
-def launch(network, host, arguments, log=None):
+def launch(network, host, arguments, log=None, limits=LONG):
     """Our launcher."""
     words = ["--nnodes=2", "--nproc-per-node=1", f"--rdzv-endpoint={network.hosts[0].name}:29400",
-             "--max-restarts=3", f"--rdzv-conf={MEETING}"]  # fmt: skip
+             "--max-restarts=3", meeting(limits["join"])]  # fmt: skip
     return host.python("-m", "lgd.launch", *words, "--", *arguments, log=log or f"{host.name}.log")
 
 
@@ -181,7 +188,8 @@ def test_the_launcher_goes_on_with_a_host_in_place_of_a_lost_one(
 
 def test_a_host_that_is_lost_for_good_is_named(network, tmp_path, small_data):
     output = tmp_path / "run"
-    processes = [launch(network, host, recipe(small_data, output)) for host in network.hosts]
+    arguments = recipe(small_data, output, SHORT)
+    processes = [launch(network, host, arguments, limits=SHORT) for host in network.hosts]
     train_until(4, output, processes)
     network.hosts[1].kill()
     (code, _), (text, _) = finish(*processes)
@@ -190,14 +198,15 @@ def test_a_host_that_is_lost_for_good_is_named(network, tmp_path, small_data):
         r"rank \d on hostA gave up .* at step \d+ of 30; nothing is heard of rank \d on hostB", text
     )
     assert (
-        f"hostA cannot meet the other machines at hostA:29400: not all of 2 came in {JOIN_SECONDS} s "
+        f"hostA cannot meet the other machines at hostA:29400: not all of 2 came in {SHORT['join']} s "
         "(--rdzv-conf join_timeout); at the last start they were this one and hostB" in text
     ), text
 
 
 def test_a_cut_link_ends_both_sides(network, tmp_path, small_data):
     output = tmp_path / "run"
-    processes = [launch(network, host, recipe(small_data, output)) for host in network.hosts]
+    arguments = recipe(small_data, output, SHORT)
+    processes = [launch(network, host, arguments, limits=SHORT) for host in network.hosts]
     train_until(4, output, processes)
     network.hosts[1].cut()
     codes, (near, far) = finish(*processes)
@@ -233,7 +242,7 @@ def other_data(tmp_path_factory):
 
 def test_the_host_with_other_data_is_named(network, tmp_path, small_data, other_data):
     arguments = recipe(small_data, tmp_path / "run")
-    words = ["--nnodes=2", "--rdzv-endpoint=hostA:29400", f"--rdzv-conf={MEETING}", "--"]
+    words = ["--nnodes=2", "--rdzv-endpoint=hostA:29400", meeting(LONG["join"]), "--"]
     processes = [
         host.python("-m", "lgd.launch", *words, *arguments, binds=binds, log=f"{host.name}.log")
         for host, binds in zip(network.hosts, ({}, {other_data: small_data}), strict=True)
