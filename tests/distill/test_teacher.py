@@ -282,7 +282,7 @@ def test_checkpointing_changes_no_bit_and_keeps_no_map_of_its_own(pattern, use_m
         maps = []
 
         def keep(tensor, maps=maps, others=others):
-            if tensor.ndim == 4 and tensor.data_ptr() not in others:
+            if tensor.ndim == 4 and tensor.shape[:2] == (2, 8) and tensor.data_ptr() not in others:
                 maps.append(tensor)
             return tensor
 
