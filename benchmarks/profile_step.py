@@ -99,9 +99,9 @@ def main() -> None:
     ceiling = matrix_ceiling(device, step.dtype)
     height, width = arguments.size
     report.publish(
-        f"Profile of {arguments.config_file.parent.name}/{arguments.config_file.name}: {arguments.batch} images "
-        f"of {height} x {width}, {arguments.boxes} objects each; a large matrix product reaches "
-        f"{ceiling / 1e12:.3g} TFLOP/s",
+        f"Profile of {arguments.config_file.parent.name}/{arguments.config_file.name}: "
+        f"{arguments.batch} images of {height} x {width}, {arguments.boxes} objects each; "
+        f"a large matrix product reaches {ceiling / 1e12:.3g} TFLOP/s",
         report.describe_machine(arguments.device),
         COLUMNS,
         dearest(averages, arguments.steps, device.type == "cuda"),
