@@ -1,0 +1,67 @@
+"""What only a GPU can show; skipped by name where there is none."""
+
+import pytest
+import torch
+
+from lgd.build import build_model, build_sides
+from lgd.config.load import load_config
+from lgd.data.worst_case import worst_batch
+from tests.training import REPOSITORY
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+CUDA = torch.device("cuda")
+RECIPES = {
+    "retinanet": "retinanet/r50_2x_ms_lgd",
+    "fcos": "fcos/r50_2x_ms_lgd",
+    "atss": "atss/r50_1x_ss_lgd",
+}
+
+
+def make(recipe):
+    cfg = load_config(REPOSITORY / f"configs/{recipe}.yaml", ["MODEL.WEIGHTS", ""])
+    torch.manual_seed(0)
+    model = build_model(cfg).to(CUDA).to(memory_format=torch.channels_last)
+    batch = worst_batch((320, 448), batch_size=2, num_objects=7, num_classes=cfg.num_classes).to(CUDA)
+    return model, build_sides(cfg, model, CUDA), batch
+
+
+def losses_of(model, batch, mixed_precision):
+    with torch.autocast("cuda", torch.bfloat16, enabled=mixed_precision):
+        return model(batch, distill=True)
+
+
+@pytest.mark.parametrize("mixed_precision", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_twenty_steps_make_no_synchronising_call(recipe, mixed_precision):
+    model, sides, batch = make(recipe)
+
+    def take_step():
+        torch.stack(list(losses_of(model, batch, mixed_precision).values())).sum().backward()
+        for side in sides:
+            side.optimizer.step()
+            side.optimizer.zero_grad(set_to_none=True)
+
+    take_step()  # makes the optimizers' states and the libraries' handles
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(20):
+            take_step()
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_losses_in_bfloat16_are_within_a_hundredth_of_single_precision(recipe):
+    model, _, batch = make(recipe)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    found = []
+    for mixed_precision in (False, True):
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
+        with torch.no_grad():
+            losses = losses_of(model, batch, mixed_precision)
+        found.append({name: float(loss) for name, loss in losses.items()})
+    single, half = found
+    assert half == pytest.approx(single, rel=0.01)
