@@ -38,7 +38,8 @@ def execute(options: argparse.Namespace, argv: Sequence[str], interruption: Inte
         argv: the arguments as they were typed.
         interruption: what asks this process to save and leave.
     """
-    rank = LaunchInfo.from_environment().rank
+    launch = LaunchInfo.from_environment()
+    rank = launch.rank
     start_logging(rank)
     are_together = True
     try:
@@ -63,9 +64,9 @@ def execute(options: argparse.Namespace, argv: Sequence[str], interruption: Inte
         logger.info("%s; exit code %d: run me again", reason, exits.RUN_AGAIN)
         return exits.RUN_AGAIN
     except USER_ERRORS as error:
-        # What all ranks run into is said once; an image or a loss is one rank's own.
+        # What all ranks run into is said once a machine; an image or a loss is one rank's own.
         is_own = isinstance(error, ImageError | NonFiniteError)
-        return _fail(error, rank) if is_own or rank == 0 else exits.USER_ERROR
+        return _fail(error, rank) if is_own or launch.local_rank == 0 else exits.USER_ERROR
     except RanksError as error:
         are_together = False
         return _fail(error, rank, exits.FAULT)

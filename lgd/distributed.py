@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lgd.channel import Channel, call_roll, collective, open_store
+from lgd.channel import Channel, RanksError, call_roll, collective, open_store
 from lgd.config.values import ConfigError
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ def init(device: torch.device, timeout_seconds: float) -> Channel:
         The ranks' second way to talk.
 
     Raises:
-        RanksError: a rank did not come within the time-out.
+        RanksError: a rank did not come within the time-out, or they cannot talk to one another.
     """
     launch = LaunchInfo.from_environment()
     if launch.world_size == 1:
@@ -98,14 +98,20 @@ def init(device: torch.device, timeout_seconds: float) -> Channel:
     on_cuda = device.type == "cuda"
     everyones = open_store(launch.rank, launch.world_size, timeout_seconds)
     store, hosts = call_roll(everyones, launch.rank, launch.world_size, timeout_seconds)
-    dist.init_process_group(
-        backend="nccl" if on_cuda else "gloo",
-        store=store,
-        rank=launch.rank,
-        world_size=launch.world_size,
-        timeout=timedelta(seconds=timeout_seconds + (_NCCL_EXTRA_SECONDS if on_cuda else 0)),
-        device_id=device if on_cuda else None,
-    )
+    try:
+        dist.init_process_group(
+            backend="nccl" if on_cuda else "gloo",
+            store=store,
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=timedelta(seconds=timeout_seconds + (_NCCL_EXTRA_SECONDS if on_cuda else 0)),
+            device_id=device if on_cuda else None,
+        )
+    except RuntimeError as error:
+        raise RanksError(
+            f"rank {launch.rank} on {hosts[launch.rank]} cannot join the others: "
+            f"{str(error).splitlines()[0]}. Which interface is used: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME"
+        ) from error
     return Channel.open(store, hosts, timeout_seconds)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,10 +135,12 @@ def find_newest(folder: Path) -> Checkpoint | None:
     path, problem = distributed.broadcast_object((found.path if found else None, problem))
     if problem is not None:
         raise problem
+    views = distributed.all_gather_objects((socket.gethostname(), path is None or path.exists()))
+    blind = [f"rank {rank} on {host}" for rank, (host, sees) in enumerate(views) if not sees]
+    if blind:
+        raise CheckpointError(f"{path} is not visible on {', '.join(blind)}: all nodes must share OUTPUT_DIR")
     if path is None or found is not None:
         return found
-    if not path.exists():
-        raise CheckpointError(f"{path} is not visible on rank {distributed.get_rank()}: share OUTPUT_DIR")
     state = read_file(path)
     return Checkpoint(path, int(state["step"]), state)
 

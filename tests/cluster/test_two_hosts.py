@@ -261,3 +261,29 @@ def test_a_machine_that_never_comes(network):
     (code,), (text,) = finish(process)
     assert code == exits.FAULT
     assert "hostA cannot meet the other machines at hostA:29500: " in text
+
+
+def test_an_output_folder_that_is_not_shared(network, tmp_path, small_data, uninterrupted):
+    arguments = ["--resume", *recipe(small_data, uninterrupted, SOLVER__MAX_ITER=NUM_STEPS + 4)]
+    words = ["--nnodes=2", "--rdzv-endpoint=hostA:29400", meeting(LONG["join"]), "--"]
+    processes = [
+        host.python("-m", "lgd.launch", *words, *arguments, hide=hidden, log=f"{host.name}.log")
+        for host, hidden in zip(network.hosts, ((), (uninterrupted,)), strict=True)
+    ]
+    codes, texts = finish(*processes)
+    assert codes == [exits.USER_ERROR] * 2, texts
+    expected = r"step_0000030\.pth is not visible on rank \d on hostB: all nodes must share OUTPUT_DIR"
+    assert all(re.search(expected, text) for text in texts), texts
+
+
+def test_an_interface_that_is_not_there(network, tmp_path, small_data):
+    process = network.hosts[0].python(
+        "-m", "lgd.train", "--num-gpus", "2", *recipe(small_data, tmp_path / "run"),
+        environment={"GLOO_SOCKET_IFNAME": "ib0"}, log="hostA.log",
+    )  # fmt: skip
+    (code,), (text,) = finish(process)
+    assert code == exits.FAULT
+    assert "Traceback" not in text
+    assert re.search(
+        r"rank \d on hostA cannot join the others: .*ib0\. Which interface is used: GLOO_SOCK", text
+    )
