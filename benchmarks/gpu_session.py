@@ -115,6 +115,8 @@ def _train(
         "SOLVER.REFERENCE_WORLD_SIZE": 0,
         "SOLVER.BASE_LR": 1e-5,
         "SOLVER.MAX_ITER": 20,
+        "MODEL.DISTILLATOR.PRE_FREEZE_STUDENT_BACKBONE_ITERS": 5,
+        "MODEL.DISTILLATOR.PRE_NONDISTILL_ITERS": 10,
         "SOLVER.AMP.ENABLED": True,
         "LOG_PERIOD": 5,
         "OUTPUT_DIR": scratch / name,
