@@ -15,6 +15,7 @@ peak is that of the one model with its gradients and optimizer states, without t
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -90,13 +91,15 @@ class Workload:
 def read_recipe(detector: str, work: Workload, *, lgd: bool) -> Config:
     """The recipe of a folder in configs/ (its R-50), or FOLDER/NAME itself."""
     names = [detector] if "/" in detector else [f"{detector}/{name}" for name in RECIPES]
-    path = next((p for p in (CONFIGS / f"{name}.yaml" for name in names) if p.exists()), CONFIGS / names[0])
+    paths = [path for path in (CONFIGS / f"{name}.yaml" for name in names) if path.exists()]
+    if not paths:
+        sys.exit(f"no recipe {' or '.join(names)} in {CONFIGS}")
     settings = {
         "MODEL.DISTILLATOR.ENABLED": lgd,
         "NUM_CLASSES": work.classes,
         "SOLVER.AMP.ENABLED": work.dtype == "bf16",
     }
-    return load_config(path, [str(x) for pair in settings.items() for x in pair])
+    return load_config(paths[0], [str(x) for pair in settings.items() for x in pair])
 
 
 def make_ours(detector: str, work: Workload, *, lgd: bool, freeze: bool = False) -> Step:
@@ -237,7 +240,7 @@ def main() -> None:
     rows = [] if arguments.curves_only else [
         row for name in detectors for row in compare(name, work, arguments.steps, ceiling)
     ]  # fmt: skip
-    report.publish(
+    report.publish(  # without rows, still what the curves were measured on
         f"Training step: {work}, medians of {arguments.steps}; a large matrix product "
         f"reaches {ceiling / 1e12:.3g} TFLOP/s",
         report.describe_machine(arguments.device),
