@@ -153,6 +153,9 @@ def measure(steps: Mapping[str, Step], num_turns: int, ceiling: float) -> dict[s
     seconds = take_turns(
         {name: step.time for name, step in steps.items()}, num_turns=num_turns, num_warm_up=0
     )
+    first = next(iter(steps.values()))
+    # Other work may have slowed the product that was measured before.
+    ceiling = max(ceiling, matrix_ceiling(first.device, first.dtype))
     return {
         name: {
             "seconds": seconds[name],
