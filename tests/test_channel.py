@@ -132,6 +132,7 @@ def come_three_times(rank, port):
         part.set("value", "1")
         dist.barrier()
     assert all(part.check(["value"]) for part in parts)
+    dist.barrier()  # rank 0 takes the store along when it leaves
 
 
 def come_again(rank, port):

@@ -189,6 +189,7 @@ def test_two_processes_train_and_a_lost_one_comes_back(small_data, tmp_path):
     assert "2 x CPU" in read_log(tmp_path)
 
 
+@pytest.mark.slow
 def test_asked_to_leave_it_saves_and_the_same_line_goes_on(small_data, tmp_path):
     settings = small_settings(small_data, tmp_path, SOLVER__CHECKPOINT_PERIOD=1, SOLVER__MAX_ITER=20)
     process = start_training(settings)

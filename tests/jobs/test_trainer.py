@@ -59,6 +59,7 @@ def wait_for(condition, job):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_interrupted_it_is_started_again_and_goes_on(small_data, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
