@@ -77,8 +77,8 @@ def test_a_rank_on_another_interface(tmp_path):
         code, output = preflight(network, of_last={"GLOO_SOCKET_IFNAME": "eth1"})
         address = network.hosts[1].address
     assert code == FINDINGS
-    (found,) = findings(output)
-    assert found.startswith("rank 1 (hostB): on another interface, eth1 10.88.0.2 (by GLOO_SOCKET_IFNAME)")
+    start = "rank 1 (hostB): on another interface, eth1 10.88.0.2 (by GLOO_SOCKET_IFNAME)"
+    assert [found.startswith(start) for found in findings(output)].count(True) == 1, output
     assert f"eth0 {address}/24" in output
 
 
@@ -95,9 +95,8 @@ def test_a_node_without_the_data_and_with_an_output_folder_of_its_own(tmp_path, 
     with netns.Network(tmp_path) as network:
         code, output = preflight(network, *recipe(small_data, output_dir), hide=(small_data, output_dir))
     assert code == FINDINGS
-    found = findings(output)
-    assert len(found) == 3, output
-    assert found[0].startswith(f"hostB: cannot read data set coco:{small_data}:train: ")
+    found = findings(output)  # a busy machine may add findings about speed behind these
+    assert found[0].startswith(f"hostB: cannot read data set coco:{small_data}:train: "), output
     assert found[1].startswith(f"hostB: cannot read data set coco:{small_data}:val: ")
     assert found[2] == f"hostB: OUTPUT_DIR {output_dir} is not the one that rank 0 writes to"
 
