@@ -61,6 +61,7 @@ def build_label_guided_distiller(cfg: Config, student: Detector) -> LabelGuidedD
                 num_heads=teacher.nr_transformer_heads,
                 use_masks=distillator.label_encoder.load_labelmap,
                 checkpoint=cfg.train.checkpoint_teacher,
+                reference_order=teacher.reference_order,
             ),
             adapter=Adapter(student.channels),
             weight=distillator.lambda_,

@@ -63,6 +63,9 @@ class TeacherConfig:
     ] = "stuGuided"
     nr_transformer_heads: Annotated[PositiveInt, "Heads of the attention."] = 8
     detach_appearance_embed: Annotated[bool, "Keep the teacher's losses from the student's features."] = False
+    reference_order: Annotated[
+        bool, "Paint all objects before they are convolved, as the reference does: the same to rounding, slower."
+    ] = False
     add_context_box: Annotated[bool, "Add the whole image to its objects."] = False
     config_file: Annotated[
         str, "Recipe of FGFI's teacher, a path; '' for a teacher of the student's own settings."

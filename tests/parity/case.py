@@ -65,6 +65,7 @@ def make_config(case: Case, changes: Mapping[str, Any] | None = None) -> Config:
         "MODEL.RETINANET.REFERENCE_NORMALIZER": True,
         "MODEL.FCOS.REFERENCE_ORDER": True,
         "MODEL.RPN.REFERENCE_ORDER": True,
+        "MODEL.DISTILLATOR.TEACHER.REFERENCE_ORDER": True,
         **case.record["overrides"],
         **(changes or {}),
     }
