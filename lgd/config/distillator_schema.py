@@ -64,7 +64,8 @@ class TeacherConfig:
     nr_transformer_heads: Annotated[PositiveInt, "Heads of the attention."] = 8
     detach_appearance_embed: Annotated[bool, "Keep the teacher's losses from the student's features."] = False
     reference_order: Annotated[
-        bool, "Paint all objects before they are convolved, as the reference does: the same to rounding, slower."
+        bool,
+        "Paint all objects before they are convolved, as the reference does: the same to rounding, slower.",
     ] = False
     add_context_box: Annotated[bool, "Add the whole image to its objects."] = False
     config_file: Annotated[

@@ -90,7 +90,7 @@ def paint(vectors: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (B, C, h, w).
     """
-    return (vectors.transpose(1, 2) @ masks).unflatten(-1, size)
+    return (vectors.transpose(1, 2) @ masks).view(len(vectors), -1, *size)
 
 
 def paint_and_convolve(vectors: Tensor, masks: Tensor, size: tuple[int, int], conv: nn.Conv2d) -> Tensor:

@@ -169,7 +169,10 @@ def test_detach_appearance_embed(detach):
 @pytest.mark.parametrize("reference_order", [False, True])
 def test_reference_order_convolves_the_painted_map(reference_order):
     """One object among 32 channels would go through the taps alone."""
-    teacher, features = make_teacher(channels=32, reference_order=reference_order), make_features(1, channels=32)
+    teacher, features = (
+        make_teacher(channels=32, reference_order=reference_order),
+        make_features(1, channels=32),
+    )
     painted = []
     teacher.instance_conv.register_forward_hook(lambda conv, inputs, output: painted.append(inputs[0].shape))
     taught = teacher(features, make_batch([1]))
