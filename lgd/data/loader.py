@@ -6,6 +6,7 @@ Legend: B images of a batch, H x W its canvas, N object slots, G boxes of an ima
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 from collections.abc import Iterable, Iterator, Sequence
@@ -273,8 +274,10 @@ def _prepare_worker(worker: int) -> None:
     """Leave signals to the trainer, which ends its workers itself; a worker notices when the trainer is gone.
 
     A scheduler that takes the machine back signals every process. A worker that died of it would take the
-    trainer with it before this has saved its checkpoint.
+    trainer with it before this has saved its checkpoint. The trainer's objects are kept out of the worker's
+    garbage collections, which would write to them, and so copy the pages that the processes share.
     """
+    gc.freeze()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
