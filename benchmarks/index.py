@@ -26,11 +26,12 @@ import numpy as np
 import report
 
 from lgd.bench.machine import read_status, reset_peak_resident
-from lgd.data.annotations import annotation_columns, check_images_present, image_columns
+from lgd.data.annotations import annotation_columns, image_columns
 from lgd.data.cache import cached_columns
 from lgd.data.coco_json import parse_coco
 from lgd.data.columns import Stamp, write_columns
 from lgd.data.index import AnnotationIndex
+from lgd.data.presence import check_images_present
 from lgd.data.segmentations import segmentation_columns
 
 COCO_IMAGES, COCO_BOXES = 118_000, 860_000

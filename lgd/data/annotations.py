@@ -6,8 +6,6 @@ Legend: I images, A annotations, G annotations of an image.
 from __future__ import annotations
 
 import itertools
-import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from lgd.data.columns import Array
-from lgd.data.errors import DataError
-from lgd.data.index import AnnotationIndex, Flags, Floats, Integers
+from lgd.data.index import Flags, Floats, Integers
 from lgd.data.segmentations import segmentation_columns
 
 MIN_SIDE = 1e-5
@@ -164,35 +161,6 @@ def usable_boxes(
     )
     warnings = [f"{path}: {which.sum()} {text} ({describe(which)})" for which, text in kinds if which.any()]
     return ~(no_size | outside), warnings
-
-
-def check_images_present(index: AnnotationIndex) -> None:
-    """Compare the listed file names with what each folder holds, listing every folder once.
-
-    Raises:
-        DataError: images are absent.
-    """
-    listed = defaultdict(list)
-    for i in range(len(index)):
-        folder, _, file_name = index.file_name(i).rpartition("/")
-        listed[folder].append((file_name, i))
-    absent = []
-    for folder, entries in listed.items():
-        present = names_in(index.image_dir / folder)
-        absent += [i for file_name, i in entries if file_name not in present]
-    if absent:
-        first = ", ".join(f"{index.file_name(i)} (image {index.image_ids[i]})" for i in absent[:3])
-        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-        raise DataError(f"{index.json_path} lists images that are not in {index.image_dir}: {first}{more}")
-
-
-def names_in(folder: Path) -> set[str]:
-    """Return the names of what lies in `folder`; none where there is no such folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
-    except FileNotFoundError:
-        return set()
 
 
 def name_some(names: Array) -> str:

@@ -16,7 +16,7 @@ from lgd.data.errors import DataError
 FORMAT_VERSION = 3
 """Counts up with every change of the columns or of the rules that make them."""
 
-_SETTLED = 2_000_000_000
+SETTLED = 2_000_000_000
 """Nanoseconds after which a file's time can be trusted: two writes within a tick of the clock look alike."""
 
 Columns = tuple[Mapping[str, Array], Mapping[str, Any]]
@@ -47,7 +47,7 @@ def cached_columns(json_path: Path, build: Callable[[str], Columns], *, parts: S
             if read_stamp(path) == stamp and _is_whole(path):
                 return path
     content_hash = _content_hash(sources)
-    if time.time_ns() - stamp.modified < _SETTLED:
+    if time.time_ns() - stamp.modified < SETTLED:
         stamp = NO_STAMP
     return named_columns(
         json_path, f"{json_path.name}.{content_hash[:16]}", stamp, lambda: build(content_hash)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from lgd.data.annotations import check_images_present
 from lgd.data.cache import cached_columns
 from lgd.data.coco_json import parse_coco
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
+from lgd.data.presence import check_images_present
 
 logger = logging.getLogger(__name__)
 

@@ -69,7 +69,7 @@ def _join_column(name: str, parts: Sequence[dict[str, Array]]) -> Array:
 
 def _absolute_file_names(index: AnnotationIndex) -> dict[str, Array]:
     folder = index.image_dir.resolve()
-    names = [str(folder / index.file_name(i)).encode() for i in range(len(index))]
+    names = [str(folder / name).encode() for name in index.file_names()]
     offsets = np.concatenate([[0], np.cumsum([len(name) for name in names])]).astype(np.int64)
     return {"file_names": np.frombuffer(b"".join(names), dtype=np.uint8), "file_name_offsets": offsets}
 

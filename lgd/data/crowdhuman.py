@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from lgd.data.annotations import ParsedImage, check_images_present, columns_of_images, name_some, names_in
+from lgd.data.annotations import ParsedImage, columns_of_images, name_some
 from lgd.data.cache import Columns, cached_columns
 from lgd.data.errors import DataError
 from lgd.data.images import read_size
 from lgd.data.index import AnnotationIndex
+from lgd.data.presence import check_images_present, names_in
 
 logger = logging.getLogger(__name__)
 

@@ -81,6 +81,7 @@ class AnnotationIndex:
         category_ids: the annotation file's category id of each label.
         has_annotations: whether the file has annotations at all (test sets may not).
         warnings: what was dropped or will be clipped, one line each.
+        cache_path: the mapped file.
         image_ids: (I,) int64, ascending.
         heights: (I,) int64, pixels.
         widths: (I,) int64, pixels.
@@ -104,7 +105,7 @@ class AnnotationIndex:
         self.widths: Integers = columns["widths"]
         self.counts: Integers = columns["counts"]
         self.columns = columns
-        self._cache_path = cache_path
+        self.cache_path = cache_path
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -112,7 +113,7 @@ class AnnotationIndex:
 
     def __reduce__(self) -> tuple[Callable[..., AnnotationIndex], tuple[Any, ...]]:
         """Send the place of the columns instead of the columns."""
-        return _reopen, (self._cache_path, self.name, self.json_path, self.image_dir)
+        return _reopen, (self.cache_path, self.name, self.json_path, self.image_dir)
 
     def image(self, i: int) -> ImageRecord:
         """Return what the annotation file says of image `i`, counted from 0."""
@@ -124,6 +125,11 @@ class AnnotationIndex:
         """Return the path of image `i` below the image folder."""
         start, end = self.columns["file_name_offsets"][i : i + 2]
         return self.columns["file_names"][start:end].tobytes().decode()
+
+    def file_names(self) -> list[str]:
+        """Return the paths of all images below the image folder."""
+        content, offsets = self.columns["file_names"].tobytes(), self.columns["file_name_offsets"].tolist()
+        return [content[start:end].decode() for start, end in itertools.pairwise(offsets)]
 
     def path(self, i: int) -> Path:
         """Return the path of image `i`."""

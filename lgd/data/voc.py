@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lgd.data.annotations import ParsedImage, check_images_present, columns_of_images, names_in
+from lgd.data.annotations import ParsedImage, columns_of_images
 from lgd.data.cache import Columns, cached_columns
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
+from lgd.data.presence import check_images_present, names_in
 from lgd.data.voc_xml import VocFile, read_voc_xml
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,99 @@
+"""Whether the images that an annotation file lists are there.
+
+Listing a folder of millions of files takes seconds, on a shared disk minutes. So a folder that was found to
+hold all of them is remembered beside the columns with its times, which change with every file that is added,
+removed or renamed: while they are the same it is not listed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lgd.data.cache import SETTLED
+from lgd.data.errors import DataError
+from lgd.data.index import AnnotationIndex
+from lgd.files import write_text_atomically
+
+_Times = dict[str, list[int]]
+"""Of each folder below the image folder: when its content changed, and when anything of it did (which no
+program can set), nanoseconds."""
+
+
+def check_images_present(index: AnnotationIndex) -> None:
+    """Compare the listed file names with what each folder holds, unless these folders are known to be whole.
+
+    Raises:
+        DataError: images are absent.
+    """
+    known = _recall(index)
+    if known and known == _times(index, known):
+        return
+    names = index.file_names()
+    folders = {name.rpartition("/")[0] for name in names}
+    begin, times = time.time_ns(), _times(index, folders)
+    present = set(itertools.chain.from_iterable(_list(index, folder) for folder in folders))
+    if not present.issuperset(names):
+        raise DataError(_complaint(index, [i for i, name in enumerate(names) if name not in present]))
+    if all(begin - max(each, default=begin) > SETTLED for each in times.values()):
+        _remember(index, times)
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return the names of what lies in `folder`; none where there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries}
+    except FileNotFoundError:
+        return set()
+
+
+def _list(index: AnnotationIndex, folder: str) -> Iterable[str]:
+    """The paths below the image folder of what lies in `folder`."""
+    names = names_in(index.image_dir / folder)
+    return (f"{folder}/{name}" for name in names) if folder else names
+
+
+def _times(index: AnnotationIndex, folders: Iterable[str]) -> _Times:
+    return {folder: list(_times_of(index.image_dir / folder)) for folder in folders}
+
+
+def _times_of(folder: Path) -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        status = folder.stat()
+        yield from (status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _memory(index: AnnotationIndex) -> Path:
+    """The file that remembers whole folders: the columns' place stands for what the annotations list."""
+    return index.cache_path.with_suffix(".lgd-present")
+
+
+def _recall_all(index: AnnotationIndex) -> dict[str, _Times]:
+    """The folders by image folder; nothing where there is no such file, or a damaged one."""
+    try:
+        content = json.loads(_memory(index).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _recall(index: AnnotationIndex) -> _Times | None:
+    return _recall_all(index).get(str(index.image_dir.resolve()))
+
+
+def _remember(index: AnnotationIndex, times: _Times) -> None:
+    content = _recall_all(index) | {str(index.image_dir.resolve()): times}
+    with contextlib.suppress(OSError):  # a folder that cannot be written to costs a listing on every start
+        write_text_atomically(_memory(index), json.dumps(content))
+
+
+def _complaint(index: AnnotationIndex, absent: list[int]) -> str:
+    first = ", ".join(f"{index.file_name(i)} (image {index.image_ids[i]})" for i in absent[:3])
+    more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+    return f"{index.json_path} lists images that are not in {index.image_dir}: {first}{more}"
