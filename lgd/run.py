@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -34,27 +34,15 @@ from lgd.config.values import ConfigError
 from lgd.data.catalog import open_dataset, open_datasets
 from lgd.data.index import AnnotationIndex
 from lgd.distributed import LaunchInfo
-from lgd.engine.assess import Assessment, TestSet, assess, draw_examples
-from lgd.engine.checkpoint import (
-    FORMAT,
-    Checkpoint,
-    CheckpointError,
-    find_newest,
-    save_checkpoint,
-    save_file,
-)
+from lgd.engine.assess import TestSet, assess
+from lgd.engine.checkpoint import FORMAT, Checkpoint, attempt, find_newest, save_checkpoint, save_file
 from lgd.engine.interruption import Interrupted, Interruption
 from lgd.engine.leaving import Leaving
 from lgd.engine.loop import TrainState, train
 from lgd.engine.metrics import MetricsWriter
 from lgd.engine.progress import Progress
-from lgd.evaluation.results import (
-    Results,
-    headline,
-    results_table,
-    write_predictions,
-    write_results_json,
-)
+from lgd.evaluation.results import Results, results_table
+from lgd.evaluations import Evaluator, TrainingEvaluations
 from lgd.files import write_text_atomically
 from lgd.output import History, OutputFolder, log_to_file, set_earlier_run_aside, shorten
 from lgd.resume import Share, Starts, adapt_to_ranks, choose_seed, load_state, restore
@@ -158,10 +146,32 @@ def _run(
         TestSet(name, index, partial(build_test_loader, cfg, index, pin_memory=device.type == "cuda"))
         for name, index in test_indices.items()
     ]
-    evaluate = partial(_evaluate, cfg, model, test_sets, device, output, channel, leaving)
+    evaluator = _make_evaluator(cfg, model, test_sets, device, output, channel, leaving)
     if train_index is None:
-        return evaluate(step=0, metrics=None)
-    return _train(cfg, share, model, train_index, evaluate, device, output, checkpoint, channel, leaving)
+        return evaluator.evaluate(0, None)
+    return _train(cfg, share, model, train_index, evaluator, device, output, checkpoint, channel, leaving)
+
+
+def _make_evaluator(
+    cfg: Config,
+    model: Model,
+    test_sets: Sequence[TestSet],
+    device: torch.device,
+    output: OutputFolder,
+    channel: Channel,
+    leaving: Leaving,
+) -> Evaluator:
+    detect = partial(
+        assess,
+        model,
+        test_sets,
+        device=device,
+        with_teacher=cfg.model.distillator.eval_teacher,
+        mixed_precision=cfg.solver.amp.enabled,
+        num_examples=cfg.test.vis_images,
+        shall_abandon=leaving.during_evaluation,
+    )
+    return Evaluator(detect, channel, output, backend=cfg.train.eval_backend, image_format=cfg.input.format)
 
 
 def _find_batch(cfg: Config, device: torch.device) -> None:
@@ -178,7 +188,7 @@ def _train(
     share: Share,
     model: Model,
     index: AnnotationIndex,
-    assess_all: Callable[..., Results | None],
+    evaluator: Evaluator,
     device: torch.device,
     output: OutputFolder,
     checkpoint: Checkpoint | None,
@@ -197,28 +207,26 @@ def _train(
         repeats_evaluation=state.owes_evaluation,
     )
     metrics.log_text("config", dump_config(cfg))
-    results: Results | None = None
     about = {"config": flatten(cfg), "classes": classes, "version": __version__}
-
-    def evaluate(state: TrainState) -> None:
-        nonlocal results
-        results = assess_all(step=state.step, metrics=metrics)
-        ap = _first_ap(results)
-        if ap is not None and ap > state.best.get("AP", -1.0):
-            state.best = {"AP": ap, "step": state.step}
-            content = {"format": FORMAT, "model": model.state_dict(), **about}
-            _write(partial(save_file, output.best_model, content), must=False)
+    last_step = cfg.solver.max_iter
+    evaluations = TrainingEvaluations(evaluator, state, metrics, last_step=last_step, about=about)
 
     def save(state: TrainState) -> None:
-        content = {**state.state_dict(), **about, "seed": cfg.seed, "share": asdict(share)}
+        owing = evaluations.before_save()
+        content = {**state.state_dict(), **owing, **about, "seed": cfg.seed, "share": asdict(share)}
         if distributed.is_main():
-            keep, is_last = cfg.train.keep_checkpoints, state.step == cfg.solver.max_iter
-            _write(partial(save_checkpoint, output.checkpoints, state.step, content, keep=keep), must=is_last)
+            write = partial(save_checkpoint, output.checkpoints, state.step, content)
+            attempt(partial(write, keep=cfg.train.keep_checkpoints), must=state.step == last_step)
+
+    def shall_leave() -> bool:
+        leaves = leaving.after_step()
+        evaluations.after_step(leaves)
+        return leaves
 
     on_cuda = device.type == "cuda"
-    if state.step < cfg.solver.max_iter or state.owes_evaluation:
+    if state.step < last_step or state.owes_evaluation:
         batches = iter(build_train_loader(cfg, index, first_step=state.step, pin_memory=on_cuda))
-        with channel.explaining(lambda: f"step {state.step + 1} of {cfg.solver.max_iter}"):
+        with channel.explaining(lambda: f"step {state.step + 1} of {last_step}"), evaluations:
             train(
                 state,
                 batches,
@@ -226,83 +234,19 @@ def _train(
                 build_loop_options(cfg),
                 device=device,
                 report=metrics.log,
-                evaluate=evaluate,
+                evaluate=lambda state: evaluations.evaluate(),
                 save=save,
-                shall_leave=leaving.after_step,
+                shall_leave=shall_leave,
             )
+        results = evaluations.results
     else:
         # The evaluation of this step came before its checkpoint, so it is in the metrics already.
-        logger.info("step %d of %d: nothing left to train", state.step, cfg.solver.max_iter)
-        results = assess_all(step=state.step, metrics=None)
+        logger.info("step %d of %d: nothing left to train", state.step, last_step)
+        results = evaluator.evaluate(state.step, None)
     if distributed.is_main():
         save_file(output.final_model, {"format": FORMAT, "model": model.state_dict(), **about})
     metrics.close()
     return results
-
-
-def _write(write: Callable[[], object], must: bool) -> None:
-    """Write a checkpoint; one that fails is reported and training goes on, unless it `must` succeed."""
-    try:
-        write()
-    except CheckpointError as error:
-        if must:
-            raise
-        logger.error("%s; training goes on", error)
-
-
-def _evaluate(
-    cfg: Config,
-    model: Model,
-    test_sets: Sequence[TestSet],
-    device: torch.device,
-    output: OutputFolder,
-    channel: Channel,
-    leaving: Leaving,
-    *,
-    step: int,
-    metrics: MetricsWriter | None,
-) -> Results | None:
-    """Evaluate on every test set and write what was found; results on rank 0."""
-    channel.meet(f"the evaluation after step {step}")
-    results = {}
-    for assessment in assess(
-        model,
-        test_sets,
-        device=device,
-        with_teacher=cfg.model.distillator.eval_teacher,
-        mixed_precision=cfg.solver.amp.enabled,
-        backend=cfg.train.eval_backend,
-        num_examples=cfg.test.vis_images,
-        shall_abandon=leaving.during_evaluation,
-    ):
-        name = assessment.test_set.name
-        results[name] = assessment.metrics
-        for model_name, predictions in assessment.inference.results.items():
-            write_predictions(output.predictions(name, model_name), predictions)
-        if metrics is not None:
-            metrics.log_evaluation(step, name, assessment.metrics)
-            metrics.log_images(name, step, draw_examples(assessment, cfg.input.format))
-        _log_assessment(assessment, step)
-    if not distributed.is_main():
-        return None
-    write_results_json(output.results, results)
-    return results
-
-
-def _log_assessment(assessment: Assessment, step: int) -> None:
-    where = f"{assessment.test_set.name} at step {step}"
-    for model_name, kinds in assessment.metrics.items():
-        for kind, numbers in kinds.items():
-            if numbers is not None:
-                logger.info("%s, %s %s: %s", where, model_name, kind, headline(numbers))
-
-
-def _first_ap(results: Results | None) -> float | None:
-    """The student's box AP on the first test set, by which the best model is chosen."""
-    for models in (results or {}).values():
-        numbers = models["student"].get("bbox")
-        return numbers["AP"] if numbers else None
-    return None
 
 
 def _settle_classes(cfg: Config, indices: Sequence[AnnotationIndex]) -> Config:

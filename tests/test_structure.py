@@ -9,7 +9,7 @@ REPOSITORY = Path(__file__).parents[1]
 ROOMS = (
     "exits", "structures", "files", "config", "channel", "distributed", "agreement", "ops", "layers",
     "backbones", "detectors", "distill", "data", "evaluation", "weights", "engine", "build", "output",
-    "elastic", "launch", "resume", "run", "command", "train", "preflight", "convert", "bench",
+    "evaluations", "elastic", "launch", "resume", "run", "command", "train", "preflight", "convert", "bench",
     "cli",
 )  # fmt: skip
 SEES_CONFIG = {"config", "build", "resume", "run", "command", "train", "preflight", "convert", "bench", "cli"}

@@ -1,4 +1,4 @@
-"""Evaluate a model on its test sets: detect, score, draw."""
+"""What a model finds on its test sets: detect, draw."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from torch import Tensor
 from lgd.data.index import AnnotationIndex
 from lgd.distill.distiller import LabelGuidedDistiller, PlainStudent
 from lgd.engine.evaluate import Example, Inference, run_inference
-from lgd.evaluation.coco import Backend, Metrics
 from lgd.evaluation.draw import draw_detections
-from lgd.evaluation.score import score
 from lgd.structures import Batch
 
 logger = logging.getLogger(__name__)
@@ -39,18 +37,15 @@ class TestSet:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What an evaluation found on one test set.
+    """What a model found on one test set.
 
     Attributes:
         test_set: the set.
         inference: detections.
-        metrics: {"student": {"bbox": {"AP": percent, ...}, "segm": ...}, "teacher": ...}, as from `score`;
-            None in place of the numbers where the set has no annotations.
     """
 
     test_set: TestSet
     inference: Inference
-    metrics: dict[str, dict[str, Metrics | None]]
 
 
 def assess(
@@ -60,19 +55,17 @@ def assess(
     device: torch.device,
     with_teacher: bool,
     mixed_precision: bool,
-    backend: Backend,
     num_examples: int,
     shall_abandon: Callable[[], bool] = lambda: False,
 ) -> Iterator[Assessment]:
-    """Evaluate on every test set; every rank detects, rank 0 scores and yields.
+    """Detect on every test set, all ranks together; rank 0 yields what was found.
 
     Args:
         model: in training mode before and after.
         test_sets: where to evaluate.
         device: where the model lies.
-        with_teacher: evaluate the teacher too, where the model has one and the set has labels.
+        with_teacher: detect with the teacher too, where the model has one and the set has labels.
         mixed_precision: detect under bfloat16 autocast.
-        backend: what counts the matches.
         num_examples: images to keep for drawing.
         shall_abandon: asked before every batch, see `run_inference`.
 
@@ -98,11 +91,7 @@ def assess(
             continue
         if inference.num_skipped:
             logger.warning("%s: %d unreadable images left out", test_set.name, inference.num_skipped)
-        metrics = {
-            name: score(index, results, with_masks=inference.with_masks, backend=backend)
-            for name, results in inference.results.items()
-        }
-        yield Assessment(test_set, inference, metrics)
+        yield Assessment(test_set, inference)
 
 
 def draw_examples(assessment: Assessment, image_format: str) -> list[Tensor]:

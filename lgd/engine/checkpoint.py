@@ -1,7 +1,8 @@
 """Checkpoints that survive a crash: written aside, flushed, renamed, and sealed by a checksum.
 
 `OUTPUT_DIR/checkpoints/step_0000500.pth` holds the state, `step_0000500.json` beside it its size and
-SHA-256. The seal is written last, so a checkpoint without a fitting seal is not whole and never read.
+SHA-256. The seal is written last, so a checkpoint without a fitting seal is not whole and never read. What
+becomes known after it was written, the score of its step, is written into the seal (`amend_checkpoint`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     Raises:
         CheckpointError: it could not be written; the earlier ones stay as they are.
     """
-    path = folder / f"step_{step:07d}.pth"
+    path = _checkpoint_path(folder, step)
     seal = path.with_suffix(".json")
     for leftover in folder.glob(".step_*.tmp"):  # of a run that was killed while it wrote
         _discard(leftover)
@@ -92,6 +93,36 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     return path
 
 
+def amend_checkpoint(folder: Path, step: int, changes: Mapping[str, Any]) -> None:
+    """Write beside the seal of a checkpoint what became known later; it then goes over what is in the file.
+
+    Args:
+        folder: where the checkpoints lie.
+        step: whose checkpoint; if there is none, because it could not be saved, nothing is done.
+        changes: new values of the state, anything that JSON can hold.
+
+    Raises:
+        CheckpointError: it could not be written; the checkpoint stays as it is.
+    """
+    seal = _checkpoint_path(folder, step).with_suffix(".json")
+    try:
+        if seal.exists():
+            record = json.loads(seal.read_text())
+            write_text_atomically(seal, json.dumps({**record, "amended": dict(changes)}))
+    except OSError as error:
+        raise CheckpointError(f"could not write {seal}: {_reason(error)}") from error
+
+
+def attempt(write: Callable[[], object], *, must: bool = False) -> None:
+    """Write a checkpoint; one that fails is reported and training goes on, unless it `must` succeed."""
+    try:
+        write()
+    except CheckpointError as error:
+        if must:
+            raise
+        logger.error("%s; training goes on", error)
+
+
 def load_newest(folder: Path) -> Checkpoint | None:
     """Read the newest whole checkpoint; a damaged one is named in the log and passed over.
 
@@ -105,7 +136,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
     for path in _steps_on_disk(folder):
         problem = check_seal(path)
         if problem is None:
-            state = read_file(path)
+            state = read_file(path) | _read_amendments(path)
             if damaged:
                 logger.warning("falling back to %s", path)
             return Checkpoint(path, int(state["step"]), state)
@@ -132,7 +163,9 @@ def find_newest(folder: Path) -> Checkpoint | None:
             found = load_newest(folder)
         except CheckpointError as error:
             problem = error
-    path, problem = distributed.broadcast_object((found.path if found else None, problem))
+    path, amended, problem = distributed.broadcast_object(
+        (found.path if found else None, _read_amendments(found.path) if found else {}, problem)
+    )
     if problem is not None:
         raise problem
     views = distributed.all_gather_objects((socket.gethostname(), path is None or path.exists()))
@@ -141,7 +174,7 @@ def find_newest(folder: Path) -> Checkpoint | None:
         raise CheckpointError(f"{path} is not visible on {', '.join(blind)}: all nodes must share OUTPUT_DIR")
     if path is None or found is not None:
         return found
-    state = read_file(path)
+    state = read_file(path) | amended
     return Checkpoint(path, int(state["step"]), state)
 
 
@@ -172,6 +205,15 @@ def check_seal(path: Path) -> str | None:
     if path.stat().st_size != size:
         return f"{path.stat().st_size} bytes instead of {size}"
     return None if _sha256(path) == digest else "its checksum differs"
+
+
+def _read_amendments(path: Path) -> dict[str, Any]:
+    amended: dict[str, Any] = json.loads(path.with_suffix(".json").read_text()).get("amended", {})
+    return amended
+
+
+def _checkpoint_path(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:07d}.pth"
 
 
 def _steps_on_disk(folder: Path) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +11,12 @@ from torch import Tensor
 from lgd import distributed
 from lgd.detectors.protocol import Detector
 from lgd.engine.interruption import Interrupted
-from lgd.evaluation.coco import to_coco_results
+from lgd.evaluation.collect import to_predictions
+from lgd.evaluation.predictions import Predictions
 from lgd.structures import Batch, Detections, Features, Outlines
 
 Teach = Callable[[Features, Batch], Features]
 """The teacher as a function of the student's features and the batch's labels."""
-
-Result = dict[str, Any]
-"""One detection, as `to_coco_results` writes it."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +46,14 @@ class Inference:
     """What a pass over a test set gave.
 
     Attributes:
-        results: COCO results by model ("student" and, with a teacher, "teacher"), of all ranks.
-        with_masks: whether the results have masks.
+        found: detections by model ("student" and, with a teacher, "teacher"), of all ranks, in the order of
+            the image ids whatever the number of ranks.
+        with_masks: whether they have masks.
         examples: images to draw.
         num_skipped: unreadable images that were left out, over all ranks.
     """
 
-    results: dict[str, list[Result]]
+    found: dict[str, Predictions]
     with_masks: bool = False
     examples: list[Example] = field(default_factory=list)
     num_skipped: int = 0
@@ -75,8 +73,7 @@ def run_inference(
 ) -> Inference | None:
     """Detect on every batch of this rank; gather on rank 0.
 
-    The student runs once: the teacher starts from its features. Masks are pasted into the original image on
-    the device and encoded image by image, so that no bitmaps are kept.
+    The student runs once: the teacher starts from its features.
 
     Args:
         student: the detector, in evaluation mode.
@@ -95,7 +92,7 @@ def run_inference(
         Interrupted: on every rank, because one of them was asked to leave.
     """
     names = ["student"] if teach is None else ["student", "teacher"]
-    found: dict[str, list[tuple[int, list[Result]]]] = {name: [] for name in names}
+    found: dict[str, list[Predictions]] = {name: [] for name in names}
     examples: list[Example] = []
     with_masks, num_skipped, abandons = False, 0, False
     for host_batch in batches:
@@ -107,7 +104,7 @@ def run_inference(
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
             detections = dict(zip(names, _detect(student, teach, batch), strict=True))
         for name in names:
-            found[name] += _results(detections[name], host_batch, category_ids)
+            found[name].append(to_predictions(detections[name], host_batch, category_ids))
         with_masks |= any(each.masks is not None for each in detections["student"])
         wanted = num_examples - len(examples) if distributed.is_main() else 0
         examples += [
@@ -115,14 +112,17 @@ def run_inference(
         ]
     if distributed.any_rank(abandons, device):
         raise Interrupted("asked to leave: the evaluation is abandoned")
-    parts = distributed.gather_objects((found, with_masks, num_skipped))
-    if parts is None:
+    mine = {name: Predictions.join(parts) for name, parts in found.items()}
+    ranks = distributed.gather_objects((mine, with_masks, num_skipped))
+    if ranks is None:
         return None
     return Inference(
-        results={name: _merge(part[name] for part, _, _ in parts) for name in names},
-        with_masks=any(with_masks for _, with_masks, _ in parts),
+        found={
+            name: Predictions.join([part[name] for part, _, _ in ranks]).sort_by_image() for name in names
+        },
+        with_masks=any(with_masks for _, with_masks, _ in ranks),
         examples=examples,
-        num_skipped=sum(skipped for _, _, skipped in parts),
+        num_skipped=sum(skipped for _, _, skipped in ranks),
     )
 
 
@@ -132,21 +132,6 @@ def _detect(student: Detector, teach: Teach | None, batch: Batch) -> Iterator[li
     yield student.detect(features, batch)
     if teach is not None:
         yield student.detect(teach(features, batch), batch)
-
-
-def _results(
-    detections: Sequence[Detections], batch: Batch, category_ids: Sequence[int]
-) -> Iterator[tuple[int, list[Result]]]:
-    """Yield (image id, COCO results) of each image."""
-    images = zip(detections, batch.image_ids.tolist(), batch.original_sizes.tolist(), strict=True)
-    for each, image_id, (height, width) in images:
-        yield image_id, to_coco_results(each, image_id, category_ids, (height, width))
-
-
-def _merge(parts: Iterable[list[tuple[int, list[Result]]]]) -> list[Result]:
-    """COCO results of all ranks, in the order of the image ids whatever the number of ranks."""
-    images = sorted((image for part in parts for image in part), key=lambda image: image[0])
-    return [result for _, results in images for result in results]
 
 
 def _example(batch: Batch, index: int, detections: Detections) -> Example:

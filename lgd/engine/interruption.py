@@ -73,7 +73,7 @@ class Interruption:
             self.on_signal(signal.Signals(number))
 
 
-def leave_with_parent() -> None:
-    """Ask the kernel for a SIGTERM when the parent dies: a killed launcher leaves no workers behind."""
+def leave_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the kernel for a signal when the parent dies: a killed launcher leaves no workers behind."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)

@@ -128,7 +128,7 @@ class MetricsWriter:
         self._step_seconds.append(record.seconds)
         eta_seconds = statistics.median(self._step_seconds) * (self._max_iter - record.iteration)
         lines, board = self._files
-        lines.write(_flatten(record) | {"eta_seconds": eta_seconds})
+        lines.write_in_turn(_flatten(record) | {"eta_seconds": eta_seconds})
         board.add_record(record)
         logger.info("%s", format_progress(record, self._max_iter, eta_seconds))
 
@@ -146,6 +146,16 @@ class MetricsWriter:
         lines, board = self._files
         lines.write({"iteration": iteration, "eval": {dataset: results}})
         board.add_evaluation(iteration, dataset, results)
+
+    def hold(self) -> None:
+        """Keep back the log periods that come now: an evaluation before them is still being scored."""
+        if self._files is not None:
+            self._files[0].hold()
+
+    def release(self) -> None:
+        """Write the log periods that were kept back."""
+        if self._files is not None:
+            self._files[0].release()
 
     def log_images(self, dataset: str, iteration: int, images: Sequence[Tensor]) -> None:
         """Show (3, H, W) uint8 RGB images in TensorBoard, the same ones at each evaluation."""
@@ -241,13 +251,32 @@ class _LineFile:
         if path.exists():
             _drop_lines_after(path, first_iteration, repeats_evaluation)
         self._file = path.open("a", encoding="utf-8")
+        self._held: list[Mapping[str, Any]] | None = None
 
     def write(self, entry: Mapping[str, Any]) -> None:
         """Append `entry` with every digit of its numbers; NaN and infinity become null."""
         self._file.write(json.dumps(replace_non_finite(entry)) + "\n")
         self._file.flush()
 
+    def write_in_turn(self, entry: Mapping[str, Any]) -> None:
+        """Append `entry`, or keep it until the lines before it are there."""
+        if self._held is None:
+            self.write(entry)
+        else:
+            self._held.append(entry)
+
+    def hold(self) -> None:
+        """Keep what comes in turn."""
+        self._held = []
+
+    def release(self) -> None:
+        """Append what was kept."""
+        held, self._held = self._held or [], None
+        for entry in held:
+            self.write(entry)
+
     def close(self) -> None:
+        self.release()
         self._file.close()
 
 

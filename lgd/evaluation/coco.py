@@ -15,17 +15,16 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import hotcoco
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from lgd.evaluation.masks import paste_and_encode
-from lgd.structures import Detections
+from lgd.data.index import Integers
+from lgd.evaluation.predictions import Predictions
 
 logger = logging.getLogger(__name__)
 
@@ -42,36 +41,6 @@ Array = npt.NDArray[np.float64]
 
 _AREAS = ("", "s", "m", "l")
 _CAPS = (1, 10, 100)
-
-
-def to_coco_results(
-    detections: Detections, image_id: int, category_ids: Sequence[int], size: tuple[int, int]
-) -> list[dict[str, Any]]:
-    """Write the detections of one image in COCO's results format.
-
-    Args:
-        detections: D detections, xyxy boxes in pixels of the original image.
-        image_id: the image's id in the annotation file.
-        category_ids: the annotation file's category id of each class, by label.
-        size: (height, width) of the original image, pixels.
-
-    Returns:
-        D dicts with image_id, category_id, bbox (x, y, width, height; pixels) and score; where the detections
-        have masks also segmentation, the mask in the image as compressed RLE.
-    """
-    boxes = detections.boxes.detach().to("cpu", torch.float64)
-    xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
-    scores = detections.scores.detach().to("cpu", torch.float64).tolist()
-    labels = detections.labels.tolist()
-    results: list[dict[str, Any]] = [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for label, box, score in zip(labels, xywh, scores, strict=True)
-    ]
-    if detections.masks is not None:
-        encoded = paste_and_encode(detections.masks.detach(), detections.boxes.detach(), size)
-        for result, mask in zip(results, encoded, strict=True):
-            result["segmentation"] = mask
-    return results
 
 
 def read_ground_truth(gt_json: Path, *, with_masks: bool) -> dict[str, Any] | None:
@@ -103,7 +72,7 @@ def read_ground_truth(gt_json: Path, *, with_masks: bool) -> dict[str, Any] | No
 
 def evaluate_coco(
     ground_truth: Mapping[str, Any] | None,
-    results: Sequence[Mapping[str, Any]],
+    found: Predictions,
     *,
     iou_type: IouType = "bbox",
     backend: Backend = "hotcoco",
@@ -121,7 +90,7 @@ def evaluate_coco(
         ground_truth: as from `read_ground_truth`: ids of annotations are above 0, each has an area;
             segmentations are polygons of at least three points or RLE. None where there is nothing to
             measure against.
-        results: detections of all images, as from `to_coco_results`.
+        found: detections of all images.
         iou_type: "bbox" or "segm".
         backend: what counts the matches.
         class_names: the K class names by label.
@@ -135,15 +104,15 @@ def evaluate_coco(
         occur). None altogether without ground truth, or without masks in it where masks are to be measured.
 
     Raises:
-        ValueError: `results` names an image or a category that the ground truth does not have, or pycocotools
+        ValueError: `found` names an image or a category that the ground truth does not have, or pycocotools
             is asked for and not installed.
     """
     if ground_truth is None:
         logger.info("%s has no annotations: only predictions are written, there is no AP", gt_name)
         return None
     known_images = [image["id"] for image in ground_truth["images"]]
-    _check_ids(gt_name, "image", (result["image_id"] for result in results), known_images)
-    _check_ids(gt_name, "category", (result["category_id"] for result in results), category_ids)
+    _check_ids(gt_name, "image", found.image_ids, known_images)
+    _check_ids(gt_name, "category", found.category_ids, category_ids)
     if iou_type == "segm":
         masked = _fill_in_masks(ground_truth, gt_name)
         if masked is None:
@@ -154,9 +123,7 @@ def evaluate_coco(
     count = {"hotcoco": _count_with_hotcoco, "pycocotools": _count_with_pycocotools}[backend]
     used_images = sorted(known_images if image_ids is None else image_ids)
     order = np.argsort(category_ids)
-    precision, recall = count(
-        ground_truth, _reduce(results, iou_type), iou_type, used_images, [category_ids[k] for k in order]
-    )
+    precision, recall = count(ground_truth, found, iou_type, used_images, [category_ids[k] for k in order])
     names = _distinct_names(class_names, category_ids)
     return _summarise(precision, recall, [names[k] for k in order])
 
@@ -205,14 +172,8 @@ def _empty_mask(height: int, width: int) -> dict[str, list[int]]:
     return {"size": [height, width], "counts": [height * width]}
 
 
-def _reduce(results: Sequence[Mapping[str, Any]], iou_type: IouType) -> list[dict[str, Any]]:
-    """Only what is measured: both backends would take a mask's area from a box beside it."""
-    shape = {"bbox": "bbox", "segm": "segmentation"}[iou_type]
-    return [{key: result[key] for key in ("image_id", "category_id", shape, "score")} for result in results]
-
-
-def _check_ids(gt_name: str, kind: str, used: Iterable[int], known: Sequence[int]) -> None:
-    unknown = sorted(set(used).difference(known))
+def _check_ids(gt_name: str, kind: str, used: Integers, known: Sequence[int]) -> None:
+    unknown = sorted(set(np.unique(used).tolist()).difference(known))
     if unknown:
         raise ValueError(
             f"{gt_name}: the detections name {len(unknown)} {kind} id(s) that are not there "
@@ -232,14 +193,14 @@ def _distinct_names(class_names: Sequence[str], category_ids: Sequence[int]) -> 
 
 def _count_with_hotcoco(
     ground_truth: Mapping[str, Any],
-    results: Sequence[dict[str, Any]],
+    found: Predictions,
     iou_type: IouType,
     image_ids: Sequence[int],
     category_ids: Sequence[int],
 ) -> tuple[Array, Array]:
     """Count with hotcoco: precision (T, R, K, A, M) and recall (T, K, A, M) in [0, 1], -1 without objects."""
     gt = hotcoco.COCO(dict(ground_truth))
-    evaluator = hotcoco.COCOeval(gt, gt.load_res(list(results)), iou_type)
+    evaluator = hotcoco.COCOeval(gt, _load_with_hotcoco(gt, found, iou_type), iou_type)
     evaluator.params.img_ids = list(image_ids)
     evaluator.params.cat_ids = list(category_ids)
     evaluator.evaluate()
@@ -249,9 +210,21 @@ def _count_with_hotcoco(
     return tables["precision"], tables["recall"]
 
 
+def _load_with_hotcoco(gt: hotcoco.COCO, found: Predictions, iou_type: IouType) -> hotcoco.COCO:
+    columns = [found.image_ids[:, None], found.boxes, found.scores[:, None], found.category_ids[:, None]]
+    table = np.concatenate(columns, axis=1, dtype=np.float64)
+    if iou_type == "bbox" or found.masks is None:
+        return gt.load_res(table)
+    masks: list[Any] = found.masks.to_rle()
+    detected = gt.load_res(table, segmentation=masks)
+    # It has taken the boxes' areas.
+    detected.update_anns(ids=np.arange(1, len(found) + 1), area=hotcoco.mask.area(masks))
+    return detected
+
+
 def _count_with_pycocotools(
     ground_truth: Mapping[str, Any],
-    results: Sequence[dict[str, Any]],
+    found: Predictions,
     iou_type: IouType,
     image_ids: Sequence[int],
     category_ids: Sequence[int],
@@ -267,15 +240,15 @@ def _count_with_pycocotools(
         ) from error
 
     # Its own loadRes fails on an empty list, so the detections become a data set by hand.
-    found = [
+    results = [
         {**result, "id": number, "iscrowd": 0}
         | {"area": mask.area(result["segmentation"]) if iou_type == "segm" else math.prod(result["bbox"][2:])}
-        for number, result in enumerate(results, start=1)
+        for number, result in enumerate(found.to_results(), start=1)
     ]
     gt, detected = COCO(), COCO()
     # It writes into the annotations, so that it gets copies.
     gt.dataset = {**ground_truth, "annotations": [dict(each) for each in ground_truth["annotations"]]}
-    detected.dataset = {**ground_truth, "annotations": found}
+    detected.dataset = {**ground_truth, "annotations": results}
     with contextlib.redirect_stdout(io.StringIO()):
         gt.createIndex()
         detected.createIndex()

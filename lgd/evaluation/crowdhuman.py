@@ -8,9 +8,6 @@ Legend: I images; D detections, best first, G objects and R regions to ignore of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
@@ -18,6 +15,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from lgd.data.index import AnnotationIndex, Flags, Floats, Integers
 from lgd.evaluation.coco import Metrics
 from lgd.evaluation.overlaps import Found, box_coverage, box_iou, clipped_boxes, found_by_image
+from lgd.evaluation.predictions import Predictions
 
 _OVERLAP = 0.5
 _FALSE_POSITIVES_PER_IMAGE = np.array([0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0])
@@ -26,12 +24,12 @@ _FALSE_POSITIVES_PER_IMAGE = np.array([0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778
 _SCORES = np.arange(10) / 10
 
 
-def evaluate_crowdhuman(index: AnnotationIndex, results: Sequence[Mapping[str, Any]]) -> Metrics:
+def evaluate_crowdhuman(index: AnnotationIndex, predictions: Predictions) -> Metrics:
     """Measure AP50, mMR and JI.
 
     Args:
         index: the data set, with annotations; annotations marked as crowds are regions to ignore.
-        results: detections of all images, as from `to_coco_results`.
+        predictions: detections of all images.
 
     Returns:
         In percent; None where there is no object:
@@ -43,11 +41,11 @@ def evaluate_crowdhuman(index: AnnotationIndex, results: Sequence[Mapping[str, A
             2020).
 
     Raises:
-        ValueError: `results` names an image or a category that `index` does not have.
+        ValueError: `predictions` names an image or a category that `index` does not have.
     """
     scores, hits, ratios = [], [], []
     num_objects = 0
-    for i, found in enumerate(found_by_image(index, results)):
+    for i, found in enumerate(found_by_image(index, predictions)):
         boxes, ignored = clipped_boxes(index, i), index.crowd(i)
         objects, regions = boxes[~ignored], boxes[ignored]
         num_objects += len(objects)

@@ -5,14 +5,12 @@ Legend: D detections and G objects of an image; all boxes are xyxy pixels of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lgd.data.index import AnnotationIndex, Floats, Integers
+from lgd.evaluation.predictions import Predictions
 
 
 @dataclass(frozen=True)
@@ -30,19 +28,16 @@ class Found:
     labels: Integers
 
 
-def found_by_image(index: AnnotationIndex, results: Sequence[Mapping[str, Any]]) -> list[Found]:
-    """Sort detections (as from `to_coco_results`) by image of `index`, and within it by score.
+def found_by_image(index: AnnotationIndex, found: Predictions) -> list[Found]:
+    """Sort detections by image of `index`, and within it by score.
 
     Raises:
         ValueError: an image or a category is not in `index`.
     """
-    xywh = np.array([result["bbox"] for result in results], dtype=np.float64).reshape(-1, 4)
-    boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-    scores = np.array([result["score"] for result in results], dtype=np.float64)
-    image = _places(index.image_ids, [result["image_id"] for result in results], "image", index)
-    labels = _places(
-        np.array(index.category_ids), [result["category_id"] for result in results], "category", index
-    )
+    starts, scores = found.boxes[:, :2], found.scores
+    boxes = np.concatenate([starts, starts + found.boxes[:, 2:]], axis=1)
+    image = _places(index.image_ids, found.image_ids, "image", index)
+    labels = _places(np.array(index.category_ids), found.category_ids, "category", index)
     order = np.lexsort((-scores, image))
     bounds = np.searchsorted(image[order], np.arange(len(index) + 1))
     return [
@@ -83,9 +78,8 @@ def _areas(boxes: Floats) -> Floats:
     return sides[:, 0] * sides[:, 1]
 
 
-def _places(known: npt.NDArray[Any], ids: Sequence[int], kind: str, index: AnnotationIndex) -> Integers:
-    """Where each of `ids` stands in `known`."""
-    wanted = np.array(ids, dtype=np.int64)
+def _places(known: Integers, wanted: Integers, kind: str, index: AnnotationIndex) -> Integers:
+    """Where each of `wanted` stands in `known`."""
     order = np.argsort(known)
     place = np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)
     positions: Integers = order[place]

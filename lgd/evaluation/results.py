@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lgd.files import write_text_atomically
+from lgd.evaluation.predictions import Predictions
+from lgd.files import replacing, write_text_atomically
 
 Results = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None] | None]]]
 """Data set -> "student" or "teacher" -> "bbox", "segm", ... -> metric -> percent; None where nothing can be
@@ -19,9 +20,11 @@ _OTHER_COLUMNS = ("AP50-07", "mMR", "JI")
 _MAX_CLASSES_SHOWN = 30
 
 
-def write_predictions(path: Path, predictions: Sequence[Mapping[str, Any]]) -> None:
-    """Write detections (as from `to_coco_results`) as one JSON list; the old file stays if that fails."""
-    write_text_atomically(path, json.dumps(predictions))
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write detections as one JSON list in COCO's results format; the old file stays if that fails."""
+    with replacing(path) as file:
+        for text in predictions.to_json():
+            file.write(text.encode())
 
 
 def write_results_json(path: Path, results: Results) -> None:

@@ -5,19 +5,17 @@ Legend: D detections, best first, and G objects of an image; K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
 
 from lgd.data.index import AnnotationIndex, Flags, Integers
 from lgd.evaluation.coco import Metrics
 from lgd.evaluation.overlaps import Found, box_iou, found_by_image
+from lgd.evaluation.predictions import Predictions
 
 _OVERLAP = 0.5
 
 
-def evaluate_voc(index: AnnotationIndex, results: Sequence[Mapping[str, Any]]) -> Metrics:
+def evaluate_voc(index: AnnotationIndex, predictions: Predictions) -> Metrics:
     """Measure AP50 as VOC does.
 
     A detection belongs to the object of its class that it overlaps most, if their IoU exceeds 0.5. The first
@@ -26,7 +24,7 @@ def evaluate_voc(index: AnnotationIndex, results: Sequence[Mapping[str, Any]]) -
 
     Args:
         index: the data set, with annotations.
-        results: detections of all images, as from `to_coco_results`.
+        predictions: detections of all images.
 
     Returns:
         In percent; None where there is no object:
@@ -36,11 +34,11 @@ def evaluate_voc(index: AnnotationIndex, results: Sequence[Mapping[str, Any]]) -
         AP50-<class name>: of each class.
 
     Raises:
-        ValueError: `results` names an image or a category that `index` does not have.
+        ValueError: `predictions` names an image or a category that `index` does not have.
     """
     counted, hit, scores, labels = [], [], [], []
     num_objects = np.zeros(len(index.class_names), dtype=np.int64)
-    for i, found in enumerate(found_by_image(index, results)):
+    for i, found in enumerate(found_by_image(index, predictions)):
         ignored = index.difficult(i) | index.crowd(i)
         np.add.at(num_objects, index.labels(i)[~ignored], 1)
         image_counted, image_hit = _match(found, index, i, ignored)

@@ -10,6 +10,8 @@ from lgd import files
 from lgd.engine import checkpoint
 from lgd.engine.checkpoint import (
     CheckpointError,
+    amend_checkpoint,
+    attempt,
     check_seal,
     find_newest,
     list_changes,
@@ -39,6 +41,38 @@ def test_only_the_newest_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step_0000003.json", "step_0000003.pth", "step_0000004.json", "step_0000004.pth",
     ]  # fmt: skip
+
+
+def test_what_became_known_later_goes_over_what_was_saved(tmp_path):
+    state = {"model": {"w": torch.ones(2)}, "best": {}, "owes_evaluation": True}
+    path = save_checkpoint(tmp_path, 5, state, keep=3)
+    content = path.read_bytes()
+    best = {"AP": 100 / 3, "step": 5}
+    amend_checkpoint(tmp_path, 5, {"best": best, "owes_evaluation": False})
+    for found in (load_newest(tmp_path), find_newest(tmp_path)):
+        assert (found.state["best"], found.state["owes_evaluation"]) == (best, False)
+        assert torch.equal(found.state["model"]["w"], torch.ones(2))
+    assert path.read_bytes() == content
+    assert check_seal(path) is None
+    path.write_bytes(content[:-1])
+    assert check_seal(path) == f"{len(content) - 1} bytes instead of {len(content)}"
+    save_checkpoint(tmp_path, 5, state, keep=3)  # again, after the evaluation was repeated
+    assert load_newest(tmp_path).state["owes_evaluation"]
+
+
+def test_a_checkpoint_that_is_not_there_cannot_be_amended_and_need_not(tmp_path, monkeypatch, caplog):
+    amend_checkpoint(tmp_path, 5, {"best": {}})
+    assert not list(tmp_path.iterdir())
+    save(tmp_path, 5)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_text_atomically", fail)
+    with pytest.raises(CheckpointError, match=r"could not write .*step_0000005\.json: No space left"):
+        attempt(lambda: amend_checkpoint(tmp_path, 5, {}), must=True)
+    attempt(lambda: amend_checkpoint(tmp_path, 5, {}))
+    assert "No space left on device; training goes on" in caplog.text
 
 
 def test_nothing_to_resume(tmp_path):

@@ -9,6 +9,7 @@ from lgd.engine.assess import Assessment, TestSet, draw_examples
 from lgd.engine.evaluate import run_inference
 from lgd.evaluation.coco import read_ground_truth
 from lgd.evaluation.masks import encode_masks, paste_masks
+from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.score import score
 from lgd.structures import Batch, Detections, Outlines, Targets
 from tests.data.sets import annotation, image_record, open_coco, write_coco
@@ -67,7 +68,7 @@ def test_masks_are_pasted_at_the_original_size():
     inference = infer(found, [make_batch([9, 4])], teach=shift)
     assert inference.with_masks
     for name, moved in (("student", 0), ("teacher", 2)):
-        results = inference.results[name]
+        results = inference.found[name].to_results()
         assert [result["image_id"] for result in results] == [4] * 3 + [9] * 5
         expected = [
             mask
@@ -82,7 +83,7 @@ def test_no_detections_still_tell_whether_there_are_masks():
     assert infer({1: detections(0, 0)}, [make_batch([1])]).with_masks
     without = infer({1: detections(2, 0, with_masks=False)}, [make_batch([1])])
     assert not without.with_masks
-    assert "segmentation" not in without.results["student"][0]
+    assert "segmentation" not in without.found["student"].to_results()[0]
 
 
 def test_examples_are_of_the_student_and_at_the_size_of_their_image():
@@ -107,10 +108,10 @@ def test_examples_are_drawn_with_masks(tmp_path):
     found = {1: replace(detections(1, 1), scores=torch.ones(1), boxes=torch.tensor([[8.0, 8.0, 40.0, 40.0]]))}
     inference = infer(found, [make_batch([1])], num_examples=1)
     test_set = TestSet("val", open_coco(path), list)
-    (with_masks,) = draw_examples(Assessment(test_set, inference, {}), "BGR")
+    (with_masks,) = draw_examples(Assessment(test_set, inference), "BGR")
     (example,) = inference.examples
     example = replace(example, detections=replace(example.detections, masks=None))
-    (without,) = draw_examples(Assessment(test_set, replace(inference, examples=[example]), {}), "BGR")
+    (without,) = draw_examples(Assessment(test_set, replace(inference, examples=[example])), "BGR")
     half = with_masks.shape[2] // 2
     assert torch.equal(with_masks[..., :half], without[..., :half])
     assert not torch.equal(with_masks[..., half:], without[..., half:])
@@ -127,20 +128,22 @@ def test_score_measures_boxes_and_masks(tmp_path, backend):
     mask[:, :, 14:] = 0
     found = Detections(torch.tensor([[4.0, 6.0, 24.0, 16.0]]), torch.ones(1), torch.tensor([1]), mask)
     inference = infer({1: found, 2: detections(0, 0)}, [make_batch([2]), make_batch([1])])
-    metrics = score(open_coco(path), inference.results["student"], with_masks=True, backend=backend)
+    metrics = score(open_coco(path), inference.found, with_masks=True, backend=backend)["student"]
     assert list(metrics) == ["bbox", "segm"]
     assert metrics["bbox"]["AP"] == pytest.approx(100)
     assert metrics["segm"]["AP"] == pytest.approx(10)  # an IoU of 0.5
     assert metrics["segm"]["AP-cat"] == pytest.approx(10)
-    alone = score(open_coco(path), inference.results["student"], with_masks=False, backend=backend)
-    assert alone == {"bbox": metrics["bbox"]}
+    alone = score(open_coco(path), inference.found, with_masks=False, backend=backend)
+    assert alone["student"] == {"bbox": metrics["bbox"]}
 
 
 def test_score_of_a_set_without_annotations_or_masks(tmp_path):
     path = write_coco(tmp_path, [image_record(1)], None)
-    assert score(open_coco(path), [], with_masks=True, backend="hotcoco") == {"bbox": None, "segm": None}
+    nothing = {"student": Predictions.from_results([])}
+    metrics = score(open_coco(path), nothing, with_masks=True, backend="hotcoco")
+    assert metrics == {"student": {"bbox": None, "segm": None}}
     path = write_coco(tmp_path, [image_record(1)], [annotation(1, 1)], split="val")
-    metrics = score(open_coco(path, "val"), [], with_masks=True, backend="hotcoco")
+    metrics = score(open_coco(path, "val"), nothing, with_masks=True, backend="hotcoco")["student"]
     assert metrics["bbox"]["AP"] == 0
     assert metrics["segm"] is None
     assert read_ground_truth(path, with_masks=True) is not None

@@ -157,6 +157,26 @@ def test_killed_and_resumed_run_leaves_the_lines_of_an_uninterrupted_one(tmp_pat
         assert killed == whole
 
 
+def test_lines_wait_for_the_evaluation_before_them(tmp_path):
+    writer = MetricsWriter(tmp_path, 12)
+    writer.log(record(4))
+    writer.hold()
+    for iteration in (5, 6):
+        writer.log(record(iteration))
+    assert [line["iteration"] for line in read_lines(tmp_path)] == [4]
+    writer.log_evaluation(4, "val", {"student": {"bbox": {"AP": 1.0}}})
+    writer.release()
+    writer.log(record(7))
+    writer.hold()
+    writer.log(record(8))
+    writer.close()
+    assert [line["iteration"] for line in read_lines(tmp_path)] == [4, 4, 5, 6, 7, 8]
+    assert "eval" in read_lines(tmp_path)[1]
+    on_another_rank = MetricsWriter(None, 12)
+    on_another_rank.hold()
+    on_another_rank.release()
+
+
 def test_damaged_lines_are_dropped_and_counted(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"iteration": 20}\n\xff\x00\n[1]\n{"no": 1}\n{"iteration": 40}\n{"itera')

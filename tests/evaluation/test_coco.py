@@ -1,6 +1,7 @@
 """AP and AR against hand-computed values, and the two backends against each other."""
 
 import contextlib
+import copy
 import io
 import json
 import logging
@@ -8,10 +9,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
-from lgd.evaluation.coco import evaluate_coco, read_ground_truth, to_coco_results
-from lgd.structures import Detections
+from lgd.evaluation.coco import evaluate_coco, read_ground_truth
+from lgd.evaluation.predictions import Predictions
 
 TWELVE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 BACKENDS = ("hotcoco", "pycocotools")
@@ -36,7 +36,8 @@ def write_ground_truth(folder, boxes, categories=((1, "cat"), (2, "dog")), image
 def evaluate(path, results, *, iou_type="bbox", **more):
     """Read the file and evaluate, as everyone does."""
     ground_truth = read_ground_truth(path, with_masks=iou_type == "segm")
-    return evaluate_coco(ground_truth, results, iou_type=iou_type, gt_name=str(path), **more)
+    found = Predictions.from_results(results)
+    return evaluate_coco(ground_truth, found, iou_type=iou_type, gt_name=str(path), **more)
 
 
 def detection(image, category, box, score):
@@ -130,7 +131,9 @@ def test_summary_is_that_of_pycocotools(tmp_path):
     path.write_text(json.dumps(content))
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = COCO(path)
-        evaluator = COCOeval(ground_truth, ground_truth.loadRes(results), "bbox")
+        evaluator = COCOeval(
+            ground_truth, ground_truth.loadRes(copy.deepcopy(results)), "bbox"
+        )  # it writes into them
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
@@ -268,17 +271,3 @@ def test_missing_pycocotools_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(ValueError, match="pip install pycocotools, or evaluate with hotcoco"):
         evaluate(path, [], backend="pycocotools", class_names=["cat", "dog"], category_ids=[1, 2])
-
-
-def test_to_coco_results():
-    detections = Detections(
-        boxes=torch.tensor([[1.0, 2.0, 4.5, 8.0], [0.0, 0.0, 10.0, 20.0]]),
-        scores=torch.tensor([0.75, 0.5]),
-        labels=torch.tensor([1, 0]),
-    )
-    assert to_coco_results(detections, 42, [3, 90], (20, 30)) == [
-        {"image_id": 42, "category_id": 90, "bbox": [1.0, 2.0, 3.5, 6.0], "score": 0.75},
-        {"image_id": 42, "category_id": 3, "bbox": [0.0, 0.0, 10.0, 20.0], "score": 0.5},
-    ]
-    empty = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    assert to_coco_results(empty, 42, [3, 90], (20, 30)) == []

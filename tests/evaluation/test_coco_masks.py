@@ -1,7 +1,6 @@
 """Mask AP against hand-computed values, and the two backends against each other."""
 
 import copy
-import json
 import logging
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import pytest
 import torch
 from hotcoco import mask as mask_tools
 
-from lgd.evaluation.coco import evaluate_coco, read_ground_truth, to_coco_results
-from lgd.evaluation.masks import encode_masks, paste_masks
-from lgd.structures import Detections
+from lgd.evaluation.coco import evaluate_coco, read_ground_truth
+from lgd.evaluation.masks import encode_masks
+from lgd.evaluation.predictions import Predictions
 from tests.evaluation.test_coco import TWELVE, assert_same, detection, evaluate, write_ground_truth
 
 BACKENDS = ("hotcoco", "pycocotools")
@@ -42,11 +41,15 @@ def found(image, category, mask, score, box=(0, 0, 1, 1)):
     return {**detection(image, category, box, score), "segmentation": mask}
 
 
+def evaluate_found(ground_truth, results, **more):
+    return evaluate_coco(ground_truth, Predictions.from_results(results), **more)
+
+
 def both_backends(ground_truth, results, category_ids, **more):
     kwargs = {"class_names": [f"class {c}" for c in category_ids], "category_ids": category_ids, **more}
     before = copy.deepcopy((ground_truth, results))
     first, second = (
-        evaluate_coco(ground_truth, results, iou_type="segm", backend=backend, gt_name="the set", **kwargs)
+        evaluate_found(ground_truth, results, iou_type="segm", backend=backend, gt_name="the set", **kwargs)
         for backend in BACKENDS
     )
     assert (ground_truth, results) == before
@@ -198,9 +201,9 @@ def test_without_any_mask_there_is_no_mask_ap(tmp_path, caplog):
     )
     kwargs = {"class_names": ["cat"], "category_ids": [1], "gt_name": "the set"}
     with caplog.at_level(logging.INFO):
-        assert evaluate_coco(ground_truth, [], iou_type="segm", **kwargs) is None
+        assert evaluate_found(ground_truth, [], iou_type="segm", **kwargs) is None
     assert "the set has no masks: there is no mask AP" in caplog.text
-    assert evaluate_coco(ground_truth, [], iou_type="bbox", **kwargs)["AP"] == 0
+    assert evaluate_found(ground_truth, [], iou_type="bbox", **kwargs)["AP"] == 0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -220,7 +223,7 @@ def test_masks_do_not_change_box_ap(tmp_path):
         result |= {"bbox": annotation["bbox"], "image_id": annotation["image_id"]}
     names = ["cat", "dog", "bird"]
     all_metrics = [
-        evaluate_coco(
+        evaluate_found(
             ground_truth, results, backend=backend, class_names=names, category_ids=category_ids, gt_name="x"
         )
         for ground_truth in (with_masks, without)
@@ -238,16 +241,3 @@ def test_only_what_is_needed_is_read(tmp_path):
     assert read_ground_truth(path, with_masks=False)["annotations"] == [annotation]
     annotation["segmentation"] = [polygon(1, 1, 9, 9)]
     assert read_ground_truth(path, with_masks=True)["annotations"] == [annotation]
-
-
-def test_to_coco_results_pastes_and_encodes_masks():
-    masks = torch.rand((3, 28, 28), generator=torch.Generator().manual_seed(0))
-    boxes = torch.tensor([[1.5, 2.0, 14.5, 18.0], [0.0, 0.0, 30.0, 20.0], [25.0, 10.0, 30.0, 20.0]])
-    detections = Detections(boxes, torch.tensor([0.9, 0.75, 0.5]), torch.tensor([1, 0, 1]), masks)
-    results = to_coco_results(detections, 42, [3, 90], (20, 30))
-    bitmaps = mask_tools.decode([result["segmentation"] for result in results])
-    assert torch.equal(torch.from_numpy(bitmaps).permute(2, 0, 1).bool(), paste_masks(masks, boxes, (20, 30)))
-    assert json.loads(json.dumps(results)) == results
-    assert {**results[1], "segmentation": None} == found(42, 3, None, 0.75, box=(0.0, 0.0, 30.0, 20.0))
-    empty = Detections(*(torch.zeros(0, *shape) for shape in ((4,), (), ())), torch.zeros(0, 28, 28))
-    assert to_coco_results(empty, 42, [3, 90], (20, 30)) == []

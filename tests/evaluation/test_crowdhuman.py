@@ -7,12 +7,17 @@ import pytest
 from lgd.data.catalog import open_dataset
 from lgd.evaluation.crowdhuman import evaluate_crowdhuman
 from lgd.evaluation.ground_truth import ground_truth_from_index
+from lgd.evaluation.predictions import Predictions
 from tests.data.boxes_sets import person, write_crowdhuman
 from tests.evaluation.slow_crowdhuman import slow_average_precision, slow_jaccard_index, slow_miss_rate
 
 
 def open_set(root: Path, images):
     return open_dataset(write_crowdhuman(root, images, size=(200, 100)), Path())
+
+
+def evaluate(index, results):
+    return evaluate_crowdhuman(index, Predictions.from_results(results))
 
 
 def result(image: int, box, score: float) -> dict[str, object]:
@@ -34,7 +39,7 @@ def test_by_hand(tmp_path):
         result(2, A, 0.5),
         result(1, C, 0.4),
     ]
-    metrics = evaluate_crowdhuman(index, results)
+    metrics = evaluate(index, results)
     # False positives per image: 0, 1/2, 1/2, 1/2, 1, 3/2; missed: 3/4, 3/4, 1/2, 1/4, 1/4, 1/4. The rates up
     # to 0.3162 are first reached at 1/2 (missed 3/4), 0.5623 and 1 at 1 (missed 1/4).
     expected = math.exp((7 * math.log(3 / 4) + 2 * math.log(1 / 4)) / 9)
@@ -48,14 +53,14 @@ def test_by_hand(tmp_path):
 
 def test_nothing_missed_and_nothing_found(tmp_path):
     index = open_set(tmp_path, {"a": [person(A)], "b": []})
-    assert evaluate_crowdhuman(index, []) == {"AP50": 0.0, "mMR": 100.0, "JI": 0.0}
-    metrics = evaluate_crowdhuman(index, [result(1, A, 0.9)])
+    assert evaluate(index, []) == {"AP50": 0.0, "mMR": 100.0, "JI": 0.0}
+    metrics = evaluate(index, [result(1, A, 0.9)])
     assert metrics == {"AP50": 100.0, "mMR": 0.0, "JI": 100.0}
 
 
 def test_without_objects_there_is_nothing_to_measure(tmp_path):
     index = open_set(tmp_path, {"a": [person(A, tag="mask")]})
-    assert evaluate_crowdhuman(index, [result(1, A, 0.9)]) == {"AP50": None, "mMR": None, "JI": None}
+    assert evaluate(index, [result(1, A, 0.9)]) == {"AP50": None, "mMR": None, "JI": None}
 
 
 def test_what_lies_in_a_region_to_ignore_is_not_wrong(tmp_path):
@@ -64,38 +69,38 @@ def test_what_lies_in_a_region_to_ignore_is_not_wrong(tmp_path):
     inside = [result(1, (110, 10, 20, 20), 0.9), result(1, (130, 40, 20, 20), 0.8)]
     half_outside = [result(1, (90, 10, 20, 20), 0.9)]
     right = [result(1, A, 0.7)]
-    assert evaluate_crowdhuman(index, inside + right)["mMR"] == 0
-    assert evaluate_crowdhuman(index, inside + right)["JI"] == 100
-    assert evaluate_crowdhuman(index, half_outside + right)["mMR"] == 100
-    assert evaluate_crowdhuman(index, half_outside + right)["JI"] == 50
+    assert evaluate(index, inside + right)["mMR"] == 0
+    assert evaluate(index, inside + right)["JI"] == 100
+    assert evaluate(index, half_outside + right)["mMR"] == 100
+    assert evaluate(index, half_outside + right)["JI"] == 50
 
 
 def test_an_object_comes_before_a_region_to_ignore(tmp_path):
     index = open_set(tmp_path, {"a": [person((0, 0, 100, 100), ignore=1), person(A)]})
-    assert evaluate_crowdhuman(index, [result(1, A, 0.7)])["mMR"] == 0
+    assert evaluate(index, [result(1, A, 0.7)])["mMR"] == 0
 
 
 def test_objects_in_a_region_to_ignore_need_not_be_found_for_ji(tmp_path):
     index = open_set(tmp_path, {"a": [person((0, 0, 40, 40), tag="mask"), person(A), person(B)]})
-    assert evaluate_crowdhuman(index, [result(1, B, 0.7)])["JI"] == 100
+    assert evaluate(index, [result(1, B, 0.7)])["JI"] == 100
 
 
 def test_an_overlap_of_one_half_is_too_little_for_mmr_and_enough_for_ji(tmp_path):
     index = open_set(tmp_path, {"a": [person((0, 0, 20, 40))]})
-    metrics = evaluate_crowdhuman(index, [result(1, (0, 0, 20, 20), 0.7)])
+    metrics = evaluate(index, [result(1, (0, 0, 20, 20), 0.7)])
     assert (metrics["mMR"], metrics["JI"]) == (100, 100)
 
 
 def test_objects_are_clipped_to_their_image(tmp_path):
     index = open_set(tmp_path, {"a": [person((-100, 0, 120, 300))]})
-    assert evaluate_crowdhuman(index, [result(1, (0, 0, 20, 100), 0.9)])["mMR"] == 0
+    assert evaluate(index, [result(1, (0, 0, 20, 100), 0.9)])["mMR"] == 0
 
 
 def test_ji_matches_as_many_as_possible(tmp_path):
     # The better detection overlaps both objects, the other only the first: greedily one pair, at best two.
     index = open_set(tmp_path, {"a": [person((0, 0, 30, 40)), person((8, 0, 30, 40))]})
     results = [result(1, (2, 0, 30, 40), 0.9), result(1, (-8, 0, 30, 40), 0.8)]
-    assert evaluate_crowdhuman(index, results)["JI"] == 100
+    assert evaluate(index, results)["JI"] == 100
 
 
 def random_results(generator: np.random.Generator, objects: dict[int, list], per_image: int):
@@ -130,7 +135,7 @@ def test_equals_loops_on_random_data(tmp_path, seed):
         objects[image] = boxes
     index = open_set(tmp_path, images)
     results = random_results(generator, objects, 14)
-    metrics = evaluate_crowdhuman(index, results)
+    metrics = evaluate(index, results)
     assert 5 < metrics["mMR"] < 99
     assert metrics["mMR"] == pytest.approx(100 * slow_miss_rate(index, results), abs=1e-9)
     assert metrics["AP50"] == pytest.approx(100 * slow_average_precision(index, results), abs=1e-9)
@@ -141,9 +146,9 @@ def test_equals_loops_on_random_data(tmp_path, seed):
 def test_unknown_images_and_categories(tmp_path):
     index = open_set(tmp_path, {"a": [person(A)]})
     with pytest.raises(ValueError, match=r"a detection is of image 2, which crowdhuman:.* does not have"):
-        evaluate_crowdhuman(index, [result(2, A, 0.9)])
+        evaluate(index, [result(2, A, 0.9)])
     with pytest.raises(ValueError, match="a detection is of category 3"):
-        evaluate_crowdhuman(index, [result(1, A, 0.9) | {"category_id": 3}])
+        evaluate(index, [result(1, A, 0.9) | {"category_id": 3}])
 
 
 def test_ground_truth_in_coco_format(tmp_path):

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.results import headline, results_table, write_predictions, write_results_json
 
 METRICS = {"AP": 41.234, "AP50": 60.0, "AP75": float("nan"), "APs": None, "APm": 5.5, "APl": 100.0}
+FOUND = {"image_id": 1, "category_id": 2, "bbox": [0.1, 1 / 3, 2.0, 3.0], "score": 0.7}
 
 
 def test_results_json_has_null_for_what_cannot_be_measured(tmp_path):
@@ -19,21 +21,22 @@ def test_results_json_has_null_for_what_cannot_be_measured(tmp_path):
 
 
 def test_predictions_come_back_exactly(tmp_path):
-    predictions = [{"image_id": 1, "category_id": 2, "bbox": [0.1, 1 / 3, 2.0, 3.0], "score": 0.7}]
-    write_predictions(tmp_path / "inference" / "val" / "predictions.json", predictions)
-    assert json.loads((tmp_path / "inference" / "val" / "predictions.json").read_text()) == predictions
+    predictions = [FOUND, {**FOUND, "score": 0.1}]
+    path = tmp_path / "inference" / "val" / "predictions.json"
+    write_predictions(path, Predictions.from_results(predictions))
+    assert path.read_text() == json.dumps(predictions)
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "predictions.json"
-    write_predictions(path, [])
+    write_predictions(path, Predictions.from_results([]))
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="No space left"):
-        write_predictions(path, [{"image_id": 1}])
+        write_predictions(path, Predictions.from_results([FOUND]))
     assert [file.name for file in tmp_path.iterdir()] == ["predictions.json"]
     assert path.read_text() == "[]"
 

@@ -6,6 +6,7 @@ import pytest
 from lgd.data.catalog import open_dataset
 from lgd.data.voc import CLASS_NAMES
 from lgd.evaluation.ground_truth import ground_truth_from_index
+from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.voc import evaluate_voc
 from tests.data.boxes_sets import voc_object, write_voc
 from tests.evaluation.slow_voc import slow_ap
@@ -16,6 +17,10 @@ CAT, DOG = 8, 12
 
 def open_set(root: Path, images):
     return open_dataset(write_voc(root, images), Path())
+
+
+def evaluate(index, results):
+    return evaluate_voc(index, Predictions.from_results(results))
 
 
 def result(image: int, box, score: float, category: int = CAT) -> dict[str, object]:
@@ -48,7 +53,7 @@ def test_by_hand(tmp_path):
         result(2, A, 0.6),
         result(1, B, 0.5, DOG),
     ]
-    metrics = evaluate_voc(index, results)
+    metrics = evaluate(index, results)
     # Cats: recall 1/3, 1/3, 1/3, 2/3 at precision 1, 1/2, 1/3, 1/2.
     assert metrics["AP50-cat"] == pytest.approx(100 * (1 + 1 / 2) / 3, abs=1e-9)
     assert metrics["AP50-dog"] == 100
@@ -61,32 +66,32 @@ def test_by_hand(tmp_path):
 def test_the_object_overlapped_most_counts_even_if_it_is_found_already(tmp_path):
     index = open_set(tmp_path, {"a": [voc_object("cat", (1, 1, 20, 20)), voc_object("cat", (4, 1, 23, 20))]})
     results = [result(1, (1, 1, 20, 20), 0.9), result(1, (2, 1, 21, 20), 0.8)]
-    assert evaluate_voc(index, results)["AP50"] == 50
+    assert evaluate(index, results)["AP50"] == 50
 
 
 def test_objects_of_other_classes_do_not_count(tmp_path):
     index = open_set(tmp_path, {"a": [voc_object("dog", A), voc_object("cat", (1, 1, 11, 20))]})
-    assert evaluate_voc(index, [result(1, A, 0.9)])["AP50-cat"] == 100
+    assert evaluate(index, [result(1, A, 0.9)])["AP50-cat"] == 100
 
 
 def test_an_overlap_of_one_half_is_too_little(tmp_path):
     index = open_set(tmp_path, {"a": [voc_object("cat", (1, 1, 20, 20))]})
-    assert evaluate_voc(index, [result(1, (1, 1, 20, 10), 0.9)])["AP50"] == 0
-    assert evaluate_voc(index, [result(1, (1, 1, 20, 11), 0.9)])["AP50"] == 100
+    assert evaluate(index, [result(1, (1, 1, 20, 10), 0.9)])["AP50"] == 0
+    assert evaluate(index, [result(1, (1, 1, 20, 11), 0.9)])["AP50"] == 100
 
 
 def test_a_recall_of_exactly_a_tenth_is_reached(tmp_path):
     boxes = [(6 * k + 1, 1, 6 * k + 5, 5) for k in range(10)]
     index = open_set(tmp_path, {"a": [voc_object("cat", box) for box in boxes]})
     results = [result(1, box, 0.9) for box in boxes[:3]]
-    assert evaluate_voc(index, results)["AP50-07"] == pytest.approx(100 * 4 / 11, abs=1e-9)
+    assert evaluate(index, results)["AP50-07"] == pytest.approx(100 * 4 / 11, abs=1e-9)
 
 
 def test_nothing_found_and_nothing_to_find(tmp_path):
     index = open_set(tmp_path / "a", {"a": [voc_object("cat", A)]})
-    assert (evaluate_voc(index, [])["AP50"], evaluate_voc(index, [])["AP50-07"]) == (0, 0)
+    assert (evaluate(index, [])["AP50"], evaluate(index, [])["AP50-07"]) == (0, 0)
     index = open_set(tmp_path / "b", {"a": [voc_object("cat", A, difficult=1)]})
-    assert set(evaluate_voc(index, [result(1, A, 0.9)]).values()) == {None}
+    assert set(evaluate(index, [result(1, A, 0.9)]).values()) == {None}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -107,7 +112,7 @@ def test_equals_loops_on_random_data(tmp_path, seed):
                 results.append(result(image, moved.tolist(), float(generator.random()), found + 1))
         images[f"{image}"] = objects
     index = open_set(tmp_path, images)
-    metrics = evaluate_voc(index, results)
+    metrics = evaluate(index, results)
     expected = {label: slow_ap(index, results, label) for label in range(20)}
     present = [each for each in expected.values() if each is not None]
     assert len(present) == 3
