@@ -6,7 +6,13 @@
 
 Annotations and detections are made: of each image's detections one for each object, off by some pixels, the
 others anywhere. Each scorer starts in a process of its own with the detections in memory, reads the
-annotation file and ends with the AP, which must be the same; rounds take turns, figures are medians.
+annotation file and ends with the AP, which must be the same; rounds take turns, figures are medians. The
+detections are a list of dictionaries, which is what the others take, or as our evaluation collects them,
+a few columns.
+
+The second table is of scoring beside the training: for how long handing the detections over holds the
+trainer, when the scores are back and the predictions' file is written, and the peak of both processes'
+memory.
 """
 
 from __future__ import annotations
@@ -30,12 +36,21 @@ import numpy as np
 import report
 
 from lgd.bench.machine import read_status, reset_peak_resident
+from lgd.data.cache import cached_columns
+from lgd.data.coco_json import parse_coco
+from lgd.data.index import AnnotationIndex
+from lgd.engine.scoring import ScoringJob, ScoringProcess
 from lgd.evaluation.coco import evaluate_coco, read_ground_truth
+from lgd.evaluation.predictions import Predictions
+from lgd.evaluation.score import without_collections
 
 NUM_CLASSES = 80
 OBJECTS = 7
 HEIGHT, WIDTH = 480, 640
 COLUMNS = ("shapes", "scorer", "s", "times pycocotools", "peak MiB", "AP")
+COLUMNS_BESIDE = (
+    "shapes", "trainer held, s", "its peak MiB", "scores and file after, s", "the process's peak MiB", "AP"
+)  # fmt: skip
 
 
 def make_ground_truth(num_images: int) -> dict[str, Any]:
@@ -110,19 +125,27 @@ def _draw_boxes(generator: np.random.Generator, count: int) -> list[list[float]]
     return boxes
 
 
-def score_ours(gt_json: Path, results: list[dict[str, Any]], iou_type: Any) -> float:
+def score_ours(gt_json: Path, found: Predictions, iou_type: Any) -> float:
     """As the evaluation of a training does it."""
-    metrics = evaluate_coco(
-        read_ground_truth(gt_json, with_masks=iou_type == "segm"),
-        results,
-        iou_type=iou_type,
-        class_names=[f"class {k}" for k in range(1, NUM_CLASSES + 1)],
-        category_ids=list(range(1, NUM_CLASSES + 1)),
-        gt_name=str(gt_json),
-    )
+    with without_collections():
+        metrics = evaluate_coco(
+            read_ground_truth(gt_json, with_masks=iou_type == "segm"),
+            found,
+            iou_type=iou_type,
+            class_names=[f"class {k}" for k in range(1, NUM_CLASSES + 1)],
+            category_ids=list(range(1, NUM_CLASSES + 1)),
+            gt_name=str(gt_json),
+        )
     assert metrics is not None
     assert metrics["AP"] is not None
     return metrics["AP"]
+
+
+def score_ours_from_list(gt_json: Path, results: list[dict[str, Any]], iou_type: Any) -> float:
+    """The same from a list of dictionaries."""
+    with without_collections():
+        found = Predictions.from_results(results)
+    return score_ours(gt_json, found, iou_type)
 
 
 def score_pycocotools(gt_json: Path, results: list[dict[str, Any]], iou_type: str) -> float:
@@ -155,10 +178,11 @@ def _score_alike(
     return 100 * float(evaluation.stats[0])
 
 
-SCORERS: Mapping[str, tuple[str, Callable[[Path, list[dict[str, Any]], Any], float]]] = {
+SCORERS: Mapping[str, tuple[str, Callable[[Path, Any, Any], float]]] = {
     "pycocotools": ("pycocotools", score_pycocotools),
     "faster-coco-eval": ("faster_coco_eval", score_faster),
-    "ours (hotcoco)": ("hotcoco", score_ours),
+    "ours (hotcoco), of a list": ("hotcoco", score_ours_from_list),
+    "ours (hotcoco), of columns": ("hotcoco", score_ours),
 }
 """The module that each needs, and its function."""
 
@@ -166,6 +190,8 @@ SCORERS: Mapping[str, tuple[str, Callable[[Path, list[dict[str, Any]], Any], flo
 def score_here(name: str, gt_json: Path, results_json: Path, iou_type: str) -> dict[str, Any]:
     """Score in this process, which does nothing else: seconds, peak bytes beyond the detections, AP."""
     results = json.loads(results_json.read_text())
+    if SCORERS[name][1] is score_ours:
+        results = Predictions.from_results(results)
     importlib.import_module(SCORERS[name][0])
     can_weigh = reset_peak_resident()
     before = read_status("VmRSS") if can_weigh else 0
@@ -211,6 +237,50 @@ def compare(folder: Path, iou_type: str, num_images: int, per_image: int, rounds
     ]
 
 
+def score_beside(gt_json: Path, results_json: Path, iou_type: str) -> dict[str, Any]:
+    """Hand the detections to the process that scores, as a training does, from this one, and wait."""
+    index = AnnotationIndex(
+        cached_columns(gt_json, lambda content_hash: parse_coco(gt_json, content_hash)),
+        name="made", json_path=gt_json, image_dir=gt_json.parent,
+    )  # fmt: skip
+    with without_collections():
+        found = Predictions.from_results(json.loads(results_json.read_text()))
+    paths = {"student": gt_json.with_name("predictions.json")}
+    job = ScoringJob(index, {"student": found}, iou_type == "segm", "hotcoco", paths)
+    process = ScoringProcess()
+    process.submit([])
+    process.collect()  # it has started
+    can_weigh = reset_peak_resident()
+    before = read_status("VmRSS") if can_weigh else 0
+    begin = time.perf_counter()
+    process.submit([job])
+    held = time.perf_counter() - begin
+    peak = read_status("VmHWM") - before if can_weigh else None
+    (scores,) = process.collect()
+    seconds = time.perf_counter() - begin
+    numbers = scores["student"][iou_type]
+    assert numbers is not None
+    peak_beside = read_status("VmHWM", process.process_id) if can_weigh else None
+    process.close()
+    return {"held": held, "peak": peak, "seconds": seconds, "beside": peak_beside, "AP": numbers["AP"]}
+
+
+def weigh_beside(folder: Path, iou_type: str) -> list[Any]:
+    """The second table's row of boxes or masks."""
+    arguments = [str(folder / "instances.json"), str(folder / f"{iou_type}.json"), iou_type]
+    command = [sys.executable, __file__, "--beside", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return [
+        iou_type,
+        found["held"],
+        report.mebibytes(found["peak"]),
+        found["seconds"],
+        report.mebibytes(found["beside"]),
+        f"{found['AP']:.10f}",
+    ]
+
+
 def main() -> None:
     """Print the table."""
     parser = report.make_parser(__doc__)
@@ -221,7 +291,12 @@ def main() -> None:
     parser.add_argument(
         "--score", nargs=4, metavar=("SCORER", "GT", "RESULTS", "TYPE"), help="what a process does"
     )
+    parser.add_argument("--beside", nargs=3, metavar=("GT", "RESULTS", "TYPE"), help="likewise")
     arguments = parser.parse_args()
+    if arguments.beside:
+        gt_json, results_json, iou_type = arguments.beside
+        print(json.dumps(score_beside(Path(gt_json), Path(results_json), iou_type)))
+        return
     if arguments.score:
         name, gt_json, results_json, iou_type = arguments.score
         print(json.dumps(score_here(name, Path(gt_json), Path(results_json), iou_type)))
@@ -234,6 +309,7 @@ def main() -> None:
                 Path(folder), iou_type, arguments.images, arguments.detections, arguments.rounds
             )
         ]
+        beside = [weigh_beside(Path(folder), iou_type) for iou_type in arguments.iou_types.split(",")]
     versions = {
         name: importlib.metadata.version(name)
         for name in ("hotcoco", "pycocotools", "faster-coco-eval")
@@ -245,7 +321,9 @@ def main() -> None:
         COLUMNS,
         rows,
         arguments.json,
+        beside=[dict(zip(COLUMNS_BESIDE, row, strict=True)) for row in beside],
     )
+    print("\n" + report.markdown_table(COLUMNS_BESIDE, beside))
 
 
 if __name__ == "__main__":

@@ -111,10 +111,11 @@ def reset_peak_resident() -> bool:
     return True
 
 
-def read_status(field: str) -> int:
-    """Bytes in a field of /proc/self/status, such as VmRSS and VmHWM, the peak of it."""
-    match = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
-    assert match, f"no {field} in {_STATUS}"
+def read_status(field: str, process_id: int | None = None) -> int:
+    """Bytes in a field of /proc/ID/status, such as VmRSS and VmHWM, the peak of it; by default ours."""
+    path = Path(f"/proc/{process_id}/status") if process_id else _STATUS
+    match = re.search(rf"^{field}:\s+(\d+) kB$", path.read_text(), re.MULTILINE)
+    assert match, f"no {field} in {path}"
     return 1024 * int(match[1])
 
 
