@@ -1,35 +1,42 @@
 """What the detectors that predict at every cell of the feature maps share.
 
-Legend: P positions that predict (anchors or locations) of one level, K classes, T candidates, D detections.
+Legend: B images, P positions that predict (anchors or locations) of one level, A of all levels, K classes,
+T candidates.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lgd.ops.boxes import clip_boxes, scale_boxes
-from lgd.ops.nms import nms_per_class
+from lgd.detectors.detections import keep_best_of_images, rows_to_images, to_original_sizes
 from lgd.structures import Batch, Detections
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Boxes of one image before suppression.
+    """The best scores of a batch: image by image, within it level by level, within that best first.
 
     Attributes:
-        boxes: (T, 4) xyxy, pixels of the canvas.
-        scores: (T,) in [0, 1].
+        counts: of each of the B images.
+        positions: (T,) int64 in [0, A).
         labels: (T,) int64 in [0, K).
+        scores: (T,) in [0, 1].
     """
 
-    boxes: Tensor
-    scores: Tensor
+    counts: Sequence[int]
+    positions: Tensor
     labels: Tensor
+    scores: Tensor
+
+    @property
+    def images(self) -> Tensor:
+        """(T,) int64 in [0, B), the image of each."""
+        return rows_to_images(self.counts, self.scores.device)
 
 
 def init_head(head: nn.Module, cls_score: nn.Conv2d, prior_prob: float) -> None:
@@ -47,62 +54,74 @@ def init_head(head: nn.Module, cls_score: nn.Conv2d, prior_prob: float) -> None:
 
 
 def select_candidates(
-    scores: Tensor, *, score_threshold: float, limit: int, stable: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose the best scores of one level of one image.
+    levels: Iterable[Tensor], *, score_threshold: float, limits: Sequence[int], stable: bool = True
+) -> Candidates:
+    """Choose the best scores of each level of each image, with one host sync a level and one more.
 
     Args:
-        scores: (P, K).
+        levels: (B, P, K) scores of each level.
         score_threshold: only scores above it.
-        limit: at most so many.
+        limits: of each level, at most so many of an image.
         stable: equals by position and label; else as torch's quicker sort leaves them. They are common where
             the teacher's features are flat, and NMS keeps the first of them.
-
-    Returns:
-        Positions in [0, P), labels in [0, K) and scores, each (T,); best first.
     """
-    positions, labels = (scores > score_threshold).nonzero(as_tuple=True)
-    chosen, order = scores[positions, labels].sort(descending=True, stable=stable)
-    order = order[:limit]
-    return positions[order], labels[order], chosen[:limit]
+    above, bounds, offset = [], [], 0
+    for scores in levels:
+        images, positions, labels = (scores > score_threshold).nonzero(as_tuple=True)
+        above.append((positions + offset, labels, scores[images, positions, labels]))
+        bounds.append(torch.searchsorted(images, torch.arange(len(scores) + 1, device=images.device)))
+        offset += scores.shape[1]
+    parts = []
+    for ends in torch.stack(bounds, dim=1).unfold(0, 2, 1).tolist():
+        for (positions, labels, scores), (start, stop), limit in zip(above, ends, limits, strict=True):
+            order = scores[start:stop].sort(descending=True, stable=stable).indices[:limit] + start
+            parts.append((positions[order], labels[order], scores[order]))
+    return _join(parts, len(limits))
 
 
 def select_as_reference(
-    scores: Tensor, *, score_threshold: float, limit: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    levels: Iterable[Tensor], *, score_threshold: float, limits: Sequence[int]
+) -> Candidates:
     """`select_candidates` with the order of equal scores that the reference's FCOS leaves.
 
     It sorts all scores of the level, unstably, and applies the threshold to the best of them.
     """
-    chosen, order = scores.flatten().sort(descending=True)
-    chosen, order = chosen[:limit], order[:limit]
-    above = chosen > score_threshold
-    chosen, order = chosen[above], order[above]
-    num_classes = scores.shape[1]
-    return order // num_classes, order % num_classes, chosen
+    every = list(levels)
+    parts = []
+    for image in range(len(every[0])):
+        offset = 0
+        for scores, limit in zip(every, limits, strict=True):
+            chosen, order = scores[image].flatten().sort(descending=True)
+            chosen, order = chosen[:limit], order[:limit]
+            above = chosen > score_threshold
+            chosen, order = chosen[above], order[above]
+            num_classes = scores.shape[2]
+            parts.append((order // num_classes + offset, order % num_classes, chosen))
+            offset += scores.shape[1]
+    return _join(parts, len(limits))
+
+
+def _join(parts: Sequence[tuple[Tensor, Tensor, Tensor]], num_levels: int) -> Candidates:
+    """Candidates from the positions, labels and scores of each level of each image."""
+    counts = [len(scores) for _, _, scores in parts]
+    per_image = [sum(counts[start : start + num_levels]) for start in range(0, len(counts), num_levels)]
+    return Candidates(per_image, *(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def suppress(
-    levels: Sequence[Candidates], batch: Batch, index: int, *, nms_threshold: float | None, limit: int
-) -> Detections:
-    """Join the candidates of all levels of image `index`, suppress, and bring them to its original size.
+    boxes: Tensor, candidates: Candidates, batch: Batch, *, nms_threshold: float | None, limit: int
+) -> list[Detections]:
+    """Suppress the candidates within each image and class, and bring them to their image's original size.
 
     Args:
-        levels: candidates by level.
+        boxes: (T, 4) xyxy, pixels of the canvas.
+        candidates: whose boxes they are.
         batch: with the sizes.
-        index: which image of it.
         nms_threshold: overlap within a class above which the worse box goes; None keeps all.
-        limit: at most so many detections, before boxes outside the image are dropped.
+        limit: at most so many detections of an image, before boxes outside the image are dropped.
     """
-    boxes = torch.cat([level.boxes for level in levels])
-    scores = torch.cat([level.scores for level in levels])
-    labels = torch.cat([level.labels for level in levels])
-    if nms_threshold is None:
-        kept = scores.argsort(descending=True, stable=True)[:limit]
-    else:
-        kept = nms_per_class(boxes, scores, labels, nms_threshold)[:limit]
-    original_size = batch.original_sizes[index]
-    scale = original_size.to(boxes.dtype) / batch.sizes[index].to(boxes.dtype)
-    boxes = clip_boxes(scale_boxes(boxes[kept], scale), original_size)
-    nonempty = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
-    return Detections(boxes[nonempty], scores[kept][nonempty], labels[kept][nonempty])
+    scores, labels = candidates.scores, candidates.labels
+    kept, counts = keep_best_of_images(
+        boxes, scores, labels, candidates.counts, nms_threshold=nms_threshold, limit=limit
+    )
+    return to_original_sizes(Detections(boxes[kept], scores[kept], labels[kept]), counts, batch)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgd.detectors.dense import Candidates, select_as_reference, select_candidates, suppress
+from lgd.detectors.dense import select_as_reference, select_candidates, suppress
 from lgd.detectors.point_head import PointHead, PointPredictions, join_levels
 from lgd.distributed import all_reduce_sum, get_world_size
 from lgd.layers.fpn import FPN
@@ -209,17 +209,24 @@ class PointDetector(nn.Module):
     @torch.no_grad()
     def detect(self, features: Features, batch: Batch) -> list[Detections]:
         """See `Detector.detect`."""
-        levels = list(zip(self._make_levels(features), self._predict(features), strict=True))
-        return [
-            suppress(
-                [self._select_candidates(level, predictions, index) for level, predictions in levels],
-                batch,
-                index,
-                nms_threshold=self.nms_thresh_test,
-                limit=self.detections_per_image,
-            )
-            for index in range(len(batch.images))
-        ]
+        predictions, levels = self._predict(features), self._make_levels(features)
+        select = select_as_reference if self.reference_order else select_candidates
+        # By the class score alone.
+        found = select(
+            (level.logits.sigmoid() for level in predictions),
+            score_threshold=self.score_thresh_test,
+            limits=[min(self.topk_candidates_test, len(level.locations)) for level in levels],
+        )
+        central = [level.centerness for level in predictions if level.centerness is not None]
+        if central:
+            factors = torch.cat(central, dim=1)[found.images, found.positions].sigmoid()
+            found = replace(found, scores=(found.scores * factors).sqrt())
+        locations = torch.cat([level.locations for level in levels])[found.positions]
+        distances = torch.cat([level.distances for level in predictions], dim=1)
+        boxes = boxes_around(locations, distances[found.images, found.positions])
+        return suppress(
+            boxes, found, batch, nms_threshold=self.nms_thresh_test, limit=self.detections_per_image
+        )
 
     def backbone_parameters(self) -> Iterable[nn.Parameter]:
         """See `Detector.backbone_parameters`."""
@@ -281,19 +288,6 @@ class PointDetector(nn.Module):
             )
             losses["loss_centerness"] = loss_centerness / assignment.num_foreground
         return losses
-
-    def _select_candidates(self, level: PointLevel, predictions: PointPredictions, index: int) -> Candidates:
-        """Best boxes of one level of image `index`, chosen by the class score alone."""
-        select = select_as_reference if self.reference_order else select_candidates
-        positions, labels, scores = select(
-            predictions.logits[index].sigmoid(),
-            score_threshold=self.score_thresh_test,
-            limit=min(self.topk_candidates_test, len(level.locations)),
-        )
-        boxes = boxes_around(level.locations[positions], predictions.distances[index, positions])
-        if predictions.centerness is not None:
-            scores = (scores * predictions.centerness[index, positions].sigmoid()).sqrt()
-        return Candidates(boxes, scores, labels)
 
 
 def object_chunks(targets: Targets, num_locations: int) -> Iterator[slice]:

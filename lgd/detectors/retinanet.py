@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lgd.detectors.dense import Candidates, init_head, select_candidates, suppress
+from lgd.detectors.dense import init_head, select_candidates, suppress
 from lgd.distributed import all_reduce_sum, get_world_size
 from lgd.layers.fpn import FPN
 from lgd.layers.pixels import PixelNormalizer
@@ -201,21 +201,23 @@ class RetinaNet(nn.Module):
     @torch.no_grad()
     def detect(self, features: Features, batch: Batch) -> list[Detections]:
         """See `Detector.detect`."""
-        predictions = [[promote(x) for x in self.head(features[level])] for level in self.strides]
-        levels = list(zip(predictions, self._make_anchors(features), strict=True))
-        return [
-            suppress(
-                [
-                    self._select_candidates(logits[index], deltas[index], anchors)
-                    for (logits, deltas), anchors in levels
-                ],
-                batch,
-                index,
-                nms_threshold=self.nms_thresh_test,
-                limit=self.detections_per_image,
-            )
-            for index in range(len(batch.images))
-        ]
+        predictions = [self.head(features[level]) for level in self.strides]
+        logits, deltas = ([promote(x) for x in parts] for parts in zip(*predictions, strict=True))
+        found = select_candidates(
+            (level.sigmoid() for level in logits),
+            score_threshold=self.score_thresh_test,
+            limits=[self.topk_candidates_test] * len(logits),
+            stable=not self.reference_normalizer,
+        )
+        anchors = torch.cat(self._make_anchors(features))[found.positions]
+        chosen = torch.cat(deltas, dim=1)[found.images, found.positions]
+        return suppress(
+            decode_deltas(anchors, chosen, self.box_reg_weights),
+            found,
+            batch,
+            nms_threshold=self.nms_thresh_test,
+            limit=self.detections_per_image,
+        )
 
     def backbone_parameters(self) -> Iterable[nn.Parameter]:
         """See `Detector.backbone_parameters`."""
@@ -236,17 +238,6 @@ class RetinaNet(nn.Module):
             self.loss_normalizer.mul_(0.9).add_(num_foreground.clamp(min=1), alpha=0.1)
         # A copy: backward still needs this value when the buffer has moved on.
         return self.loss_normalizer / (1 if self.reference_normalizer else get_world_size())
-
-    def _select_candidates(self, logits: Tensor, deltas: Tensor, anchors: Tensor) -> Candidates:
-        """Best boxes of one level of one image: logits (A, K), deltas (A, 4)."""
-        positions, labels, scores = select_candidates(
-            logits.sigmoid(),
-            score_threshold=self.score_thresh_test,
-            limit=self.topk_candidates_test,
-            stable=not self.reference_normalizer,
-        )
-        boxes = decode_deltas(anchors[positions], deltas[positions], self.box_reg_weights)
-        return Candidates(boxes, scores, labels)
 
 
 def _make_tower(channels: int, num_convs: int) -> nn.Sequential:

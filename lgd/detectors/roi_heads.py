@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lgd.detectors.detections import count_rows, keep_best_of_images, to_original_sizes
 from lgd.detectors.mask_head import MaskHead, mask_loss
 from lgd.detectors.rpn import Proposals
 from lgd.layers.conv import ConvNorm
-from lgd.ops.boxes import clip_boxes, decode_deltas, encode_foreground, scale_boxes
+from lgd.ops.boxes import clip_boxes, decode_deltas, encode_foreground
 from lgd.ops.losses import smooth_l1_loss
 from lgd.ops.matching import BACKGROUND, FOREGROUND, match_anchors
-from lgd.ops.nms import nms_per_class
 from lgd.ops.polygons import rasterize_in_boxes
 from lgd.ops.predictions import promote, take_rows
 from lgd.ops.roi_align import multilevel_roi_align
@@ -248,21 +248,20 @@ class RoIHeads(nn.Module):
             proposals.boxes[images, rows], deltas[images, rows, column], self.box_reg_weights
         )
         boxes, scores = clip_boxes(boxes, batch.sizes[images]), scores[images, rows, labels]
-        kept = torch.cat(
-            [self._suppress(boxes, scores, labels, images == image) for image in range(len(batch.sizes))]
+        kept, counts = keep_best_of_images(
+            boxes,
+            scores,
+            labels,
+            count_rows(images, len(batch.sizes)),
+            nms_threshold=self.nms_thresh_test,
+            limit=self.detections_per_image,
         )
         boxes, scores, labels, images = (x[kept] for x in (boxes, scores, labels, images))
         masks = None
         if self.mask_head is not None:
             pooled = self._pool(self.mask_head, features, boxes, images)
             masks = self.mask_head(pooled, labels).sigmoid()
-        return _to_original_size(Detections(boxes, scores, labels, masks), images, batch)
-
-    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor, mine: Tensor) -> Tensor:
-        """Indices, best first, of the detections to keep of one image; `mine` (R,) are its candidates."""
-        indices = mine.nonzero().squeeze(1)
-        kept = nms_per_class(boxes[indices], scores[indices], labels[indices], self.nms_thresh_test)
-        return indices[kept[: self.detections_per_image]]
+        return to_original_sizes(Detections(boxes, scores, labels, masks), counts, batch)
 
     def _box_losses(self, features: Features, regions: Regions, targets: Targets) -> dict[str, Tensor]:
         logits, deltas = self._predict_boxes(features, regions.boxes)
@@ -316,16 +315,3 @@ class RoIHeads(nn.Module):
             resolution=head.resolution,
             sampling_ratio=head.sampling_ratio,
         )
-
-
-def _to_original_size(found: Detections, images: Tensor, batch: Batch) -> list[Detections]:
-    """Part the detections of all images, (R, ...), and bring each to its image's original size."""
-    scale = batch.original_sizes.to(found.boxes.dtype) / batch.sizes.to(found.boxes.dtype)
-    boxes = clip_boxes(scale_boxes(found.boxes, scale[images]), batch.original_sizes[images])
-    nonempty = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
-    detections = []
-    for image in range(len(batch.sizes)):
-        mine = nonempty & (images == image)
-        masks = None if found.masks is None else found.masks[mine]
-        detections.append(Detections(boxes[mine], found.scores[mine], found.labels[mine], masks))
-    return detections
