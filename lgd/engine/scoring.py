@@ -149,13 +149,17 @@ def serve() -> None:
     logging.getLogger("lgd").setLevel(logging.INFO)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            answer = _answer(connection.recv_bytes())
+            answer = _answer(connection)
             connection.send((answer, log.take()))
 
 
-def _answer(jobs: bytes) -> list[Scores] | Exception:
+def _answer(connection: Connection) -> list[Scores] | Exception:
+    """Take the next jobs and do them."""
+    data = connection.recv_bytes()
     try:
-        return [run_job(job) for job in pickle.loads(jobs)]
+        jobs = pickle.loads(data)
+        del data  # the arrays are copies
+        return [run_job(job) for job in jobs]
     except Exception as error:
         error.add_note("in the process that scores:\n" + traceback.format_exc())
         try:
