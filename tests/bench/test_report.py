@@ -80,9 +80,11 @@ def test_scorers_agree_and_find_their_own_detections(monkeypatch, tmp_path):
     path.write_text(evaluate.json.dumps(ground_truth))
     results = evaluate.make_detections(ground_truth, 20, with_masks=True)
     assert len(results) == 6 * 20
+    (tmp_path / "results.json").write_text(evaluate.json.dumps(results))
     for iou_type in ("bbox", "segm"):
-        ours = evaluate.score_ours(path, results, iou_type)
+        ours = evaluate.score_ours_from_list(path, results, iou_type)
         assert 0 < ours < 100
+        assert evaluate.score_beside(path, tmp_path / "results.json", iou_type)["AP"] == ours
         assert evaluate.score_pycocotools(path, results, iou_type) == pytest.approx(ours, abs=1e-9)
 
 
