@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,25 @@ from lgd.data.errors import ImageError
 _JPEG = ("JPEG", "MPO")
 """Pillow's names of what torchvision decodes, 1.5 times as fast. Nothing else goes there: its PNG decoder
 (0.29) ends the process with a segmentation fault on one in five files with a few damaged bytes."""
+
+
+_MODE = torchvision.io.ImageReadMode.RGB
+_END = b"\xff\xd9"
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    """A JPEG that any decoder reads alike, still encoded: grey or YCbCr, upright and not cut short.
+
+    Attributes:
+        content: (n,) uint8, the file's bytes.
+        height: pixels.
+        width: pixels.
+    """
+
+    content: Tensor
+    height: int
+    width: int
 
 
 def read_image(path: Path) -> Tensor:
@@ -34,12 +56,54 @@ def read_image(path: Path) -> Tensor:
         ImageError: the file is absent, not an image, cut short, or larger than Pillow's limit against
             decompression bombs.
     """
-    try:
+    with _naming(path):
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
-            return _decode_jpeg(content) if image.format in _JPEG else _decode_with_pillow(image)
-    except Exception as error:  # What decoders raise on damaged files is without limit.
-        raise ImageError(f"cannot read image {path}: {_reason(error)}") from error
+            return _decode(image, content)
+
+
+def read_jpeg_or_image(path: Path) -> Jpeg | Tensor:
+    """Read a plain JPEG without decoding it, and any other image as `read_image` does.
+
+    Raises:
+        ImageError: see `read_image`; a JPEG with damage inside is not found out.
+    """
+    with _naming(path):
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            if _is_plain(image, content):
+                return Jpeg(_buffer(content), image.height, image.width)
+            return _decode(image, content)
+
+
+def decode_jpegs(contents: Sequence[Tensor], paths: Sequence[Path], device: torch.device) -> list[Tensor]:
+    """Decode plain JPEGs on a device: on CUDA all of them at once, by nvJPEG.
+
+    What nvJPEG cannot read is decoded on the CPU. Where both can, their values differ by a few levels, since
+    the standard leaves them room in the inverse cosine transform and in enlarging the colours.
+
+    Args:
+        contents: the files' bytes, each (n,) uint8, on the CPU.
+        paths: the files.
+        device: where to.
+
+    Returns:
+        Of each file (3, H, W) uint8, RGB in [0, 255], on the device.
+
+    Raises:
+        ImageError: a file is damaged; its name is in the message.
+    """
+    if device.type == "cuda" and contents:
+        # nvJPEG writes from a stream of its own, which does not wait for those that still read what lay in
+        # this memory before.
+        torch.cuda.current_stream(device).synchronize()
+        with suppress(RuntimeError):  # it does not say which file is to blame
+            return list(torchvision.io.decode_jpeg(list(contents), _MODE, device))
+    images = []
+    for content, path in zip(contents, paths, strict=True):
+        with _naming(path):
+            images.append(torchvision.io.decode_jpeg(content, _MODE).to(device))
+    return images
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -48,19 +112,44 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         ImageError: the file is absent or not an image.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    except Exception as error:  # What decoders raise on damaged files is without limit.
-        raise ImageError(f"cannot read image {path}: {_reason(error)}") from error
+    with _naming(path), Image.open(path) as image:
+        width, height = image.size
+        sideways = _orientation(image) >= 5
     return (width, height) if sideways else (height, width)
 
 
-def _decode_jpeg(content: bytes) -> Tensor:
-    buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    mode = torchvision.io.ImageReadMode.RGB
-    pixels: Tensor = torchvision.io.decode_jpeg(buffer, mode, apply_exif_orientation=True)
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn whatever is raised in the block into an `ImageError` that names the file."""
+    try:
+        yield
+    except Exception as error:  # What decoders raise on damaged files is without limit.
+        raise ImageError(f"cannot read image {path}: {_reason(error)}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _is_plain(image: Image.Image, content: bytes) -> bool:
+    """Whether decoders agree on these pixels: Adobe's tag may say that YCbCr is RGB, an MPO holds several."""
+    return (
+        image.format == "JPEG"
+        and image.mode in ("L", "RGB")
+        and image.info.get("adobe_transform", 1) == 1
+        and _orientation(image) == 1
+        and content.endswith(_END)
+    )
+
+
+def _buffer(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+def _decode(image: Image.Image, content: bytes) -> Tensor:
+    if image.format not in _JPEG:
+        return _decode_with_pillow(image)
+    pixels: Tensor = torchvision.io.decode_jpeg(_buffer(content), _MODE, apply_exif_orientation=True)
     return pixels
 
 

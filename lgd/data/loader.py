@@ -27,8 +27,8 @@ from lgd.data.samplers import (
     evaluation_batches,
     repeat_factors,
 )
-from lgd.data.samples import ImageFormat, OnBadImage, Preparation, Sample, TestImages, TrainingImages
-from lgd.data.transforms import Crop, Resize, resized_size
+from lgd.data.samples import OnBadImage, Preparation, Sample, TestImages, TrainingImages
+from lgd.data.transforms import Crop, ImageFormat, Resize, resized_size
 from lgd.structures import Batch, Targets
 
 logger = logging.getLogger(__name__)

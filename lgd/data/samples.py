@@ -19,20 +19,19 @@ from lgd.data.index import AnnotationIndex, Integers
 from lgd.data.outlines import ImageOutlines, read_outlines, select_outlines
 from lgd.data.transforms import (
     Crop,
+    ImageFormat,
     Resize,
+    View,
     Window,
     clip_boxes,
     crop_boxes,
-    crop_image,
     flip_boxes,
     flip_edges,
     resize_boxes,
     resize_edges,
-    resize_image,
     resized_size,
 )
 
-ImageFormat = Literal["BGR", "RGB"]
 OnBadImage = Literal["fail", "skip"]
 
 # Streams of random numbers beside the sampler's, which are (seed, 0 to 2, ...).
@@ -97,7 +96,6 @@ class Preparation:
         window = window or Window(0, 0, *original_size)
         old_size = (window.height, window.width)
         size = resized_size(*old_size, min_size, self.max_size)
-        image = resize_image(crop_image(image, window), size)
         keep = ~self.index.crowd(i)
         boxes = crop_boxes(torch.from_numpy(self.index.boxes(i)[keep]), window)
         boxes = resize_boxes(boxes, old_size, size)
@@ -107,9 +105,8 @@ class Preparation:
         labels = torch.from_numpy(self.index.labels(i)[keep])[has_extent]
         keep[keep] = has_extent.numpy()  # now of all annotations, crowds included
         kept = torch.from_numpy(keep)
-        axes = [0] * (self.image_format == "BGR") + [2] * flip
         return Sample(
-            image=image.flip(axes),
+            image=View(window, size, flip, self.image_format)(image),
             boxes=boxes[has_extent].to(self.dtype),
             labels=labels,
             original_size=original_size,

@@ -6,6 +6,7 @@ from PIL import Image
 from lgd.data.transforms import (
     Crop,
     Resize,
+    View,
     Window,
     clip_boxes,
     crop_boxes,
@@ -162,3 +163,16 @@ def test_pixels_and_boxes_of_a_crop():
     assert torch.equal(crop_image(image, window), image[:, 2:5, 3:7])
     boxes = torch.tensor([[3.0, 2.0, 7.0, 5.0], [0.0, 0.0, 4.0, 9.0]])
     assert crop_boxes(boxes, window).tolist() == [[0, 0, 4, 3], [-3, -2, 1, 7]]
+
+
+@pytest.mark.parametrize("size", [(21, 33), (90, 120)])
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_view_is_cropped_then_resized_then_mirrored(size, image_format, flip):
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    image = pixels.permute(2, 0, 1)  # channels last in memory, as decoders return it
+    window = Window(top=5, left=7, height=40, width=50)
+    expected = resize_image(crop_image(image, window), size)
+    expected = expected.flip(2) if flip else expected
+    expected = expected.flip(0) if image_format == "BGR" else expected
+    assert torch.equal(View(window, size, flip, image_format)(image), expected)
