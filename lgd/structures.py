@@ -7,7 +7,7 @@ are xyxy pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,14 +35,9 @@ class Outlines:
     parts: Tensor
     num_parts: int
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Outlines:
-        """Return a copy on `device`."""
-        edges, parts = (x.to(device, non_blocking=non_blocking) for x in (self.edges, self.parts))
-        return Outlines(edges, parts, self.num_parts)
-
-    def pin_memory(self) -> Outlines:
-        """Return a copy in page-locked memory (called by the data loader)."""
-        return Outlines(self.edges.pin_memory(), self.parts.pin_memory(), self.num_parts)
+    def map(self, function: Callable[[Tensor], Tensor]) -> Outlines:
+        """Return a copy with the function's results in place of the tensors."""
+        return Outlines(function(self.edges), function(self.parts), self.num_parts)
 
 
 @dataclass(frozen=True)
@@ -61,22 +56,13 @@ class Targets:
     valid: Tensor
     outlines: Outlines | None = None
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
-        """Return a copy on `device`."""
+    def map(self, function: Callable[[Tensor], Tensor]) -> Targets:
+        """Return a copy with the function's results in place of the tensors."""
         return Targets(
-            boxes=self.boxes.to(device, non_blocking=non_blocking),
-            labels=self.labels.to(device, non_blocking=non_blocking),
-            valid=self.valid.to(device, non_blocking=non_blocking),
-            outlines=self.outlines.to(device, non_blocking) if self.outlines else None,
-        )
-
-    def pin_memory(self) -> Targets:
-        """Return a copy in page-locked memory (called by the data loader)."""
-        return Targets(
-            self.boxes.pin_memory(),
-            self.labels.pin_memory(),
-            self.valid.pin_memory(),
-            self.outlines.pin_memory() if self.outlines else None,
+            boxes=function(self.boxes),
+            labels=function(self.labels),
+            valid=function(self.valid),
+            outlines=self.outlines.map(function) if self.outlines else None,
         )
 
 
@@ -89,9 +75,12 @@ class Batch:
             zero in the padding. Detectors normalise them.
         sizes: (B, 2) int64, (height, width) of each image on the canvas.
         original_sizes: (B, 2) int64, (height, width) of each image before resizing.
-        image_ids: (B,) int64, the ids of the data set.
+        image_ids: (B,) int64, the ids of the data set; on the host wherever the rest is, to be read without
+            waiting for a device.
         targets: ground truth on the canvas.
         skipped: one message per unreadable image that was replaced in this batch.
+        canvas: (2,) int64, (height, width) of the smallest canvas for these images, which is what labels are
+            measured on where `images` have been padded to a larger one; None where they have not.
     """
 
     images: Tensor
@@ -100,27 +89,25 @@ class Batch:
     image_ids: Tensor
     targets: Targets
     skipped: tuple[str, ...] = ()
+    canvas: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return a copy on `device`."""
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=non_blocking),
-            sizes=self.sizes.to(device, non_blocking=non_blocking),
-            original_sizes=self.original_sizes.to(device, non_blocking=non_blocking),
-            image_ids=self.image_ids.to(device, non_blocking=non_blocking),
-            targets=self.targets.to(device, non_blocking),
-        )
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """Return a copy in page-locked memory (called by the data loader)."""
+        return self.map(Tensor.pin_memory)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Return a copy with the function's results in place of the tensors, but for the ids."""
         return replace(
             self,
-            images=self.images.pin_memory(),
-            sizes=self.sizes.pin_memory(),
-            original_sizes=self.original_sizes.pin_memory(),
-            image_ids=self.image_ids.pin_memory(),
-            targets=self.targets.pin_memory(),
+            images=function(self.images),
+            sizes=function(self.sizes),
+            original_sizes=function(self.original_sizes),
+            targets=self.targets.map(function),
+            canvas=None if self.canvas is None else function(self.canvas),
         )
 
 

@@ -5,6 +5,8 @@ Source: LGD (arXiv 2109.11496, section 3.5).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -84,7 +86,8 @@ class LabelGuidedDistiller(nn.Module):
         if not distill:
             features = {level: x.detach() for level, x in features.items()}
         adapted = {level: self.adapter(x) for level, x in features.items()}
-        losses["loss_distill"] = self.weight * distillation_loss(adapted, taught)
+        counted = None if batch.canvas is None else canvas_cells(batch.canvas, adapted, self.student.strides)
+        losses["loss_distill"] = self.weight * distillation_loss(adapted, taught, counted)
         return losses
 
     def teach(self, features: Features, batch: Batch) -> Features:
@@ -93,16 +96,42 @@ class LabelGuidedDistiller(nn.Module):
         return taught
 
 
-def distillation_loss(adapted: Features, taught: Features) -> Tensor:
+def canvas_cells(canvas: Tensor, features: Features, strides: Mapping[str, int]) -> dict[str, Tensor]:
+    """Mark the cells that the levels would have on a canvas that is smaller than the images' own.
+
+    Args:
+        canvas: (2,) int64, (height, width), pixels.
+        features: {level: (B, C, h, w)}.
+        strides: pixels of the canvas per cell by level.
+
+    Returns:
+        {level: (h, w) bool}.
+    """
+    marks = {}
+    for level, x in features.items():
+        rows, columns = (
+            torch.arange(side, device=x.device) * strides[level] < pixels
+            for side, pixels in zip(x.shape[-2:], canvas.unbind(), strict=True)
+        )
+        marks[level] = rows[:, None] & columns
+    return marks
+
+
+def distillation_loss(
+    adapted: Features, taught: Features, counted: Mapping[str, Tensor] | None = None
+) -> Tensor:
     """Mean squared difference of the normalised features over all elements of all levels.
 
     Args:
         adapted: {level: (B, C, h, w)} of the student.
         taught: the teacher's, same shapes; no gradient flows into them.
+        counted: {level: (h, w) bool}, at least one cell of each; the others count nowhere. None for all.
 
     Returns:
         Scalar.
     """
+    if counted is not None:
+        return _loss_of_cells(adapted, taught, counted)
     total = torch.stack(
         [
             (_instance_norm(x) - _instance_norm(taught[level].detach())).square().sum()
@@ -112,11 +141,26 @@ def distillation_loss(adapted: Features, taught: Features) -> Tensor:
     return total / sum(x.numel() for x in adapted.values())
 
 
-def _instance_norm(x: Tensor) -> Tensor:
+def _loss_of_cells(adapted: Features, taught: Features, counted: Mapping[str, Tensor]) -> Tensor:
+    """`distillation_loss` of some cells; how many is known to the device alone."""
+    totals, numbers = [], []
+    for level, x in adapted.items():
+        cells = counted[level]
+        difference = _instance_norm(x, cells) - _instance_norm(taught[level].detach(), cells)
+        totals.append(torch.where(cells, difference, 0).square().sum())
+        numbers.append(cells.sum() * (x.shape[0] * x.shape[1]))
+    return torch.stack(totals).sum() / torch.stack(numbers).sum()
+
+
+def _instance_norm(x: Tensor, cells: Tensor | None = None) -> Tensor:
     """Normalise each channel of each image, in at least float32; a map of one cell becomes 0.
 
-    torch's own raises on such a map in training.
+    torch's own raises on such a map in training. With `cells` (h, w) mean and variance are of these alone.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    variance, mean = torch.var_mean(x, dim=(-2, -1), correction=0, keepdim=True)
+    if cells is None:
+        variance, mean = torch.var_mean(x, dim=(-2, -1), correction=0, keepdim=True)
+    else:
+        mean = torch.where(cells, x, 0).sum(dim=(-2, -1), keepdim=True) / cells.sum()
+        variance = torch.where(cells, x - mean, 0).square().sum(dim=(-2, -1), keepdim=True) / cells.sum()
     return (x - mean) * (variance + _EPS).rsqrt()

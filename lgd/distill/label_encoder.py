@@ -7,6 +7,7 @@ k descriptor width, C embedding width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -64,7 +65,7 @@ def require_outlines(targets: Targets) -> Outlines:
 
 def describe_labels(
     targets: Targets,
-    canvas: tuple[int, int],
+    canvas: Sequence[int] | Tensor,
     *,
     num_classes: int,
     category_format: CategoryFormat,
@@ -80,7 +81,7 @@ def describe_labels(
 
     Args:
         targets: ground truth.
-        canvas: (H, W).
+        canvas: (H, W), numbers or a (2,) tensor.
         num_classes: K.
         category_format: "one_hot" (K numbers), or "norm_classes" (class / K as one number).
         add_context_box: whether to append the context row.
@@ -107,7 +108,8 @@ def describe_labels(
         unit_box = F.pad(torch.ones_like(boxes[:, :1, :2]), (2, 0))
         boxes = torch.where(is_dummy[..., None], unit_box, boxes)
         valid = valid | is_dummy
-    x, y = boxes[..., 0::2].clamp(0, width - 1), boxes[..., 1::2].clamp(0, height - 1)
+    x = boxes[..., 0::2].clamp(min=0).clamp(max=width - 1)
+    y = boxes[..., 1::2].clamp(min=0).clamp(max=height - 1)
     boxes = torch.stack([x, y], dim=-1).flatten(-2)
     relative_boxes = torch.stack([x / width, y / height], dim=-1).flatten(-2)
     descriptors = 2 * torch.cat([relative_boxes, categories, masks], dim=-1) - 1

@@ -211,7 +211,7 @@ class DynamicTeacher(nn.Module):
         canvas = (batch.images.shape[-2], batch.images.shape[-1])
         rows = describe_labels(
             batch.targets,
-            canvas,
+            canvas if batch.canvas is None else batch.canvas,
             num_classes=self.num_classes,
             category_format=self.category_format,
             add_context_box=self.add_context_box,

@@ -1,9 +1,17 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lgd.distill.distiller import Adapter, LabelGuidedDistiller, PlainStudent, distillation_loss
+from lgd.distill.distiller import (
+    Adapter,
+    LabelGuidedDistiller,
+    PlainStudent,
+    canvas_cells,
+    distillation_loss,
+)
 from lgd.distill.teacher import DynamicTeacher
 from tests.detectors.small import make_batch, make_retinanet
 
@@ -152,3 +160,40 @@ def test_state_names():
     names = {name.split(".")[0] for name in make_distiller().state_dict()}
     assert names == {"student", "teacher", "adapter"}
     assert list(Adapter(4).state_dict()) == [f"{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")]
+
+
+def test_cells_of_a_canvas_are_those_it_has_by_itself():
+    features = {"p3": torch.zeros(1, 1, 12, 16), "p6": torch.zeros(1, 1, 2, 2), "p7": torch.zeros(1, 1, 1, 1)}
+    cells = canvas_cells(torch.tensor([64, 96]), features, {"p3": 8, "p6": 64, "p7": 128})
+    assert {level: marks.sum(dim=0).amax().item() for level, marks in cells.items()} == {
+        "p3": 8,
+        "p6": 1,
+        "p7": 1,
+    }
+    assert {level: marks.sum(dim=1).amax().item() for level, marks in cells.items()} == {
+        "p3": 12,
+        "p6": 2,
+        "p7": 1,
+    }
+
+
+def test_cells_that_are_not_counted_change_no_loss_and_get_no_gradient():
+    sizes = {"p3": (8, 12), "p4": (4, 6), "p6": (1, 2)}
+    strides = {"p3": 8, "p4": 16, "p6": 64}
+    padded = {level: (h + 4, w + 3) for level, (h, w) in sizes.items()}
+    adapted = {x: torch.randn(2, 4, *hw, dtype=torch.float64, requires_grad=True) for x, hw in padded.items()}
+    taught = {x: torch.randn(2, 4, *hw, dtype=torch.float64) for x, hw in padded.items()}
+    loss = distillation_loss(adapted, taught, canvas_cells(torch.tensor([64, 96]), adapted, strides))
+    tight = [{x: maps[x][..., : sizes[x][0], : sizes[x][1]] for x in maps} for maps in (adapted, taught)]
+    expected = distillation_loss(*tight)
+    assert torch.allclose(loss, expected, rtol=1e-12)
+    found = torch.autograd.grad(loss, list(adapted.values()))
+    wanted = torch.autograd.grad(expected, list(adapted.values()))
+    assert all(torch.allclose(x, y, rtol=1e-9, atol=1e-15) for x, y in zip(found, wanted, strict=True))
+
+
+def test_a_canvas_that_fills_the_images_changes_no_loss():
+    distiller, batch = make_distiller(add_context_box=True).eval(), make_batch([2, 0])
+    named = distiller(replace(batch, canvas=torch.tensor([64, 96])), distill=True)
+    for name, loss in distiller(batch, distill=True).items():
+        assert torch.allclose(named[name], loss, rtol=1e-12)

@@ -133,3 +133,20 @@ def test_stays_in_single_precision_under_autocast():
         assert torch.equal(encoder(rows), encoder(rows).float())
         inside = encoder(rows)
     assert torch.equal(inside, encoder(rows))
+
+
+def test_a_canvas_may_be_known_to_the_device_alone():
+    by_numbers, by_tensor = (
+        describe_labels(
+            TARGETS,
+            canvas,
+            num_classes=4,
+            category_format="one_hot",
+            add_context_box=True,
+            dtype=torch.float32,
+        )
+        for canvas in ((13, 17), torch.tensor([13, 17]))
+    )
+    assert torch.equal(by_numbers.boxes, by_tensor.boxes)
+    assert torch.allclose(by_numbers.descriptors, by_tensor.descriptors)
+    assert torch.equal(by_numbers.valid, by_tensor.valid)
