@@ -12,11 +12,15 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
+
+T = TypeVar("T")
 
 _SECONDS_BETWEEN_ROLLS = 0.05
 
@@ -35,23 +39,82 @@ def open_store(rank: int, world_size: int, timeout_seconds: float) -> Store:
         RanksError: it cannot be reached within the time-out.
     """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    served_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    is_server = rank == 0 and not _launcher_serves()
     try:
         store = dist.TCPStore(  # type: ignore[attr-defined]
             address,
             port,
             world_size,
-            is_master=rank == 0 and not served_by_launcher,
+            is_master=is_server,
             timeout=timedelta(seconds=timeout_seconds),
             wait_for_workers=False,  # `call_roll` does, and says who is missing
             multi_tenant=True,
         )
     except RuntimeError as error:
+        what = "serve the ranks' store" if is_server else "reach rank 0"
         raise RanksError(
-            f"rank {rank} on {socket.gethostname()} cannot reach rank 0 at {address}:{port} "
+            f"rank {rank} on {socket.gethostname()} cannot {what} at {address}:{port} "
             f"(MASTER_ADDR, MASTER_PORT): {_first_line(error)}"
         ) from error
     return PrefixStore("lgd", store)
+
+
+def _launcher_serves() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+@contextmanager
+def losing_store(rank: int, host: str) -> Iterator[None]:
+    """Turn the error of a store that is gone into one that says whose end the reason is.
+
+    Args:
+        rank: this one.
+        host: of rank 0.
+
+    Raises:
+        RanksError: the store is gone.
+    """
+    try:
+        yield
+    except dist.DistNetworkError as error:
+        here = f"rank {rank} on {socket.gethostname()}"
+        raise RanksError(f"{here} lost {_keeper(host)}; see its message. {_first_line(error)}") from error
+
+
+def _keeper(host: str) -> str:
+    whom = f"the launcher on {os.environ['MASTER_ADDR']}" if _launcher_serves() else f"rank 0 on {host}"
+    return f"{whom}, which keeps the ranks' store"
+
+
+def _ask(question: Callable[[], T], rank: int, host: str, seconds: float) -> T:
+    """Return what a question to the store is answered.
+
+    Torch waits for the answer without end: also where rank 0 hangs, or its host is cut off.
+
+    Raises:
+        RanksError: the store is gone, or there is no answer after `seconds`; or as `question` does.
+    """
+    answers: list[T] = []
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            with losing_store(rank, host):
+                answers.append(question())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    for error in errors:
+        raise error
+    if not answers:
+        raise RanksError(
+            f"rank {rank} on {socket.gethostname()} waited {seconds:g} s in vain for the answer of "
+            f"{_keeper(host)}: it hangs, or is cut off"
+        )
+    return answers[0]
 
 
 def call_roll(store: Store, rank: int, world_size: int, timeout_seconds: float) -> tuple[Store, list[str]]:
@@ -71,8 +134,18 @@ def call_roll(store: Store, rank: int, world_size: int, timeout_seconds: float) 
         A part of the store that only these ranks use, and the host of each rank.
 
     Raises:
-        RanksError: some did not come within the time-out; they are named.
+        RanksError: some did not come within the time-out; they are named. Or rank 0 has gone meanwhile.
     """
+    host = os.environ.get("MASTER_ADDR", "its host")
+    return _ask(
+        partial(_call_roll, store, rank, world_size, timeout_seconds),
+        rank,
+        host,
+        timeout_seconds + _PATIENCE_SECONDS,
+    )
+
+
+def _call_roll(store: Store, rank: int, world_size: int, timeout_seconds: float) -> tuple[Store, list[str]]:
     name = f"{socket.gethostname()}/{uuid.uuid4().hex}"
     store.set(f"name/{rank}", name)
     deadline = time.monotonic() + timeout_seconds
@@ -186,11 +259,19 @@ class Channel:
     def announce(self, news: str) -> None:
         """Let the other ranks know, whatever they are doing: those that ask `has_heard`."""
         if self._store is not None:
-            self._store.set(f"news/{news}", "")
+            with losing_store(dist.get_rank(), self._hosts[0]):
+                self._store.set(f"news/{news}", "")
 
     def has_heard(self, news: str) -> bool:
-        """Whether a rank has announced it; asks rank 0's host, once a second would be often."""
-        return self._store is not None and bool(self._store.check([f"news/{news}"]))
+        """Whether a rank has announced it; asks rank 0's host, once a second would be often.
+
+        Raises:
+            RanksError: rank 0 is gone, or does not answer within the time-out.
+        """
+        if self._store is None:
+            return False
+        question = partial(self._store.check, [f"news/{news}"])
+        return bool(_ask(question, dist.get_rank(), self._hosts[0], self._timeout_seconds))
 
     def meet(self, place: str) -> None:
         """Wait for all ranks.
@@ -230,7 +311,7 @@ class Channel:
         thread.start()
         thread.join(_PATIENCE_SECONDS + 5.0)  # asking a host that is cut off never ends
         if thread.is_alive():
-            silent = [self._keeper()]
+            silent = [_keeper(self._hosts[0])]
         whom = (
             f"nothing is heard of {', '.join(silent)}" if silent else "all ranks gave up, see their messages"
         )
@@ -254,10 +335,7 @@ class Channel:
                 time.sleep(0.1)
             silent += [f"rank {rank} on {self._hosts[rank]}" for rank in missing]
         except RuntimeError:
-            silent.append(self._keeper())
-
-    def _keeper(self) -> str:
-        return f"rank 0 on {self._hosts[0]}, which keeps the ranks' store"
+            silent.append(_keeper(self._hosts[0]))
 
 
 @contextmanager

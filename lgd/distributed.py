@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lgd.channel import Channel, RanksError, call_roll, collective, open_store
+from lgd.channel import Channel, RanksError, call_roll, collective, losing_store, open_store
 from lgd.config.values import ConfigError
 
 T = TypeVar("T")
@@ -99,20 +99,23 @@ def init(device: torch.device, timeout_seconds: float) -> Channel:
     everyones = open_store(launch.rank, launch.world_size, timeout_seconds)
     store, hosts = call_roll(everyones, launch.rank, launch.world_size, timeout_seconds)
     try:
-        dist.init_process_group(
-            backend="nccl" if on_cuda else "gloo",
-            store=store,
-            rank=launch.rank,
-            world_size=launch.world_size,
-            timeout=timedelta(seconds=timeout_seconds + (_NCCL_EXTRA_SECONDS if on_cuda else 0)),
-            device_id=device if on_cuda else None,
-        )
+        with losing_store(launch.rank, hosts[0]):
+            dist.init_process_group(
+                backend="nccl" if on_cuda else "gloo",
+                store=store,
+                rank=launch.rank,
+                world_size=launch.world_size,
+                timeout=timedelta(seconds=timeout_seconds + (_NCCL_EXTRA_SECONDS if on_cuda else 0)),
+                device_id=device if on_cuda else None,
+            )
+            return Channel.open(store, hosts, timeout_seconds)
+    except RanksError:
+        raise
     except RuntimeError as error:
         raise RanksError(
             f"rank {launch.rank} on {hosts[launch.rank]} cannot join the others: "
             f"{str(error).splitlines()[0]}. Which interface is used: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME"
         ) from error
-    return Channel.open(store, hosts, timeout_seconds)
 
 
 def shutdown() -> None:

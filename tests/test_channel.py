@@ -1,6 +1,7 @@
 """The ranks' second way to talk, and what it says of those that are missing."""
 
 import os
+import re
 import signal
 import socket
 import time
@@ -110,6 +111,125 @@ def test_a_rank_that_never_comes(monkeypatch):
     )
     with pytest.raises(RanksError, match=r"rank 2 on .* in vain for the others, which rank 0 names"):
         call_roll(store, 2, 3, 0.2)
+
+
+class LostStore:
+    """A store that is gone after so many calls."""
+
+    def __init__(self, store, calls=0):
+        self.store, self.calls = store, calls
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            self.calls -= 1
+            if self.calls < 0:
+                raise dist.DistNetworkError("Failed to recv, got 0 bytes.\nException raised from ...")
+            return getattr(self.store, name)(*arguments)
+
+        return call
+
+
+@pytest.mark.parametrize("calls", range(8))
+def test_the_store_is_gone_while_the_roll_is_called(monkeypatch, calls):
+    """Rank 0 found out that it cannot join, and left, before rank 1 had seen that all have come."""
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    with pytest.raises(RanksError) as error:
+        call_roll(LostStore(dist.HashStore(), calls), 1, 2, 30)
+    assert str(error.value) == (
+        f"rank 1 on {HOST} lost rank 0 on node1, which keeps the ranks' store; see its message. "
+        "Failed to recv, got 0 bytes."
+    )
+
+
+def test_rank_0_leaves_while_the_roll_is_called(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    port = free_port()
+    servers = [dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)]
+    client = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+
+    class Leaving:
+        def check(self, keys):
+            servers.clear()
+            return client.check(keys)
+
+        def set(self, key, value):
+            client.set(key, value)
+
+    with pytest.raises(RanksError, match=f"^rank 1 on {HOST} lost rank 0 on node1, which keeps") as error:
+        call_roll(Leaving(), 1, 2, 30)
+    assert "\n" not in str(error.value)
+
+
+def test_the_launcher_keeps_the_store(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(RanksError, match="lost the launcher on node1, which keeps the ranks' store; see"):
+        call_roll(LostStore(None), 0, 2, 30)
+
+
+def hang(*arguments):
+    time.sleep(60)
+
+
+def test_a_store_that_does_not_answer(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    monkeypatch.setattr(channel, "_PATIENCE_SECONDS", 0.1)
+    store = dist.HashStore()
+    monkeypatch.setattr(channel, "_look_up", hang)
+    with pytest.raises(RanksError) as error:
+        call_roll(store, 1, 2, 0.1)
+    assert str(error.value) == (
+        f"rank 1 on {HOST} waited 0.2 s in vain for the answer of rank 0 on node1, which keeps the ranks' "
+        "store: it hangs, or is cut off"
+    )
+
+
+def lose_rank_0_at_once(rank):
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo" if rank else "ib0"
+    with pytest.raises(RanksError) as error:
+        distributed.init(torch.device("cpu"), 60)
+    # Rank 1 may or may not have learnt by then that all have come, and the name of rank 0's host.
+    expected = (
+        rf"rank 1 on {HOST} lost rank 0 on (127\.0\.0\.1|{HOST}), which keeps the ranks' store; see its"
+        if rank
+        else rf"rank 0 on {HOST} cannot join the others: .*ib0\. Which interface is used: GLOO_SOCKET_IFNAME"
+    )
+    message = str(error.value)
+    assert re.match(expected, message), message
+    assert "\n" not in message
+    os._exit(0)
+
+
+def test_only_the_main_rank_has_a_wrong_interface():
+    run_ranks(lose_rank_0_at_once)
+
+
+def wait_for_news(talk):
+    while not talk.has_heard("leave"):
+        time.sleep(0.1)
+
+
+def ask_while_rank_0_hangs(rank, folder):
+    talk = distributed.init(torch.device("cpu"), 2)
+    (folder / f"pid{rank}").write_text(str(os.getpid()))
+    talk.meet("the test")
+    if rank == 0:
+        while not (folder / "done").exists():
+            time.sleep(0.05)
+        os._exit(0)
+    process_id = int((folder / "pid0").read_text())
+    os.kill(process_id, signal.SIGSTOP)
+    try:
+        with pytest.raises(RanksError, match=f"waited 2 s in vain for the answer of rank 0 on {HOST}, which"):
+            wait_for_news(talk)
+    finally:
+        (folder / "done").write_text("")
+        os.kill(process_id, signal.SIGCONT)
+    os._exit(0)
+
+
+def test_the_main_rank_hangs_while_the_others_ask_for_news(tmp_path):
+    run_ranks(ask_while_rank_0_hangs, tmp_path)
 
 
 def test_the_main_rank_cannot_be_reached(monkeypatch):
