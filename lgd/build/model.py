@@ -14,6 +14,7 @@ from lgd.config.values import ConfigError
 from lgd.detectors.protocol import Detector
 from lgd.distill.distiller import Adapter, LabelGuidedDistiller, PlainStudent
 from lgd.distill.teacher import DynamicTeacher
+from lgd.layers.conv import set_winograd
 
 Model = LabelGuidedDistiller | PlainStudent
 
@@ -32,6 +33,12 @@ def build_model(cfg: Config) -> Model:
     Raises:
         ConfigError: a part or an option that there is not.
     """
+    model = _assemble(cfg)
+    set_winograd(model, cfg.train.winograd)
+    return model
+
+
+def _assemble(cfg: Config) -> Model:
     student = build_detector(cfg)
     if not cfg.model.distillator.enabled:
         return PlainStudent(student)
@@ -65,6 +72,7 @@ def build_label_guided_distiller(cfg: Config, student: Detector) -> LabelGuidedD
             ),
             adapter=Adapter(student.channels),
             weight=distillator.lambda_,
+            head_once=cfg.train.head_once,
         )
     except ValueError as error:
         raise ConfigError(f"MODEL.DISTILLATOR: {error}") from error

@@ -105,6 +105,9 @@ class DataloaderConfig:
     on_bad_image: Annotated[
         Literal["fail", "skip"], "An unreadable image: stop with its name, or count it and go on."
     ] = "fail"
+    decode_on_gpu: Annotated[
+        bool, "Decode, crop and resize training JPEGs on the model's device in place of the loader processes."
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -179,12 +182,22 @@ class TrainConfig:
     fused_optimizer: Annotated[Literal["auto"] | bool, "One kernel for all parameters; auto: on CUDA."] = (
         "auto"
     )
+    head_once: Annotated[
+        bool, "Run a one-stage head once a step, on the student's and the teacher's maps together."
+    ] = True
+    winograd: Annotated[
+        bool, "3x3 convolutions on the CPU in float32 by Winograd's way: faster, other rounding."
+    ] = True
     checkpoint_teacher: Annotated[
         bool, "Compute the teacher's maps again in the backward pass instead of keeping them: less memory."
     ] = False
     try_worst_shape: Annotated[
         Literal["auto"] | bool,
         "Try the largest canvas with the most objects before training; auto: on CUDA.",
+    ] = "auto"
+    static_canvases: Annotated[
+        Literal["auto"] | bool,
+        "Pad training batches to one of a few canvases; auto: where training steps are compiled on CUDA.",
     ] = "auto"
     process_group_timeout: Annotated[PositiveInt, "Seconds that a rank waits for the others."] = 600
     eval_backend: Annotated[Literal["hotcoco", "pycocotools"], "What computes the COCO metrics."] = "hotcoco"

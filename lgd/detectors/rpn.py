@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lgd.layers.conv import Conv2d
 from lgd.ops.anchors import level_cells, pyramid_anchors
 from lgd.ops.boxes import clip_boxes, decode_deltas, encode_foreground
 from lgd.ops.losses import smooth_l1_loss
@@ -49,7 +50,7 @@ class RPNHead(nn.Module):
 
     def __init__(self, channels: int, num_anchors: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
         self.objectness_logits = nn.Conv2d(channels, num_anchors, 1)
         self.anchor_deltas = nn.Conv2d(channels, num_anchors * 4, 1)
         for conv in (self.conv, self.objectness_logits, self.anchor_deltas):

@@ -1,4 +1,4 @@
-"""Convolution with its norm."""
+"""Convolutions: plain, and with their norm."""
 
 from __future__ import annotations
 
@@ -6,9 +6,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgd.layers.norm import FrozenBatchNorm2d, make_norm
+from lgd.layers.winograd import winograd_conv3x3, winograd_pays
 
 
-class ConvNorm(nn.Conv2d):
+class Conv2d(nn.Conv2d):
+    """torch's convolution, with a faster way to the same result on a CPU.
+
+    Attributes:
+        winograd: whether that way is taken where it pays (`lgd.layers.winograd`).
+    """
+
+    winograd: bool = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, h, w)."""
+        return self.convolve(x, self.weight, self.bias)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve with a weight and bias in place of this layer's own, of the same shapes."""
+        if self.winograd and self._is_plain_3x3() and winograd_pays(x, weight):
+            return winograd_conv3x3(x, weight, bias)
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _is_plain_3x3(self) -> bool:
+        settings = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
+        return settings == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+
+
+def set_winograd(model: nn.Module, enabled: bool) -> None:
+    """Let the convolutions of a model take the faster way on a CPU, or the usual one."""
+    for module in model.modules():
+        if isinstance(module, Conv2d):
+            module.winograd = enabled
+
+
+class ConvNorm(Conv2d):
     """A convolution that pads to keep the size (at stride 1), and the norm that follows it.
 
     A frozen batch norm is multiplied into the convolution's weight: the weight is small and the
@@ -50,8 +82,7 @@ class ConvNorm(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))."""
         weight, bias = self.folded_parameters()
-        x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        return self.apply_unfolded_norm(x)
+        return self.apply_unfolded_norm(self.convolve(x, weight, bias))
 
     def folded_parameters(self) -> tuple[Tensor, Tensor | None]:
         """The convolution's weight and bias, with a frozen norm multiplied in."""

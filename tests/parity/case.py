@@ -66,6 +66,8 @@ def make_config(case: Case, changes: Mapping[str, Any] | None = None) -> Config:
         "MODEL.FCOS.REFERENCE_ORDER": True,
         "MODEL.RPN.REFERENCE_ORDER": True,
         "MODEL.DISTILLATOR.TEACHER.REFERENCE_ORDER": True,
+        "TRAIN.HEAD_ONCE": False,
+        "TRAIN.WINOGRAD": False,
         **case.record["overrides"],
         **(changes or {}),
     }
