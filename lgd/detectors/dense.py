@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lgd.detectors.detections import keep_best_of_images, rows_to_images, to_original_sizes
-from lgd.structures import Batch, Detections
+from lgd.structures import Batch, Detections, Features
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,17 @@ def init_head(head: nn.Module, cls_score: nn.Conv2d, prior_prob: float) -> None:
             nn.init.zeros_(module.bias)
     assert cls_score.bias is not None
     nn.init.constant_(cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+
+
+def join_pyramids(pyramids: Sequence[Features]) -> Features:
+    """Concatenate features of the same levels and shapes along the batch, so that a head runs once on all.
+
+    Nothing in a head looks beyond its image (group norm is per image), so each gets the numbers it would get
+    alone.
+    """
+    if len(pyramids) == 1:
+        return pyramids[0]
+    return {level: torch.cat([features[level] for features in pyramids]) for level in pyramids[0]}
 
 
 def select_candidates(

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgd.detectors.dense import init_head
+from lgd.layers.conv import Conv2d
 from lgd.layers.norm import make_norm
 from lgd.ops.predictions import flatten_predictions, promote
 from lgd.structures import Features
@@ -80,9 +81,9 @@ class PointHead(nn.Module):
         self.distances_in_strides = distances_in_strides
         self.cls_subnet = _make_tower(channels, num_convs)
         self.bbox_subnet = _make_tower(channels, num_convs)
-        self.cls_score = nn.Conv2d(channels, num_classes, 3, padding=1)
-        self.bbox_pred = nn.Conv2d(channels, 4, 3, padding=1)
-        self.centerness = None if centerness is None else nn.Conv2d(channels, 1, 3, padding=1)
+        self.cls_score = Conv2d(channels, num_classes, 3, padding=1)
+        self.bbox_pred = Conv2d(channels, 4, 3, padding=1)
+        self.centerness = None if centerness is None else Conv2d(channels, 1, 3, padding=1)
         self.scales = nn.ModuleList(Scale() for _ in strides)
         init_head(self, self.cls_score, prior_prob)
 
@@ -117,10 +118,22 @@ def join_levels(levels: Sequence[PointPredictions]) -> PointPredictions:
     )
 
 
+def split_images(predictions: PointPredictions, num_parts: int) -> list[PointPredictions]:
+    """Cut a batch of predictions into equal parts."""
+    central = predictions.centerness
+    columns = zip(
+        predictions.logits.chunk(num_parts),
+        predictions.distances.chunk(num_parts),
+        [None] * num_parts if central is None else central.chunk(num_parts),
+        strict=True,
+    )
+    return [PointPredictions(*parts) for parts in columns]
+
+
 def _make_tower(channels: int, num_convs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(num_convs):
         norm = make_norm("GN", channels)
         assert norm is not None
-        layers += [nn.Conv2d(channels, channels, 3, padding=1), norm, nn.ReLU(inplace=True)]
+        layers += [Conv2d(channels, channels, 3, padding=1), norm, nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgd.detectors.dense import select_as_reference, select_candidates, suppress
-from lgd.detectors.point_head import PointHead, PointPredictions, join_levels
+from lgd.detectors.dense import join_pyramids, select_as_reference, select_candidates, suppress
+from lgd.detectors.point_head import PointHead, PointPredictions, join_levels, split_images
 from lgd.distributed import all_reduce_sum, get_world_size
 from lgd.layers.fpn import FPN
 from lgd.layers.pixels import PixelNormalizer
@@ -179,10 +179,18 @@ class PointDetector(nn.Module):
         self, features: Features, batch: Batch, assignment: PointAssignment | None = None
     ) -> tuple[dict[str, Tensor], PointAssignment]:
         """See `Detector.compute_losses`; gives "loss_cls", "loss_box_reg" and perhaps "loss_centerness"."""
-        predictions = join_levels(self._predict(features))
+        (predictions,) = self._predict_joined([features])
         if assignment is None:
             assignment = self.assign(features, batch.targets, predictions)
         return self._hold_against(predictions, assignment), assignment
+
+    def compute_losses_of_both(
+        self, features: Features, taught: Features, batch: Batch
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """See `OneStageDetector.compute_losses_of_both`."""
+        predictions, taught_predictions = self._predict_joined([features, taught])
+        assignment = self.assign(features, batch.targets, predictions)
+        return self._hold_against(predictions, assignment), self._hold_against(taught_predictions, assignment)
 
     @torch.no_grad()
     def assign(self, features: Features, targets: Targets, predictions: PointPredictions) -> PointAssignment:
@@ -243,6 +251,10 @@ class PointDetector(nn.Module):
             return predictions
         weights = predictions[0].distances.new_tensor(self.box_reg_weights)
         return [replace(level, distances=level.distances / weights) for level in predictions]
+
+    def _predict_joined(self, pyramids: Sequence[Features]) -> list[PointPredictions]:
+        """Run the head once on all pyramids: the predictions for each, of all levels together."""
+        return split_images(join_levels(self._predict(join_pyramids(pyramids))), len(pyramids))
 
     def _make_levels(self, features: Features) -> list[PointLevel]:
         return [

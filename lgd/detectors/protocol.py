@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -57,4 +57,27 @@ class Detector(Protocol):
 
     def backbone_parameters(self) -> Iterable[nn.Parameter]:
         """The parameters that the freeze phase freezes (the backbone without the neck)."""
+        ...
+
+
+@runtime_checkable
+class OneStageDetector(Detector, Protocol):
+    """A detector whose head reads nothing but features, so that it can run once for student and teacher.
+
+    What a two-stage detector's head reads also depends on its proposals.
+    """
+
+    def compute_losses_of_both(
+        self, features: Features, taught: Features, batch: Batch
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Do what two calls of `compute_losses` do, running the head once on both features together.
+
+        Args:
+            features: as from `extract_features`; the assignment is theirs.
+            taught: the teacher's, of the same shapes.
+            batch: images and targets.
+
+        Returns:
+            The losses on `features` and those on `taught`.
+        """
         ...

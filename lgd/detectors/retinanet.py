@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lgd.detectors.dense import init_head, select_candidates, suppress
+from lgd.detectors.dense import init_head, join_pyramids, select_candidates, suppress
 from lgd.distributed import all_reduce_sum, get_world_size
+from lgd.layers.conv import Conv2d
 from lgd.layers.fpn import FPN
 from lgd.layers.pixels import PixelNormalizer
 from lgd.ops.anchors import level_cells, pyramid_anchors
@@ -55,8 +56,8 @@ class RetinaNetHead(nn.Module):
         self.num_classes = num_classes
         self.cls_subnet = _make_tower(channels, num_convs)
         self.bbox_subnet = _make_tower(channels, num_convs)
-        self.cls_score = nn.Conv2d(channels, num_anchors * num_classes, 3, padding=1)
-        self.bbox_pred = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
+        self.cls_score = Conv2d(channels, num_anchors * num_classes, 3, padding=1)
+        self.bbox_pred = Conv2d(channels, num_anchors * 4, 3, padding=1)
         init_head(self, self.cls_score, prior_prob)
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,20 +167,20 @@ class RetinaNet(nn.Module):
         self, features: Features, batch: Batch, assignment: AnchorAssignment | None = None
     ) -> tuple[dict[str, Tensor], AnchorAssignment]:
         """See `Detector.compute_losses`; gives "loss_cls" and "loss_box_reg"."""
-        predictions = [self.head(features[level]) for level in self.strides]
-        logits, deltas = (promote(torch.cat(parts, dim=1)) for parts in zip(*predictions, strict=True))
         first_call = assignment is None
         if assignment is None:
             assignment = self.assign(features, batch.targets)
-        foreground = (assignment.labels >= 0) & (assignment.labels < self.num_classes)
-        normalizer = self._update_normalizer(foreground, first_call)
-        focal_loss = reference_focal_loss if self.reference_normalizer else sigmoid_focal_loss
-        loss_cls = focal_loss(
-            logits, assignment.labels, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
-        )
-        loss_box_reg = smooth_l1_loss(deltas, assignment.deltas, foreground, beta=self.smooth_l1_beta)
-        losses = {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
-        return {name: loss / normalizer.to(loss.dtype) for name, loss in losses.items()}, assignment
+        (sums,) = self._sum_losses([features], assignment)
+        return self._normalize_losses(sums, assignment, first_call), assignment
+
+    def compute_losses_of_both(
+        self, features: Features, taught: Features, batch: Batch
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """See `OneStageDetector.compute_losses_of_both`."""
+        assignment = self.assign(features, batch.targets)
+        sums, taught_sums = self._sum_losses([features, taught], assignment)
+        losses = self._normalize_losses(sums, assignment, first_call=True)
+        return losses, self._normalize_losses(taught_sums, assignment, first_call=False)
 
     @torch.no_grad()
     def assign(self, features: Features, targets: Targets) -> AnchorAssignment:
@@ -201,8 +202,7 @@ class RetinaNet(nn.Module):
     @torch.no_grad()
     def detect(self, features: Features, batch: Batch) -> list[Detections]:
         """See `Detector.detect`."""
-        predictions = [self.head(features[level]) for level in self.strides]
-        logits, deltas = ([promote(x) for x in parts] for parts in zip(*predictions, strict=True))
+        logits, deltas = self._predict(features)
         found = select_candidates(
             (level.sigmoid() for level in logits),
             score_threshold=self.score_thresh_test,
@@ -222,6 +222,42 @@ class RetinaNet(nn.Module):
     def backbone_parameters(self) -> Iterable[nn.Parameter]:
         """See `Detector.backbone_parameters`."""
         return self.backbone.parameters()
+
+    def _predict(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits [(B, A_l, K)] and deltas [(B, A_l, 4)] of every level."""
+        predictions = [self.head(features[level]) for level in self.strides]
+        logits, deltas = ([promote(x) for x in parts] for parts in zip(*predictions, strict=True))
+        return logits, deltas
+
+    def _sum_losses(
+        self, pyramids: Sequence[Features], assignment: AnchorAssignment
+    ) -> list[dict[str, Tensor]]:
+        """Run the head once on all pyramids: the losses of each, summed over the anchors."""
+        parts = self._predict(join_pyramids(pyramids))
+        logits, deltas = (torch.cat(levels, dim=1).chunk(len(pyramids)) for levels in parts)
+        focal_loss = reference_focal_loss if self.reference_normalizer else sigmoid_focal_loss
+        foreground = self._is_foreground(assignment)
+        return [
+            {
+                "loss_cls": focal_loss(
+                    each_logits, assignment.labels, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+                ),
+                "loss_box_reg": smooth_l1_loss(
+                    each_deltas, assignment.deltas, foreground, beta=self.smooth_l1_beta
+                ),
+            }
+            for each_logits, each_deltas in zip(logits, deltas, strict=True)
+        ]
+
+    def _normalize_losses(
+        self, sums: dict[str, Tensor], assignment: AnchorAssignment, first_call: bool
+    ) -> dict[str, Tensor]:
+        normalizer = self._update_normalizer(self._is_foreground(assignment), first_call)
+        return {name: loss / normalizer.to(loss.dtype) for name, loss in sums.items()}
+
+    def _is_foreground(self, assignment: AnchorAssignment) -> Tensor:
+        """(B, A) bool."""
+        return (assignment.labels >= 0) & (assignment.labels < self.num_classes)
 
     def _make_anchors(self, features: Features) -> list[Tensor]:
         """[(h_l * w_l * R, 4)] of every level, in the model's dtype."""
@@ -243,5 +279,5 @@ class RetinaNet(nn.Module):
 def _make_tower(channels: int, num_convs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(num_convs):
-        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
+        layers += [Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lgd.detectors.protocol import Detector
+from lgd.detectors.protocol import Detector, OneStageDetector
 from lgd.distill.teacher import DynamicTeacher
+from lgd.layers.conv import Conv2d
 from lgd.structures import Batch, Features
 
 _EPS = 1e-5
@@ -26,11 +27,11 @@ class Adapter(nn.Sequential):
 
     def __init__(self, channels: int) -> None:
         super().__init__(
-            nn.Conv2d(channels, channels, 3, padding=1),
+            Conv2d(channels, channels, 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1),
+            Conv2d(channels, channels, 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1),
+            Conv2d(channels, channels, 3, padding=1),
         )
 
 
@@ -55,16 +56,25 @@ class LabelGuidedDistiller(nn.Module):
         teacher: makes features of the student's shapes from them and the labels.
         adapter: maps the student's features before they are compared, keeping their shapes.
         weight: factor of the distillation loss.
+        head_once: run the head of a one-stage detector once, on the student's and the teacher's features
+            together: the same numbers, up to the order of sums.
     """
 
     def __init__(
-        self, *, student: Detector, teacher: DynamicTeacher, adapter: nn.Module, weight: float = 1.0
+        self,
+        *,
+        student: Detector,
+        teacher: DynamicTeacher,
+        adapter: nn.Module,
+        weight: float = 1.0,
+        head_once: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
         self.teacher = teacher
         self.adapter = adapter
         self.weight = weight
+        self.head_once = head_once
 
     def forward(self, batch: Batch, *, distill: bool) -> dict[str, Tensor]:
         """Compute the losses of one step.
@@ -79,9 +89,8 @@ class LabelGuidedDistiller(nn.Module):
             "loss_distill".
         """
         features = self.student.extract_features(batch)
-        losses, assignment = self.student.compute_losses(features, batch)
         taught = self.teach(features, batch)
-        teacher_losses, _ = self.student.compute_losses(taught, batch, assignment)
+        losses, teacher_losses = self._hold_against_labels(features, taught, batch)
         losses |= {f"{name}.tea": loss for name, loss in teacher_losses.items()}
         if not distill:
             features = {level: x.detach() for level, x in features.items()}
@@ -89,6 +98,15 @@ class LabelGuidedDistiller(nn.Module):
         counted = None if batch.canvas is None else canvas_cells(batch.canvas, adapted, self.student.strides)
         losses["loss_distill"] = self.weight * distillation_loss(adapted, taught, counted)
         return losses
+
+    def _hold_against_labels(
+        self, features: Features, taught: Features, batch: Batch
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The detector's losses on the student's features and on the teacher's."""
+        if self.head_once and isinstance(self.student, OneStageDetector):
+            return self.student.compute_losses_of_both(features, taught, batch)
+        losses, assignment = self.student.compute_losses(features, batch)
+        return losses, self.student.compute_losses(taught, batch, assignment)[0]
 
     def teach(self, features: Features, batch: Batch) -> Features:
         """Return the teacher's features for the student's `features` and the labels of `batch`."""

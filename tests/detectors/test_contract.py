@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lgd.build.model import build_detector
 from lgd.config.load import load_config
+from lgd.detectors.protocol import OneStageDetector
 from lgd.detectors.rcnn import RCNN
 from tests.detectors.small import (
     excite_head,
@@ -235,6 +236,31 @@ def test_half_precision_is_near_to_single(make_detector):
         check_detections(detector, batch)
     for name, loss in losses.items():
         assert loss.item() == pytest.approx(exact[name].item(), rel=0.02)
+
+
+@pytest.mark.parametrize("num_objects", [[0, 0], [2, 1]])
+def test_one_head_call_for_both_is_two(make_detector, num_objects):
+    """Losses and gradients, also where the second features get none."""
+    detectors = [make_detector().double() for _ in range(2)]
+    if not isinstance(detectors[0], OneStageDetector):
+        assert isinstance(detectors[0], RCNN)
+        return
+    batch = make_batch(num_objects)
+    results = []
+    for detector, once in zip(detectors, (False, True), strict=True):
+        torch.manual_seed(0)
+        excite_head(detector)
+        features = detector.extract_features(batch)
+        taught = {level: (x.detach() * 1.5 + 0.1).requires_grad_() for level, x in features.items()}
+        if once:
+            losses, of_taught = detector.compute_losses_of_both(features, taught, batch)
+        else:
+            losses, assignment = detector.compute_losses(features, batch)
+            of_taught, _ = detector.compute_losses(taught, batch, assignment)
+        (sum(losses.values()) + 2 * sum(of_taught.values())).backward()
+        gradients = {name: p.grad for name, p in detector.named_parameters() if p.requires_grad}
+        results.append((losses, of_taught, gradients, {level: x.grad for level, x in taught.items()}))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-12)
 
 
 @pytest.fixture
