@@ -75,8 +75,8 @@ def winograd_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     Returns:
         (B, O, H, W), channels last in memory.
     """
-    result: Tensor = _Convolution.apply(x, weight)
-    return result if bias is None else result + bias[:, None, None]
+    result: Tensor = _Convolution.apply(x, weight, bias)
+    return result
 
 
 @dataclass(frozen=True)
@@ -107,24 +107,30 @@ class _Grid:
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         grid, kernel = _Grid.of(x), _transform_weight(weight)
         padded = _pad(x, grid)
-        output = x.new_empty(grid.images, grid.rows, _STEP, grid.columns, _STEP, len(weight))
+        output = _empty_output(len(weight), x, grid)
+        cells = output.permute(0, 2, 3, 1).view(grid.images, grid.rows, _STEP, grid.columns, _STEP, -1)
         to_points, to_outputs = _square(_INPUT, x), _square(_OUTPUT, x)
         for image, rows in grid.blocks():
             points = (to_points @ _tiles(padded, image, rows, grid)).view(_SIDE**2, -1, x.shape[1])
             found = to_outputs @ torch.bmm(points, kernel).flatten(1)
             found = found.view(_STEP, _STEP, -1, grid.columns, len(weight))
-            output[image, rows] = found.permute(2, 0, 3, 1, 4)
-        return _crop(output.view(grid.images, _STEP * grid.rows, _STEP * grid.columns, -1), x)
+            cells[image, rows] = found.permute(2, 0, 3, 1, 4)
+        if bias is not None:
+            cells += bias
+        if output.shape[2:] == x.shape[2:]:
+            return output
+        # A copy: what follows may write into it, which autograd allows for no view made here.
+        return output[:, :, : x.shape[2], : x.shape[3]].clone(memory_format=torch.channels_last)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         grid, kernel = _Grid.of(x), _transform_weight(weight).transpose(1, 2)
         grad_tiles = _split(grad, grid)
         to_points, to_outputs = _square(_INPUT, x), _square(_OUTPUT, x)
@@ -142,8 +148,9 @@ class _Convolution(torch.autograd.Function):
                 tiles = to_points.T @ torch.bmm(grad_points, kernel).flatten(1)
                 _add_tiles(grad_x[image], tiles.view(_SIDE, _SIDE, -1, grid.columns, x.shape[1]), rows.start)
         return (
-            _crop(grad_x[:, 1:, 1:], x) if needs_x else None,
+            grad_x[:, 1 : x.shape[2] + 1, 1 : x.shape[3] + 1].permute(0, 3, 1, 2) if needs_x else None,
             _transform_back(grad_kernel, weight) if needs_weight else None,
+            grad.sum(dim=(0, 2, 3)) if needs_bias else None,
         )
 
 
@@ -163,6 +170,12 @@ def _transform_back(grad_kernel: Tensor, weight: Tensor) -> Tensor:
     """(P, C, O) -> (O, C, 3, 3), the gradient of `_transform_weight`."""
     taps = _square(_WEIGHT, weight).T @ grad_kernel.flatten(1)
     return taps.view(3, 3, weight.shape[1], -1).permute(3, 2, 0, 1)
+
+
+def _empty_output(channels: int, x: Tensor, grid: _Grid) -> Tensor:
+    """(B, O, 4 rows, 4 columns), channels last in memory."""
+    shape = (grid.images, channels, _STEP * grid.rows, _STEP * grid.columns)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _pad(x: Tensor, grid: _Grid) -> Tensor:
@@ -200,8 +213,3 @@ def _add_tiles(grad_x: Tensor, tiles: Tensor, start: int) -> None:
     cells[:rest, :, 1:, :-1] += tiles[_STEP:, :_STEP]
     cells[:, :rest, :-1, 1:] += tiles[:_STEP, _STEP:]
     cells[:rest, :rest, 1:, 1:] += tiles[_STEP:, _STEP:]
-
-
-def _crop(cells: Tensor, x: Tensor) -> Tensor:
-    """(B, at least H, at least W, C) -> (B, C, H, W) of the size of `x`."""
-    return cells[:, : x.shape[2], : x.shape[3]].permute(0, 3, 1, 2)

@@ -69,6 +69,17 @@ def test_gradients_that_nobody_asks_for_are_left_out():
     torch.testing.assert_close(x.grad, expected)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (7, 9)])
+def test_what_follows_may_write_into_the_result(size):
+    x, weight, bias = draw(2, 3, *size), draw(4, 3, 3, 3), draw(4)
+    for ours, theirs in zip(
+        outcome(lambda *args: winograd_conv3x3(*args).relu_(), x, weight, bias),
+        outcome(lambda *args: usual(*args).relu(), x, weight, bias),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
 def test_where_it_pays():
     wide, narrow = torch.zeros(2, 128, 40, 40), torch.zeros(2, 128, 12, 12)
     weight = torch.zeros(256, 128, 3, 3)
