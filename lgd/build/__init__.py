@@ -1,5 +1,6 @@
 """From the configuration to objects: the only package besides `run.py` and `train.py` that sees both."""
 
+from lgd.build.compile import compile_model, compiles
 from lgd.build.model import Model, build_model
 from lgd.build.training import (
     build_loop_options,
@@ -20,6 +21,8 @@ __all__ = [
     "build_sides",
     "build_test_loader",
     "build_train_loader",
+    "compile_model",
+    "compiles",
     "find_batch",
     "load_initial_weights",
     "micro_batch_size",

@@ -188,6 +188,12 @@ class TrainConfig:
     winograd: Annotated[
         bool, "3x3 convolutions on the CPU in float32 by Winograd's way: faster, other rounding."
     ] = True
+    compile: Annotated[
+        Literal["auto"] | bool, "Compile the parts of a training step with torch.compile; auto: on CUDA."
+    ] = "auto"
+    cuda_graphs: Annotated[
+        bool, "Replay compiled parts as CUDA graphs, where they hold; not measured yet."
+    ] = False
     checkpoint_teacher: Annotated[
         bool, "Compute the teacher's maps again in the backward pass instead of keeping them: less memory."
     ] = False

@@ -113,6 +113,8 @@ class PointDetector(nn.Module):
         ValueError: factors of the distances that are not positive, or channels that don't divide into groups.
     """
 
+    static_parts = ("extract_features", "_predict_joined", "_hold_against")
+
     def __init__(
         self,
         *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -29,6 +29,11 @@ class Detector(Protocol):
     @property
     def num_classes(self) -> int:
         """K."""
+        ...
+
+    @property
+    def static_parts(self) -> Sequence[str]:
+        """Methods in which no size depends on values and nothing asks the host: what may be compiled."""
         ...
 
     def extract_features(self, batch: Batch) -> Features:

@@ -28,6 +28,8 @@ class RCNN(nn.Module):
         pixel_std: of each channel of the images.
     """
 
+    static_parts = ("extract_features",)
+
     def __init__(
         self,
         *,

@@ -100,6 +100,7 @@ class RetinaNet(nn.Module):
         ValueError: anchors that don't fit the neck's levels.
     """
 
+    static_parts = ("extract_features", "_sum_losses")
     cell_anchors: Tensor
     loss_normalizer: Tensor
 

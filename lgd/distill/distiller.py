@@ -60,6 +60,8 @@ class LabelGuidedDistiller(nn.Module):
             together: the same numbers, up to the order of sums.
     """
 
+    static_parts = ("_compare",)
+
     def __init__(
         self,
         *,
@@ -94,9 +96,8 @@ class LabelGuidedDistiller(nn.Module):
         losses |= {f"{name}.tea": loss for name, loss in teacher_losses.items()}
         if not distill:
             features = {level: x.detach() for level, x in features.items()}
-        adapted = {level: self.adapter(x) for level, x in features.items()}
-        counted = None if batch.canvas is None else canvas_cells(batch.canvas, adapted, self.student.strides)
-        losses["loss_distill"] = self.weight * distillation_loss(adapted, taught, counted)
+        counted = None if batch.canvas is None else canvas_cells(batch.canvas, features, self.student.strides)
+        losses["loss_distill"] = self._compare(features, taught, counted)
         return losses
 
     def _hold_against_labels(
@@ -107,6 +108,11 @@ class LabelGuidedDistiller(nn.Module):
             return self.student.compute_losses_of_both(features, taught, batch)
         losses, assignment = self.student.compute_losses(features, batch)
         return losses, self.student.compute_losses(taught, batch, assignment)[0]
+
+    def _compare(self, features: Features, taught: Features, counted: Mapping[str, Tensor] | None) -> Tensor:
+        """The weighted distillation loss, see `distillation_loss`."""
+        adapted = {level: self.adapter(x) for level, x in features.items()}
+        return self.weight * distillation_loss(adapted, taught, counted)
 
     def teach(self, features: Features, batch: Batch) -> Features:
         """Return the teacher's features for the student's `features` and the labels of `batch`."""

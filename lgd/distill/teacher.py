@@ -142,6 +142,8 @@ class DynamicTeacher(nn.Module):
         ValueError: an unknown pattern or category format, or channels that the heads don't divide.
     """
 
+    static_parts = ("_make_features",)
+
     def __init__(
         self,
         *,
@@ -226,6 +228,10 @@ class DynamicTeacher(nn.Module):
             else:
                 inside = inside_masks(rows.boxes, rows.valid, canvas, size)
             masks[level] = inside.flatten(2).to(rows.boxes.dtype)
+        return self._make_features(features, rows, masks)
+
+    def _make_features(self, features: Features, rows: LabelRows, masks: Features) -> Features:
+        """Make the features from the `rows` and their `masks`, {level: (B, S, h * w)}, 0 or 1."""
         embeddings = self._interact(features, masks, rows)
         return {
             level: self._recomputed(
@@ -278,7 +284,8 @@ class DynamicTeacher(nn.Module):
         num_objects = embeddings.shape[1] - int(self.add_context_box)
         vectors = self.instance_projection(embeddings[:, :num_objects])
         masks = masks[:, :num_objects]
-        if self.reference_order:
+        # Compiled code would be made twice, for few objects and for many.
+        if self.reference_order or torch.compiler.is_compiling():
             x = self.instance_conv(paint(vectors, masks, size))
         else:
             x = paint_and_convolve(vectors, masks, size, self.instance_conv)

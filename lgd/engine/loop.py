@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lgd import distributed
+from lgd.data.prefetch import prefetch
 from lgd.distill.distiller import LabelGuidedDistiller, PlainStudent
 from lgd.distill.schedule import DistillSchedule, Phase
 from lgd.engine.interruption import Interrupted
@@ -148,6 +149,7 @@ def train(
     frozen: bool | None = None
     if state.owes_evaluation:
         _finish_step(state, options, evaluate, save, shall_leave)
+    batches = prefetch(batches, device)
     clock = _Clock()
     for step in range(state.step, options.max_iter):
         phase = schedule.phase(step)
@@ -221,7 +223,6 @@ def _accumulate_gradients(
         num_skipped += len(batch.skipped)
         for message in batch.skipped:
             logger.warning("image skipped: %s", message)
-        batch = batch.to(device, non_blocking=True)
         with _no_sync(module, skip=micro_step + 1 < options.accumulate_steps):
             with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision):
                 losses = module(batch, distill=phase.distill)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lgd import distributed
+from lgd.distill.schedule import Phase
+from lgd.engine.compiling import CompileWatch
 from lgd.engine.loop import Side
 from lgd.structures import Batch
 
@@ -17,7 +19,13 @@ _MAX_BATCH = 4096
 
 
 def fits_memory(
-    model: nn.Module, sides: Sequence[Side], batch: Batch, *, device: torch.device, mixed_precision: bool
+    model: nn.Module,
+    sides: Sequence[Side],
+    batch: Batch,
+    *,
+    device: torch.device,
+    mixed_precision: bool,
+    compiled: bool = False,
 ) -> bool:
     """Try one step, forward and backward with distillation, on this rank alone.
 
@@ -30,6 +38,7 @@ def fits_memory(
         batch: on the host.
         device: where the model lies.
         mixed_precision: run the forward pass under bfloat16 autocast.
+        compiled: whether parts of the model are compiled.
 
     Returns:
         Whether the memory sufficed.
@@ -38,10 +47,11 @@ def fits_memory(
     try:
         with _unchanged(model, device), distributed.alone():
             reserved = _reserve_state(sides)
-            with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
-                losses = model(batch.to(device), distill=True)
-                total = torch.stack(list(losses.values())).sum()
-            total.backward()  # type: ignore[no-untyped-call]
+            with CompileWatch(compiled).step(batch, Phase(freeze_backbone=False, distill=True)):
+                with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
+                    losses = model(batch.to(device), distill=True)
+                    total = torch.stack(list(losses.values())).sum()
+                total.backward()  # type: ignore[no-untyped-call]
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             del reserved
