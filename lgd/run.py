@@ -20,6 +20,8 @@ from lgd.build import (
     build_sides,
     build_test_loader,
     build_train_loader,
+    compile_model,
+    compiles,
     find_batch,
     load_initial_weights,
     micro_batch_size,
@@ -130,6 +132,8 @@ def _run(
     cfg, share, changes = adapt_to_ranks(cfg, checkpoint, distributed.get_world_size())
     cfg = replace(cfg, seed=choose_seed(cfg.seed, checkpoint))
     model = _make_model(cfg, device, checkpoint, eval_only)
+    if train_index is not None:
+        compile_model(cfg, model, device)
     fitting = []
     if train_index is not None and tries_worst_shape(cfg, device):
         fitting = try_worst_shape(cfg, model, train_index, device)
@@ -223,14 +227,15 @@ def _train(
         evaluations.after_step(leaves)
         return leaves
 
+    on_cuda = device.type == "cuda"
     if state.step < last_step or state.owes_evaluation:
-        batches = iter(build_train_loader(cfg, index, first_step=state.step, device=device))
+        batches = iter(build_train_loader(cfg, index, first_step=state.step, pin_memory=on_cuda))
         with channel.explaining(lambda: f"step {state.step + 1} of {last_step}"), evaluations:
             train(
                 state,
                 batches,
                 build_schedule(cfg),
-                build_loop_options(cfg),
+                replace(build_loop_options(cfg), compiled=compiles(cfg, device)),
                 device=device,
                 report=metrics.log,
                 evaluate=lambda state: evaluations.evaluate(),

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lgd import distributed
-from lgd.data.prefetch import prefetch
 from lgd.distill.distiller import LabelGuidedDistiller, PlainStudent
 from lgd.distill.schedule import DistillSchedule, Phase
+from lgd.engine.compiling import CompileWatch
 from lgd.engine.interruption import Interrupted
 from lgd.engine.metrics import StepRecord, measure_memory
 from lgd.engine.optim import LRSchedule, clip_gradients, set_lr
@@ -56,6 +56,7 @@ class LoopOptions:
         clip_norm_type: p of the p-norm that "norm" limits.
         mixed_precision: run the forward pass under bfloat16 autocast.
         seed: seed of the random draws inside the model, together with step and rank.
+        compiled: whether parts of the model are compiled.
     """
 
     max_iter: int
@@ -69,6 +70,7 @@ class LoopOptions:
     clip_norm_type: float = 2.0
     mixed_precision: bool = False
     seed: int = 0
+    compiled: bool = False
 
 
 @dataclass
@@ -149,8 +151,7 @@ def train(
     frozen: bool | None = None
     if state.owes_evaluation:
         _finish_step(state, options, evaluate, save, shall_leave)
-    batches = prefetch(batches, device)
-    clock = _Clock()
+    clock, watch = _Clock(), CompileWatch(options.compiled)
     for step in range(state.step, options.max_iter):
         phase = schedule.phase(step)
         if phase.freeze_backbone != frozen:
@@ -160,7 +161,9 @@ def train(
         _seed_step(options.seed, step)
         for side in state.sides:
             set_lr(side.optimizer, side.schedule.at(step))
-        losses, image_ids, num_skipped = _accumulate_gradients(module, batches, phase, options, device, clock)
+        losses, image_ids, num_skipped = _accumulate_gradients(
+            module, batches, phase, options, device, clock, watch
+        )
         losses["grad_norm"] = clip_gradients(
             [p for side in state.sides for p in side.parameters()],
             kind=options.clip_kind,
@@ -212,6 +215,7 @@ def _accumulate_gradients(
     options: LoopOptions,
     device: torch.device,
     clock: _Clock,
+    watch: CompileWatch,
 ) -> tuple[dict[str, Tensor], list[int], int]:
     """Forward and backward over the micro-batches of one step: mean losses, image ids, skips."""
     totals: dict[str, Tensor] = {}
@@ -223,7 +227,9 @@ def _accumulate_gradients(
         num_skipped += len(batch.skipped)
         for message in batch.skipped:
             logger.warning("image skipped: %s", message)
-        with _no_sync(module, skip=micro_step + 1 < options.accumulate_steps):
+        batch = batch.to(device, non_blocking=True)
+        skips = micro_step + 1 < options.accumulate_steps
+        with _no_sync(module, skips), watch.step(batch, phase):
             with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision):
                 losses = module(batch, distill=phase.distill)
                 total = torch.stack(list(losses.values())).sum() / options.accumulate_steps
