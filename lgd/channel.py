@@ -20,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from lgd.config.values import ConfigError
+
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_ROLLS = 0.05
@@ -36,9 +38,10 @@ def open_store(rank: int, world_size: int, timeout_seconds: float) -> Store:
     """Reach the ranks' key-value store at MASTER_ADDR:MASTER_PORT, which rank 0 serves, or the launcher.
 
     Raises:
+        ConfigError: the environment does not say where.
         RanksError: it cannot be reached within the time-out.
     """
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address, port = _address(world_size)
     is_server = rank == 0 and not _launcher_serves()
     try:
         store = dist.TCPStore(  # type: ignore[attr-defined]
@@ -57,6 +60,16 @@ def open_store(rank: int, world_size: int, timeout_seconds: float) -> Store:
             f"(MASTER_ADDR, MASTER_PORT): {_first_line(error)}"
         ) from error
     return PrefixStore("lgd", store)
+
+
+def _address(world_size: int) -> tuple[str, int]:
+    try:
+        return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"WORLD_SIZE is {world_size}, but MASTER_ADDR and MASTER_PORT do not say where rank 0 is; start "
+            "with --num-gpus, torchrun or lgd.launch, which set them, or unset WORLD_SIZE"
+        ) from error
 
 
 def _launcher_serves() -> bool:

@@ -13,6 +13,7 @@ from torch import multiprocessing
 
 from lgd import channel, distributed
 from lgd.channel import Channel, RanksError, call_roll, open_store
+from lgd.config.values import ConfigError
 from lgd.engine.interruption import SIGNALS
 from tests.forked import start_ranks
 from tests.training import small_settings
@@ -238,6 +239,28 @@ def test_the_main_rank_cannot_be_reached(monkeypatch):
     monkeypatch.setenv("MASTER_PORT", str(port))
     with pytest.raises(RanksError, match=f"rank 1 on {HOST} cannot reach rank 0 at 127.0.0.1:{port}"):
         open_store(1, 2, 1)
+
+
+@pytest.mark.parametrize("port", [None, "x"])
+def test_nobody_says_where_the_main_rank_is(monkeypatch, port):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    if port:
+        monkeypatch.setenv("MASTER_PORT", port)
+    with pytest.raises(
+        ConfigError, match="WORLD_SIZE is 2, but MASTER_ADDR and MASTER_PORT do not say where"
+    ):
+        open_store(0, 2, 1)
+
+
+def test_the_port_is_taken(monkeypatch):
+    with socket.socket(socket.AF_INET6) as other:
+        other.bind(("::", 0))
+        other.listen()
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(other.getsockname()[1]))
+        with pytest.raises(RanksError, match=f"rank 0 on {HOST} cannot serve the ranks' store at 127.0.0.1:"):
+            open_store(0, 2, 1)
 
 
 def come_three_times(rank, port):
