@@ -227,9 +227,8 @@ def _train(
         evaluations.after_step(leaves)
         return leaves
 
-    on_cuda = device.type == "cuda"
     if state.step < last_step or state.owes_evaluation:
-        batches = iter(build_train_loader(cfg, index, first_step=state.step, pin_memory=on_cuda))
+        batches = iter(build_train_loader(cfg, index, first_step=state.step, device=device))
         with channel.explaining(lambda: f"step {state.step + 1} of {last_step}"), evaluations:
             train(
                 state,

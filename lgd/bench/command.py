@@ -146,7 +146,7 @@ def images_per_second(cfg: Config, index: AnnotationIndex, seconds: float) -> fl
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        batches = iter(build_train_loader(cfg, index, first_step=0, pin_memory=False))
+        batches = iter(build_train_loader(cfg, index, first_step=0, device=torch.device("cpu")))
         next(batches)
         num_images, begin = 0, time.perf_counter()
         while time.perf_counter() - begin < seconds:

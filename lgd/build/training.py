@@ -14,6 +14,8 @@ from lgd.build.weights import fill_model
 from lgd.config.schema import Config
 from lgd.config.solver import resolve_solver
 from lgd.config.values import ConfigError
+from lgd.data.canvases import Canvas, static_canvases
+from lgd.data.collate import Layout
 from lgd.data.index import AnnotationIndex
 from lgd.data.loader import test_loader, train_loader
 from lgd.data.transforms import Crop
@@ -120,10 +122,22 @@ def reads_masks(cfg: Config) -> bool:
     return cfg.model.mask_on or (distillator.enabled and distillator.label_encoder.load_labelmap)
 
 
+def uses_static_canvases(cfg: Config, device: torch.device) -> bool:
+    """Whether training batches are padded to one of a few canvases."""
+    return cfg.train.static_canvases is True
+
+
+def training_canvases(cfg: Config, device: torch.device) -> tuple[Canvas, ...]:
+    """The canvases that training batches are padded to; none where each batch has its own."""
+    if not uses_static_canvases(cfg, device):
+        return ()
+    return static_canvases(cfg.input.min_size_train, cfg.input.max_size_train)
+
+
 def build_train_loader(
-    cfg: Config, index: AnnotationIndex, *, first_step: int, pin_memory: bool
+    cfg: Config, index: AnnotationIndex, *, first_step: int, device: torch.device
 ) -> Iterable[Batch]:
-    """Open this rank's endless training batches, from those of `first_step` on."""
+    """Open this rank's endless training batches for a device, from those of `first_step` on."""
     options, loader = cfg.input, cfg.dataloader
     repeating = loader.sampler_train == "RepeatFactorTrainingSampler"
     return train_loader(
@@ -145,7 +159,9 @@ def build_train_loader(
         filter_empty=loader.filter_empty_annotations,
         aspect_ratio_grouping=loader.aspect_ratio_grouping,
         repeat_threshold=loader.repeat_threshold if repeating else 0.0,
-        pin_memory=pin_memory,
+        layout=Layout(canvases=training_canvases(cfg, device), channels_last=cfg.train.channels_last),
+        decode_on=device if loader.decode_on_gpu else None,
+        pin_memory=device.type == "cuda",
         with_masks=reads_masks(cfg),
     )
 
@@ -162,6 +178,7 @@ def build_test_loader(cfg: Config, index: AnnotationIndex, *, pin_memory: bool) 
         max_size=cfg.input.max_size_test,
         num_workers=cfg.dataloader.num_workers,
         on_bad_image=cfg.dataloader.on_bad_image,
+        layout=Layout(channels_last=cfg.train.channels_last),
         pin_memory=pin_memory,
         with_masks=reads_masks(cfg),
     )

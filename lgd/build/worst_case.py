@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from lgd import distributed
 from lgd.build.model import Model
-from lgd.build.training import build_sides, micro_batch_size, reads_masks
+from lgd.build.training import build_sides, micro_batch_size, reads_masks, training_canvases
 from lgd.config.schema import Config
 from lgd.config.values import ConfigError
+from lgd.data.canvases import fit_canvas
 from lgd.data.index import AnnotationIndex
 from lgd.data.worst_case import largest_canvases, most_edges, most_objects, worst_batch
 from lgd.engine.loop import Side
@@ -41,7 +43,7 @@ def try_worst_shape(cfg: Config, model: Model, index: AnnotationIndex, device: t
     model.train()
     sides = build_sides(cfg, model, device)
     lines = []
-    for canvas in _canvases(cfg, index):
+    for canvas in _canvases(cfg, index, device):
         fits = _fits(cfg, model, sides, index, device, canvas, batch_size)
         full = [rank for rank, fitted in enumerate(distributed.all_gather_objects(fits)) if not fitted]
         what = _describe(cfg, index, canvas, batch_size)
@@ -70,7 +72,7 @@ def find_batch(cfg: Config, model: Model, index: AnnotationIndex, device: torch.
     """
     model.train()
     sides = build_sides(cfg, model, device)
-    canvases = _canvases(cfg, index)
+    canvases = _canvases(cfg, index, device)
     peaks = {0: 0.0}
 
     def fits(batch_size: int) -> bool:
@@ -95,9 +97,9 @@ def find_batch(cfg: Config, model: Model, index: AnnotationIndex, device: torch.
     )
 
 
-def _canvases(cfg: Config, index: AnnotationIndex) -> list[tuple[int, int]]:
+def _canvases(cfg: Config, index: AnnotationIndex, device: torch.device) -> list[tuple[int, int]]:
     options, loader = cfg.input, cfg.dataloader
-    return largest_canvases(
+    tight = largest_canvases(
         index,
         min_sizes=options.min_size_train,
         max_size=options.max_size_train,
@@ -105,6 +107,8 @@ def _canvases(cfg: Config, index: AnnotationIndex) -> list[tuple[int, int]]:
         filter_empty=loader.filter_empty_annotations,
         aspect_ratio_grouping=loader.aspect_ratio_grouping,
     )
+    static = training_canvases(cfg, device)
+    return list(dict.fromkeys(fit_canvas(canvas, static) for canvas in tight))
 
 
 def _fits(
@@ -119,17 +123,21 @@ def _fits(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     batch = _make_batch(cfg, index, canvas, batch_size)
+    if training_canvases(cfg, device):
+        batch = replace(batch, canvas=torch.tensor(canvas))
     return fits_memory(model, sides, batch, device=device, mixed_precision=cfg.solver.amp.enabled)
 
 
 def _make_batch(cfg: Config, index: AnnotationIndex, canvas: tuple[int, int], batch_size: int) -> Batch:
-    return worst_batch(
+    batch = worst_batch(
         canvas,
         batch_size=batch_size,
         num_objects=most_objects(index),
         num_classes=cfg.num_classes,
         mask_edges=most_edges(index) if reads_masks(cfg) else None,
     )
+    layout = torch.channels_last if cfg.train.channels_last else torch.contiguous_format
+    return replace(batch, images=batch.images.contiguous(memory_format=layout))
 
 
 def _describe(cfg: Config, index: AnnotationIndex, canvas: tuple[int, int], batch_size: int) -> str:

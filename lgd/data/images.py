@@ -30,12 +30,14 @@ class Jpeg:
     """A JPEG that any decoder reads alike, still encoded: grey or YCbCr, upright and not cut short.
 
     Attributes:
-        content: (n,) uint8, the file's bytes.
+        path: the file.
+        content: its bytes.
         height: pixels.
         width: pixels.
     """
 
-    content: Tensor
+    path: Path
+    content: bytes
     height: int
     width: int
 
@@ -66,43 +68,39 @@ def read_jpeg_or_image(path: Path) -> Jpeg | Tensor:
     """Read a plain JPEG without decoding it, and any other image as `read_image` does.
 
     Raises:
-        ImageError: see `read_image`; a JPEG with damage inside is not found out.
+        ImageError: see `read_image`; damage inside of a JPEG is not found.
     """
     with _naming(path):
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
             if _is_plain(image, content):
-                return Jpeg(_buffer(content), image.height, image.width)
+                return Jpeg(path, content, image.height, image.width)
             return _decode(image, content)
 
 
-def decode_jpegs(contents: Sequence[Tensor], paths: Sequence[Path], device: torch.device) -> list[Tensor]:
+def decode_jpegs(jpegs: Sequence[Jpeg], device: torch.device) -> list[Tensor | ImageError]:
     """Decode plain JPEGs on a device: on CUDA all of them at once, by nvJPEG.
 
     What nvJPEG cannot read is decoded on the CPU. Where both can, their values differ by a few levels, since
     the standard leaves them room in the inverse cosine transform and in enlarging the colours.
 
-    Args:
-        contents: the files' bytes, each (n,) uint8, on the CPU.
-        paths: the files.
-        device: where to.
-
     Returns:
-        Of each file (3, H, W) uint8, RGB in [0, 255], on the device.
-
-    Raises:
-        ImageError: a file is damaged; its name is in the message.
+        Of each (3, H, W) uint8, RGB in [0, 255], on the device; or an error that names the damaged file.
     """
-    if device.type == "cuda" and contents:
+    buffers = [_buffer(jpeg.content) for jpeg in jpegs]
+    if device.type == "cuda" and jpegs:
         # nvJPEG writes from a stream of its own, which does not wait for those that still read what lay in
         # this memory before.
         torch.cuda.current_stream(device).synchronize()
         with suppress(RuntimeError):  # it does not say which file is to blame
-            return list(torchvision.io.decode_jpeg(list(contents), _MODE, device))
-    images = []
-    for content, path in zip(contents, paths, strict=True):
-        with _naming(path):
-            images.append(torchvision.io.decode_jpeg(content, _MODE).to(device))
+            return list(torchvision.io.decode_jpeg(buffers, _MODE, device))
+    images: list[Tensor | ImageError] = []
+    for jpeg, buffer in zip(jpegs, buffers, strict=True):
+        try:
+            with _naming(jpeg.path):
+                images.append(torchvision.io.decode_jpeg(buffer, _MODE).to(device))
+        except ImageError as error:
+            images.append(error)
     return images
 
 

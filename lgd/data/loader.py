@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lgd.data.errors import DataError, ImageError
+from lgd.data.collate import DEFAULT_LAYOUT, EncodedBatch, Layout, collate
+from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex, Floats, Integers
-from lgd.data.outlines import pad_outlines, require_masks
+from lgd.data.outlines import require_masks
 from lgd.data.samplers import (
     MicroBatchSampler,
     TrainingSampler,
@@ -27,27 +28,41 @@ from lgd.data.samplers import (
     evaluation_batches,
     repeat_factors,
 )
-from lgd.data.samples import OnBadImage, Preparation, Sample, TestImages, TrainingImages
+from lgd.data.samples import OnBadImage, Preparation, TestImages, TrainingImages
 from lgd.data.transforms import Crop, ImageFormat, Resize, resized_size
-from lgd.structures import Batch, Targets
+from lgd.structures import Batch
 
 logger = logging.getLogger(__name__)
 
 
 class BatchLoader(Iterable[Batch]):
-    """The batches of a `DataLoader`, with unfit images raised or logged in this process."""
+    """The batches of a `DataLoader`, with unfit images raised or logged in this process.
 
-    def __init__(self, loader: DataLoader[Any], num_batches: int | None, on_bad_image: OnBadImage) -> None:
-        """Wrap `loader`; `num_batches` is None where it has no end."""
+    Its workers live as long as an iterator over it: a training's all the time, an evaluation's until it is
+    over, so that none wait idly between two.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        num_batches: int | None,
+        on_bad_image: OnBadImage,
+        decode: Callable[[EncodedBatch], Batch] | None = None,
+    ) -> None:
+        """Wrap `loader`; `num_batches` is None where it has no end, `decode` what finishes encoded ones."""
         self._loader = loader
         self._num_batches = num_batches
         self._on_bad_image = on_bad_image
+        self._decode = decode
 
     def __iter__(self) -> Iterator[Batch]:
         """Go through the batches; raises `ImageError` at an unfit image unless these are skipped."""
         for item in self._loader:
             if isinstance(item, Batch):
                 yield item
+            elif isinstance(item, EncodedBatch):
+                assert self._decode is not None
+                yield self._decode(item)
             elif self._on_bad_image == "fail":
                 raise item
             else:
@@ -75,12 +90,13 @@ def train_loader(
     max_size: int,
     flip_prob: float = 0.5,
     crop: Crop | None = None,
-    size_divisibility: int = 32,
     num_workers: int,
     on_bad_image: OnBadImage = "fail",
     filter_empty: bool = True,
     aspect_ratio_grouping: bool = True,
     repeat_threshold: float = 0.0,
+    layout: Layout = DEFAULT_LAYOUT,
+    decode_on: torch.device | None = None,
     pin_memory: bool = False,
     dtype: torch.dtype = torch.float32,
     with_masks: bool = False,
@@ -104,12 +120,13 @@ def train_loader(
         max_size: cap on the long side, pixels.
         flip_prob: share of images that are mirrored left to right.
         crop: take a random part of each image before it is resized; a part may have no object.
-        size_divisibility: the canvas is a multiple of so many pixels.
         num_workers: loading processes; 0 loads in this one.
         on_bad_image: raise `ImageError` at an unfit image, or replace it and say so in `Batch.skipped`.
         filter_empty: leave out images without any object that is not a crowd.
         aspect_ratio_grouping: batch images wider than high apart from the others.
         repeat_threshold: classes in a smaller share of the images come more often (`repeat_factors`).
+        layout: of the images in memory.
+        decode_on: a device, where `Batch.images` then are, for JPEGs to be decoded on; None: in the workers.
         pin_memory: put the batches into page-locked memory.
         dtype: of the boxes and outlines.
         with_masks: whether the targets have outlines.
@@ -118,15 +135,13 @@ def train_loader(
         DataError: no image has an object, or an object has no mask and shall have one.
         ValueError: sizes that cannot be.
     """
-    if with_masks:
-        require_masks(index)
-    images = _training_images(index, filter_empty)
+    images = _training_images(index, filter_empty, with_masks)
     groups = _groups(index, images, aspect_ratio_grouping)
     repeats = _repeats(index, images, repeat_threshold) if repeat_threshold else None
     global_size = batch_size * world_size * num_accumulation_steps
     sampler = TrainingSampler(images, groups, global_batch_size=global_size, seed=seed, repeats=repeats)
     dataset = TrainingImages(
-        Preparation(index, image_format, max_size, dtype, with_masks),
+        Preparation(index, image_format, max_size, dtype, with_masks, decodes=decode_on is None),
         candidates=images,
         resize=Resize(tuple(min_sizes), max_size, min_size_sampling),
         crop=crop,
@@ -136,8 +151,9 @@ def train_loader(
     )
     batches = MicroBatchSampler(sampler, world_size, rank, num_accumulation_steps, start)
     # Unfit images have been replaced where they may be: an error that is left is one to stop at.
-    loader = _data_loader(dataset, batches, size_divisibility, "fail", num_workers, pin_memory)
-    return BatchLoader(loader, None, "fail")
+    loader = _data_loader(dataset, batches, partial(collate, layout=layout), num_workers, pin_memory)
+    decode = partial(EncodedBatch.decode, device=decode_on, on_bad_image=on_bad_image) if decode_on else None
+    return BatchLoader(loader, None, "fail", decode)
 
 
 def test_loader(
@@ -149,9 +165,9 @@ def test_loader(
     rank: int,
     min_size: int,
     max_size: int,
-    size_divisibility: int = 32,
     num_workers: int,
     on_bad_image: OnBadImage = "fail",
+    layout: Layout = DEFAULT_LAYOUT,
     pin_memory: bool = False,
     dtype: torch.dtype = torch.float32,
     with_masks: bool = False,
@@ -168,65 +184,22 @@ def test_loader(
         resized_size(h, w, min_size, max_size)
         for h, w in zip(index.heights.tolist(), index.widths.tolist(), strict=True)
     ]
-    canvases = -(-np.array(sizes, dtype=np.int64).reshape(-1, 2) // size_divisibility) * size_divisibility
+    divisor = layout.size_divisibility
+    canvases = -(-np.array(sizes, dtype=np.int64).reshape(-1, 2) // divisor) * divisor
     batches = evaluation_batches(canvases, batch_size=batch_size, num_ranks=world_size, rank=rank)
     dataset = TestImages(Preparation(index, image_format, max_size, dtype, with_masks), min_size=min_size)
-    loader = _data_loader(dataset, batches, size_divisibility, on_bad_image, num_workers, pin_memory)
+    pad = partial(collate, layout=layout, on_bad_image=on_bad_image)
+    loader = _data_loader(dataset, batches, pad, num_workers, pin_memory)
     return BatchLoader(loader, len(batches), on_bad_image)
 
 
 test_loader.__test__ = False  # type: ignore[attr-defined]
 
 
-def collate(
-    samples: Sequence[Sample | ImageError], *, size_divisibility: int, on_bad_image: OnBadImage = "fail"
-) -> Batch | ImageError:
-    """Pad images, boxes and outlines to a batch.
-
-    Args:
-        samples: B of them, or errors.
-        size_divisibility: the canvas is a multiple of so many pixels.
-        on_bad_image: answer with the first error, or leave errors out of the batch.
-
-    Returns:
-        The batch, or an error where one stands in the way or nothing is left.
-    """
-    errors = [sample for sample in samples if isinstance(sample, ImageError)]
-    good = [sample for sample in samples if isinstance(sample, Sample)]
-    if errors and on_bad_image == "fail":
-        return errors[0]
-    if not good:
-        return ImageError("; ".join(map(str, errors)))
-    sizes = torch.tensor([sample.image.shape[1:] for sample in good])
-    height, width = (-(-sizes.amax(dim=0) // size_divisibility) * size_divisibility).tolist()
-    images = torch.zeros(len(good), 3, height, width, dtype=torch.uint8)
-    for canvas, sample in zip(images, good, strict=True):
-        canvas[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
-    return Batch(
-        images=images,
-        sizes=sizes,
-        original_sizes=torch.tensor([sample.original_size for sample in good]),
-        image_ids=torch.tensor([sample.image_id for sample in good]),
-        targets=_pad_targets(good),
-        skipped=tuple(map(str, errors)) + tuple(text for sample in good for text in sample.skipped),
-    )
-
-
-def _pad_targets(samples: Sequence[Sample]) -> Targets:
-    num_slots = max(1, *(len(sample.labels) for sample in samples))
-    boxes = samples[0].boxes.new_zeros(len(samples), num_slots, 4)
-    labels = torch.zeros(len(samples), num_slots, dtype=torch.int64)
-    valid = torch.zeros(len(samples), num_slots, dtype=torch.bool)
-    for b, sample in enumerate(samples):
-        count = len(sample.labels)
-        boxes[b, :count], labels[b, :count], valid[b, :count] = sample.boxes, sample.labels, True
-    outlines = [sample.outlines for sample in samples if sample.outlines is not None]
-    padded = pad_outlines(outlines, num_slots, boxes.dtype) if len(outlines) == len(samples) else None
-    return Targets(boxes, labels, valid, padded)
-
-
-def _training_images(index: AnnotationIndex, filter_empty: bool) -> Integers:
+def _training_images(index: AnnotationIndex, filter_empty: bool, with_masks: bool) -> Integers:
     """The images to train on."""
+    if with_masks:
+        require_masks(index)
     if not filter_empty:
         return np.arange(len(index))
     images = np.flatnonzero(index.counts)
@@ -253,15 +226,14 @@ def _repeats(index: AnnotationIndex, images: Integers, threshold: float) -> Floa
 def _data_loader(
     dataset: Dataset[Any],
     batches: Iterable[list[Any]],
-    size_divisibility: int,
-    on_bad_image: OnBadImage,
+    pad: Callable[[list[Any]], Any],
     num_workers: int,
     pin_memory: bool,
 ) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=partial(collate, size_divisibility=size_divisibility, on_bad_image=on_bad_image),
+        collate_fn=pad,
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=_prepare_worker,

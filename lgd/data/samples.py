@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lgd.data.errors import ImageError
-from lgd.data.images import read_image
+from lgd.data.images import Jpeg, read_image, read_jpeg_or_image
 from lgd.data.index import AnnotationIndex, Integers
 from lgd.data.outlines import ImageOutlines, read_outlines, select_outlines
 from lgd.data.transforms import (
@@ -42,11 +42,19 @@ _MAX_REPLACEMENTS = 20
 
 
 @dataclass(frozen=True)
+class EncodedImage:
+    """An image that is not decoded yet, and what the model shall see of it."""
+
+    jpeg: Jpeg
+    view: View
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image, ready to be padded into a batch.
 
     Attributes:
-        image: (3, h, w) uint8.
+        image: (3, h, w) uint8, or what it is to be made of.
         boxes: (G, 4) xyxy, pixels of `image`, clipped to it, none empty, no crowds.
         labels: (G,) int64.
         original_size: (height, width) of the file's picture, upright.
@@ -55,13 +63,20 @@ class Sample:
         outlines: the masks of the G objects, pixels of `image`, not clipped to it; None where not asked for.
     """
 
-    image: Tensor
+    image: Tensor | EncodedImage
     boxes: Tensor
     labels: Tensor
     original_size: tuple[int, int]
     image_id: int
     skipped: tuple[str, ...] = ()
     outlines: ImageOutlines | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w)."""
+        if isinstance(self.image, EncodedImage):
+            return self.image.view.size
+        return self.image.shape[1], self.image.shape[2]
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,8 @@ class Preparation:
         max_size: cap on the long side, pixels.
         dtype: of the boxes.
         with_masks: whether samples have outlines.
+        decodes: whether images are decoded; if not, JPEGs stay as they are wherever another decoder gives the
+            same picture.
     """
 
     index: AnnotationIndex
@@ -81,6 +98,7 @@ class Preparation:
     max_size: int
     dtype: torch.dtype
     with_masks: bool = False
+    decodes: bool = True
 
     def __call__(self, i: int, *, min_size: int, flip: bool, window: Window | None = None) -> Sample:
         """Read image `i`, take the part in `window`, resize and flip it.
@@ -90,8 +108,9 @@ class Preparation:
         Raises:
             ImageError: the file is unfit.
         """
-        image = read_image(self.index.path(i))
-        original_size = (image.shape[1], image.shape[2])
+        read = read_image if self.decodes else read_jpeg_or_image
+        image = read(self.index.path(i))
+        original_size = _size(image)
         self._check_size(i, original_size)
         window = window or Window(0, 0, *original_size)
         old_size = (window.height, window.width)
@@ -105,8 +124,9 @@ class Preparation:
         labels = torch.from_numpy(self.index.labels(i)[keep])[has_extent]
         keep[keep] = has_extent.numpy()  # now of all annotations, crowds included
         kept = torch.from_numpy(keep)
+        view = View(window, size, flip, self.image_format)
         return Sample(
-            image=View(window, size, flip, self.image_format)(image),
+            image=EncodedImage(image, view) if isinstance(image, Jpeg) else view(image),
             boxes=boxes[has_extent].to(self.dtype),
             labels=labels,
             original_size=original_size,
@@ -129,6 +149,10 @@ class Preparation:
                 f"image {self.index.path(i)} (id {record.id}) is {size[1]} x {size[0]} pixels, but "
                 f"{self.index.json_path} says {record.width} x {record.height}, so its boxes cannot be right"
             )
+
+
+def _size(image: Tensor | Jpeg) -> tuple[int, int]:
+    return (image.height, image.width) if isinstance(image, Jpeg) else (image.shape[1], image.shape[2])
 
 
 class TrainingImages(Dataset[Sample | ImageError]):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lgd import distributed
+from lgd.data.prefetch import prefetch
 from lgd.distill.distiller import LabelGuidedDistiller, PlainStudent
 from lgd.distill.schedule import DistillSchedule, Phase
 from lgd.engine.compiling import CompileWatch
@@ -227,7 +228,6 @@ def _accumulate_gradients(
         num_skipped += len(batch.skipped)
         for message in batch.skipped:
             logger.warning("image skipped: %s", message)
-        batch = batch.to(device, non_blocking=True)
         skips = micro_step + 1 < options.accumulate_steps
         with _no_sync(module, skips), watch.step(batch, phase):
             with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision):

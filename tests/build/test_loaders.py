@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from lgd.build.training import build_train_loader
 from lgd.config.load import load_config
@@ -14,7 +15,7 @@ def first_batches(tmp_path: Path, words: str, count: int = 10):
     recipe.write_text("")
     settings = "SOLVER.IMS_PER_BATCH 4 INPUT.MIN_SIZE_TRAIN (48,) DATALOADER.NUM_WORKERS 0 SEED 3"
     cfg = load_config(recipe, [*settings.split(), *words.split()])
-    batches = iter(build_train_loader(cfg, index, first_step=0, pin_memory=False))
+    batches = iter(build_train_loader(cfg, index, first_step=0, device=torch.device("cpu")))
     return [next(batches) for _ in range(count)]
 
 
@@ -45,3 +46,21 @@ def test_a_threshold_alone_repeats_nothing(tmp_path):
         i for b in first_batches(tmp_path, "DATALOADER.REPEAT_THRESHOLD 0.5") for i in b.image_ids.tolist()
     ]
     assert all(ids.count(k) == 5 for k in range(1, 9))
+
+
+def test_static_canvases_are_the_recipes(tmp_path):
+    words = "INPUT.MIN_SIZE_TRAIN (48,80) INPUT.MAX_SIZE_TRAIN 200 TRAIN.STATIC_CANVASES"
+    tight = first_batches(tmp_path / "a", f"{words} auto")
+    padded = first_batches(tmp_path / "b", f"{words} True")
+    assert {batch.images.shape[2:] for batch in tight} == {(64, 64), (96, 128)}
+    assert {batch.images.shape[2:] for batch in padded} == {(96, 128)}
+    assert [tuple(batch.canvas.tolist()) for batch in padded] == [batch.images.shape[2:] for batch in tight]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_decoding_in_the_trainer_changes_nothing_on_the_cpu(tmp_path, channels_last):
+    words = f"TRAIN.CHANNELS_LAST {channels_last} DATALOADER.DECODE_ON_GPU"
+    plain = first_batches(tmp_path / "a", f"{words} False", count=3)
+    for batch, other in zip(plain, first_batches(tmp_path / "b", f"{words} True", count=3), strict=True):
+        assert torch.equal(batch.images, other.images)
+        assert batch.images.stride() == other.images.stride()

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+from lgd.data.canvases import static_canvases
+from lgd.data.collate import Layout
 from lgd.data.errors import DataError, ImageError
 from lgd.data.index import AnnotationIndex
-from lgd.data.loader import collate, test_loader, train_loader
-from lgd.data.outlines import ImageOutlines
-from lgd.data.samples import Preparation, Sample
+from lgd.data.loader import test_loader, train_loader
+from lgd.data.samples import Preparation
 from lgd.data.transforms import Crop, resize_image
 from lgd.ops.polygons import rasterize_in_boxes, rasterize_on_grid
 from lgd.structures import Batch
@@ -497,65 +499,102 @@ def test_size_is_that_of_the_upright_picture(tmp_path):
     assert take(train_loader(open_coco(path), **TRAIN), 1)[0].original_sizes[0].tolist() == [48, 64]
 
 
-def test_collate_by_hand():
-    def sample(height: int, width: int, count: int) -> Sample:
-        return Sample(
-            image=torch.full((3, height, width), 7, dtype=torch.uint8),
-            boxes=torch.arange(4.0 * count).view(count, 4),
-            labels=torch.full((count,), 2),
-            original_size=(height * 2, width * 2),
-            image_id=height,
-            skipped=("one",) * (count == 2),
-        )
-
-    batch = collate([sample(5, 9, 2), sample(8, 3, 0)], size_divisibility=4)
-    assert isinstance(batch, Batch)
-    assert batch.images.shape == (2, 3, 8, 12)
-    assert batch.images.sum().item() == 7 * 3 * (45 + 24)
-    assert batch.sizes.tolist() == [[5, 9], [8, 3]]
-    assert batch.original_sizes.tolist() == [[10, 18], [16, 6]]
-    assert batch.targets.valid.tolist() == [[True, True], [False, False]]
-    assert batch.targets.boxes[0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert batch.targets.labels.tolist() == [[2, 2], [0, 0]]
-    assert batch.skipped == ("one",)
-    assert batch.targets.outlines is None
-
-
-def test_collate_pads_outlines():
-    def sample(*counts: int) -> Sample:
-        total = sum(counts)
-        return Sample(
-            image=torch.zeros(3, 4, 4, dtype=torch.uint8),
-            boxes=torch.zeros(len(counts), 4),
-            labels=torch.zeros(len(counts), dtype=torch.int64),
-            original_size=(4, 4),
-            image_id=1,
-            outlines=ImageOutlines(
-                torch.arange(1.0, total + 1)[:, None].repeat(1, 4).double(),
-                torch.arange(total) % 2,
-                torch.tensor(counts, dtype=torch.int64),
-            ),
-        )
-
-    batch = collate([sample(3, 2), sample(), sample(4)], size_divisibility=4)
-    assert isinstance(batch, Batch)
-    outlines = batch.targets.outlines
-    assert outlines is not None
-    assert outlines.edges[..., 0].tolist() == [
-        [[1, 2, 3, 0], [4, 5, 0, 0]],
-        [[0, 0, 0, 0], [0, 0, 0, 0]],
-        [[1, 2, 3, 4], [0, 0, 0, 0]],
-    ]
-    assert outlines.parts[0].tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
-    assert outlines.num_parts == 2
-
-
 def test_parts_can_be_sent_to_a_fresh_process(index):
     prepare = Preparation(index, "BGR", 64, torch.float32)
     copy = pickle.loads(pickle.dumps(prepare))
     one, other = (p(6, min_size=40, flip=True) for p in (prepare, copy))
     assert torch.equal(one.image, other.image)
     assert torch.equal(one.boxes, other.boxes)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_layout_and_canvases_change_no_pixel(index, channels_last):
+    layout = Layout(channels_last=channels_last)
+    plain = take(train_loader(index, **TRAIN), 6)
+    for batch, other in zip(plain, take(train_loader(index, **TRAIN, layout=layout), 6), strict=True):
+        assert torch.equal(batch.images, other.images)
+        assert other.canvas is None
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        assert other.images.is_contiguous(memory_format=memory_format)
+    canvases = static_canvases((32, 40), 64)
+    layout = replace(layout, canvases=canvases)
+    for batch, other in zip(plain, take(train_loader(index, **TRAIN, layout=layout), 6), strict=True):
+        height, width = batch.images.shape[2:]
+        assert other.images.shape[2:] in canvases
+        assert other.canvas.tolist() == [height, width]
+        assert torch.equal(other.images[..., :height, :width], batch.images)
+        assert other.images.sum() == batch.images.sum()
+        assert torch.equal(other.targets.boxes, batch.targets.boxes)
+
+
+class TestDecodingInTheTrainer:
+    """On the CPU: the same batches to the last bit, whoever decodes."""
+
+    def make(self, root: Path) -> AnnotationIndex:
+        """Six JPEGs, of which one is turned by its tag and one is grey, and two PNGs; all have a box."""
+        records = [image_record(k, 64, 48) for k in range(1, 9)]
+        for record in records[:6]:
+            record["file_name"] = f"{record['id']:03d}.jpg"
+        path = write_coco(root, records, [annotation(k, k, (k, 2 * k, 9, 6)) for k in range(1, 9)])
+        exif = Image.Exif()
+        exif[274] = 8
+        turned, grey = root / "train" / "002.jpg", root / "train" / "003.jpg"
+        Image.open(turned).rotate(-90, expand=True).save(turned, exif=exif)
+        Image.open(grey).convert("L").save(grey)
+        return open_coco(path)
+
+    def break_tables(self, path: Path) -> None:
+        """Damage that the header does not show."""
+        content = path.read_bytes()
+        place = content.index(b"\xff\xc4") + 5
+        path.write_bytes(content[:place] + b"\xff" * 16 + content[place + 16 :])
+
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_same_batches(self, tmp_path, num_workers):
+        index = self.make(tmp_path)
+        options = TRAIN | {"batch_size": 3, "num_workers": num_workers, "crop": Crop("relative", (0.8, 0.7))}
+        plain = take(train_loader(index, **options), 8)
+        assert {i for batch in plain for i in batch.image_ids.tolist()} == set(range(1, 9))
+        assert same(plain, take(train_loader(index, **options, decode_on=torch.device("cpu")), 8))
+
+    def test_damaged_file_fails_by_name(self, tmp_path):
+        index = self.make(tmp_path)
+        self.break_tables(index.path(3))
+        with pytest.raises(ImageError, match=r"004\.jpg"):
+            take(train_loader(index, **TRAIN, decode_on=torch.device("cpu")), 2)
+
+    def test_damaged_file_is_replaced_by_the_batchs_next(self, tmp_path):
+        index = self.make(tmp_path)
+        options = TRAIN | {"batch_size": 8, "on_bad_image": "skip", "decode_on": torch.device("cpu")}
+        whole = take(train_loader(index, **options), 1)[0]
+        self.break_tables(index.path(3))
+        batch = take(train_loader(index, **options), 1)[0]
+        ids = whole.image_ids.tolist()
+        place = ids.index(4)
+        substitute = (place + 1) % 8
+        taken = [substitute if i == place else i for i in range(8)]
+        assert batch.image_ids.tolist() == [ids[i] for i in taken]
+        assert torch.equal(batch.images, whole.images[taken])
+        assert torch.equal(batch.targets.boxes, whole.targets.boxes[taken])
+        assert torch.equal(batch.sizes, whole.sizes[taken])
+        (message,) = batch.skipped
+        assert "004.jpg" in message
+
+    def test_file_that_is_cut_short_is_replaced_by_another_of_the_set(self, tmp_path):
+        index = self.make(tmp_path)
+        index.path(3).write_bytes(index.path(3).read_bytes()[:-40])
+        options = TRAIN | {"on_bad_image": "skip"}
+        plain = take(train_loader(index, **options), 4)
+        assert any(batch.skipped for batch in plain)
+        assert same(plain, take(train_loader(index, **options, decode_on=torch.device("cpu")), 4))
+
+    def test_batch_without_any_whole_file_is_an_error(self, tmp_path):
+        index = self.make(tmp_path)
+        for i in range(6):
+            self.break_tables(index.path(i))
+        options = TRAIN | {"batch_size": 1, "on_bad_image": "skip"}
+        with pytest.raises(ImageError, match=r"\.jpg"):
+            take(train_loader(index, **options, decode_on=torch.device("cpu")), 8)
 
 
 def test_workers_survive_the_trainers_signals(index):
