@@ -152,6 +152,7 @@ def train(
     frozen: bool | None = None
     if state.owes_evaluation:
         _finish_step(state, options, evaluate, save, shall_leave)
+    batches = prefetch(batches, device)
     clock, watch = _Clock(), CompileWatch(options.compiled)
     for step in range(state.step, options.max_iter):
         phase = schedule.phase(step)
