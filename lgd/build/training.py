@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from lgd.build.compile import compiles
 from lgd.build.fgfi import load_teacher
 from lgd.build.model import Model
 from lgd.build.weights import fill_model
@@ -124,7 +125,8 @@ def reads_masks(cfg: Config) -> bool:
 
 def uses_static_canvases(cfg: Config, device: torch.device) -> bool:
     """Whether training batches are padded to one of a few canvases."""
-    return cfg.train.static_canvases is True
+    wanted = cfg.train.static_canvases
+    return device.type == "cuda" and compiles(cfg, device) if wanted == "auto" else wanted
 
 
 def training_canvases(cfg: Config, device: torch.device) -> tuple[Canvas, ...]:

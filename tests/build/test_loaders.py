@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lgd.build.training import build_train_loader
+from lgd.build.training import build_train_loader, uses_static_canvases
 from lgd.config.load import load_config
 from tests.data.sets import annotation, image_record, open_coco, write_coco
 
@@ -55,6 +55,24 @@ def test_static_canvases_are_the_recipes(tmp_path):
     assert {batch.images.shape[2:] for batch in tight} == {(64, 64), (96, 128)}
     assert {batch.images.shape[2:] for batch in padded} == {(96, 128)}
     assert [tuple(batch.canvas.tolist()) for batch in padded] == [batch.images.shape[2:] for batch in tight]
+
+
+@pytest.mark.parametrize(
+    ("static", "compiled", "device", "expected"),
+    [
+        ("auto", "auto", "cuda", True),
+        ("auto", "auto", "cpu", False),
+        ("auto", "True", "cpu", False),
+        ("auto", "False", "cuda", False),
+        ("True", "False", "cpu", True),
+        ("False", "True", "cuda", False),
+    ],
+)
+def test_canvases_are_static_where_steps_are_compiled_on_cuda(tmp_path, static, compiled, device, expected):
+    (tmp_path / "recipe.yaml").write_text("")
+    words = ["TRAIN.STATIC_CANVASES", static, "TRAIN.COMPILE", compiled]
+    cfg = load_config(tmp_path / "recipe.yaml", words)
+    assert uses_static_canvases(cfg, torch.device(device)) is expected
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
