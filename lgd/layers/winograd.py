@@ -115,10 +115,10 @@ class _Convolution(torch.autograd.Function):
         cells = output.permute(0, 2, 3, 1).view(grid.images, grid.rows, _STEP, grid.columns, _STEP, -1)
         to_points, to_outputs = _square(_INPUT, x), _square(_OUTPUT, x)
         for image, rows in grid.blocks():
-            points = (to_points @ _tiles(padded, image, rows, grid)).view(_SIDE**2, -1, x.shape[1])
-            found = to_outputs @ torch.bmm(points, kernel).flatten(1)
-            found = found.view(_STEP, _STEP, -1, grid.columns, len(weight))
-            cells[image, rows] = found.permute(2, 0, 3, 1, 4)
+            points = _transform(to_points, _tiles(padded, image, rows, grid))
+            found = _transform(to_outputs, torch.bmm(points.transpose(0, 1), kernel).transpose(0, 1))
+            found = found.view(-1, grid.columns, _STEP, _STEP, len(weight))
+            cells[image, rows] = found.transpose(1, 2)
         if bias is not None:
             cells += bias
         if output.shape[2:] == x.shape[2:]:
@@ -139,14 +139,14 @@ class _Convolution(torch.autograd.Function):
         grad_x = x.new_zeros(grid.images, _STEP * (grid.rows + 1), _STEP * (grid.columns + 1), x.shape[1])
         grad_kernel = torch.zeros_like(kernel.transpose(1, 2))
         for image, rows in grid.blocks():
-            block = grad_tiles[image, rows].permute(1, 3, 0, 2, 4).reshape(_STEP**2, -1)
-            grad_points = (to_outputs.T @ block).view(_SIDE**2, -1, len(weight))
+            block = grad_tiles[image, rows].transpose(1, 2).reshape(-1, _STEP**2, len(weight))
+            grad_points = _transform(to_outputs.T, block).transpose(0, 1)
             if padded is not None:
-                points = (to_points @ _tiles(padded, image, rows, grid)).view(_SIDE**2, -1, x.shape[1])
-                grad_kernel.baddbmm_(points.transpose(1, 2), grad_points)
+                points = _transform(to_points, _tiles(padded, image, rows, grid))
+                grad_kernel.baddbmm_(points.permute(1, 2, 0), grad_points)
             if needs_x:
-                tiles = to_points.T @ torch.bmm(grad_points, kernel).flatten(1)
-                _add_tiles(grad_x[image], tiles.view(_SIDE, _SIDE, -1, grid.columns, x.shape[1]), rows.start)
+                tiles = _transform(to_points.T, torch.bmm(grad_points, kernel).transpose(0, 1))
+                _add_tiles(grad_x[image], tiles.view(-1, grid.columns, _SIDE, _SIDE, x.shape[1]), rows.start)
         return (
             grad_x[:, 1 : x.shape[2] + 1, 1 : x.shape[3] + 1].permute(0, 3, 1, 2) if needs_x else None,
             _transform_back(grad_kernel, weight) if needs_weight else None,
@@ -158,6 +158,12 @@ def _square(matrix: tuple[tuple[float, ...], ...], like: Tensor) -> Tensor:
     """The transform of both axes of a tile, from that of one."""
     one = like.new_tensor(matrix)
     return torch.kron(one, one)
+
+
+def _transform(matrix: Tensor, tiles: Tensor) -> Tensor:
+    """(n, m) times each tile's (m, C): (T, n, C)."""
+    # A product for each tile: MKL runs a single one, (n, m) times (m, T * C), on one thread only.
+    return torch.bmm(matrix.expand(len(tiles), -1, -1), tiles)
 
 
 def _transform_weight(weight: Tensor) -> Tensor:
@@ -186,13 +192,12 @@ def _pad(x: Tensor, grid: _Grid) -> Tensor:
 
 
 def _tiles(padded: Tensor, image: int, rows: slice, grid: _Grid) -> Tensor:
-    """Copy a block's tiles, which overlap: (P, T * C)."""
+    """Copy a block's tiles, which overlap: (T, P, C)."""
     of_image, row, cell, channel = padded.stride()
-    size = (_SIDE, _SIDE, rows.stop - rows.start, grid.columns, padded.shape[-1])
+    size = (rows.stop - rows.start, grid.columns, _SIDE, _SIDE, padded.shape[-1])
     start = padded.storage_offset() + image * of_image + _STEP * rows.start * row
-    return padded.as_strided(size, (row, cell, _STEP * row, _STEP * cell, channel), start).reshape(
-        _SIDE**2, -1
-    )
+    tiles = padded.as_strided(size, (_STEP * row, _STEP * cell, row, cell, channel), start)
+    return tiles.reshape(-1, _SIDE**2, padded.shape[-1])
 
 
 def _split(grad: Tensor, grid: _Grid) -> Tensor:
@@ -204,12 +209,12 @@ def _split(grad: Tensor, grid: _Grid) -> Tensor:
 
 
 def _add_tiles(grad_x: Tensor, tiles: Tensor, start: int) -> None:
-    """Add a block's tiles (6, 6, rows, columns, C) to the padded map (H, W, C) that they were taken from."""
-    num_rows, num_columns = tiles.shape[2:4]
+    """Add a block's tiles (rows, columns, 6, 6, C) to the padded map (H, W, C) that they were taken from."""
+    num_rows, num_columns = tiles.shape[:2]
     band = grad_x[_STEP * start : _STEP * (start + num_rows + 1)]
-    cells = band.view(num_rows + 1, _STEP, num_columns + 1, _STEP, -1).permute(1, 3, 0, 2, 4)
+    cells = band.view(num_rows + 1, _STEP, num_columns + 1, _STEP, -1).transpose(1, 2)
     rest = _SIDE - _STEP
-    cells[:, :, :-1, :-1] += tiles[:_STEP, :_STEP]
-    cells[:rest, :, 1:, :-1] += tiles[_STEP:, :_STEP]
-    cells[:, :rest, :-1, 1:] += tiles[:_STEP, _STEP:]
-    cells[:rest, :rest, 1:, 1:] += tiles[_STEP:, _STEP:]
+    cells[:-1, :-1] += tiles[:, :, :_STEP, :_STEP]
+    cells[1:, :-1, :rest] += tiles[:, :, _STEP:, :_STEP]
+    cells[:-1, 1:, :, :rest] += tiles[:, :, :_STEP, _STEP:]
+    cells[1:, 1:, :rest, :rest] += tiles[:, :, _STEP:, _STEP:]

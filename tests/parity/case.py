@@ -67,6 +67,7 @@ def make_config(case: Case, changes: Mapping[str, Any] | None = None) -> Config:
         "MODEL.RPN.REFERENCE_ORDER": True,
         "MODEL.DISTILLATOR.TEACHER.REFERENCE_ORDER": True,
         "TRAIN.HEAD_ONCE": False,
+        "TRAIN.COMPILE": False,
         "TRAIN.WINOGRAD": False,
         **case.record["overrides"],
         **(changes or {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,20 +14,23 @@ from lgd.weights import reference_name
 from tests.parity.case import Case, load_case_weights, make_batch, make_config, make_model
 
 
-def run_case(case: Case, dtype: torch.dtype, only: tuple[str, ...] = ()) -> dict[str, Any]:
+def run_case(
+    case: Case, dtype: torch.dtype, only: tuple[str, ...] = (), changes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Make our answer to a case.
 
     Args:
         case: the case.
         dtype: of the whole computation.
         only: the parts to run ("train_flag1", "eval_teacher", ...); empty for all that the case has.
+        changes: settings over the case's own.
 
     Returns:
         The content of RESULT.json.
     """
     name = str(dtype).removeprefix("torch.")
     wanted = [part for part in case.record[name] if part in only or not only]
-    cfg = make_config(case)
+    cfg = make_config(case, changes)
     model = make_model(case, cfg, dtype)
     result: dict[str, Any] = {"dtype": name}
     fresh = True

@@ -1,7 +1,9 @@
 """The recorded cases of the reference. Each takes up to a minute and a half, so most are marked slow."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,9 +30,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def check_case(path: Path, dtype: torch.dtype, *only: str) -> None:
+def check_case(path: Path, dtype: torch.dtype, *only: str, changes: Mapping[str, Any] | None = None) -> None:
     case = read_case(path)
-    result = run_case(case, dtype, only)
+    result = run_case(case, dtype, only, changes)
     recorded = case.record[result["dtype"]]
     assert not only or set(only) == result.keys() - {"dtype"}
     assert differences(result, recorded) == []
@@ -97,3 +99,16 @@ def test_float32(path):
 def test_four_optimisation_steps_in_float64():
     result = run_trace(json.loads(TRACE.read_text()), read_case(A), torch.float64)
     assert trace_differences(result, json.loads(TRACE.read_text())) == []
+
+
+FAST = {
+    "TRAIN.WINOGRAD": True,
+    "TRAIN.HEAD_ONCE": True,
+    "MODEL.DISTILLATOR.TEACHER.REFERENCE_ORDER": False,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [A, C, F], ids=["a", "c", "f"])
+def test_ways_that_add_up_in_another_order(path):
+    check_case(path, torch.float64, "train_flag1", changes=FAST)
