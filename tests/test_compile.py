@@ -1,0 +1,252 @@
+"""Compiled steps give the numbers of eager ones, and few graphs serve many batches.
+
+Here mostly with the compiler's front half (`aot_eager`): graphs, guards, shapes and gradients are the real
+ones, and torch's own kernels run them, which need not be built.
+"""
+
+import dataclasses
+import logging
+import random
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lgd.build.compile import compile_model, compile_parts, compiles
+from lgd.config.load import load_config
+from lgd.config.values import ConfigError
+from lgd.distill.distiller import Adapter, LabelGuidedDistiller
+from lgd.distill.schedule import Phase
+from lgd.distill.teacher import DynamicTeacher
+from lgd.engine.compiling import CompileWatch, explaining_errors, num_graphs
+from lgd.layers.fpn import FPN, TopBlockP6P7
+from tests.detectors.small import (
+    make_atss,
+    make_batch,
+    make_faster_rcnn,
+    make_fcos,
+    make_poto,
+    make_retinanet,
+)
+from tests.training import REPOSITORY
+
+DETECTORS = {"retinanet": make_retinanet, "fcos": make_fcos}
+OTHERS = {"atss": make_atss, "poto": make_poto, "faster_rcnn": make_faster_rcnn}
+CANVASES = ((64, 96), (96, 64), (64, 128), (96, 96))
+PHASE = Phase(freeze_backbone=False, distill=True)
+CPU = torch.device("cpu")
+
+
+class Stages(nn.Module):
+    """A backbone of three convolutions: what a compiler does to it is soon done."""
+
+    channels, strides = {"res3": 8, "res4": 8, "res5": 8}, {"res3": 8, "res4": 16, "res5": 32}
+
+    def __init__(self):
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Conv2d(width, 8, 3, padding=1) for width in (3, 8, 8))
+
+    def forward(self, x):
+        maps = {}
+        for name, factor, conv in zip(self.channels, (8, 2, 2), self.stages, strict=True):
+            maps[name] = x = F.relu(conv(F.avg_pool2d(x, factor)))
+        return maps
+
+
+def make_distiller(make_detector, dtype=torch.float64, **teacher):
+    student = make_detector()
+    if make_detector is not make_faster_rcnn:
+        student.backbone = Stages()
+        top_block = TopBlockP6P7(8, 16, "res5")
+        student.neck = FPN(
+            in_channels=Stages.channels, in_strides=Stages.strides, out_channels=16, top_block=top_block
+        )
+    teacher = DynamicTeacher(channels=16, num_classes=3, **{"add_context_box": True, **teacher})
+    return LabelGuidedDistiller(
+        student=student, teacher=teacher, adapter=Adapter(16), head_once=True
+    ).to(dtype)  # fmt: skip
+
+
+def make_pair(make_detector, backend="aot_eager", **options):
+    """The same distiller twice: eager and compiled."""
+    eager, compiled = (make_distiller(make_detector, **options) for _ in range(2))
+    compiled.load_state_dict(eager.state_dict())
+    compile_parts(compiled, backend=backend)
+    return eager, compiled
+
+
+def take_step(model, batch, distill=True):
+    """Losses and gradients; random draws are the same every time."""
+    torch.manual_seed(0)
+    model.zero_grad(set_to_none=True)
+    losses = model(batch, distill=distill)
+    torch.stack(list(losses.values())).sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: loss.detach() for name, loss in losses.items()}, gradients
+
+
+def on_canvas(batch):
+    """Say that the images' own canvas is a part of the one that they lie on."""
+    height, width = batch.images.shape[-2:]
+    return dataclasses.replace(batch, canvas=torch.tensor([height - 4, width - 6]))
+
+
+@pytest.fixture(autouse=True)
+def forget_graphs():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    "name", [*DETECTORS, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
+def test_losses_and_gradients_are_those_of_eager_code(name):
+    eager, compiled = make_pair({**DETECTORS, **OTHERS}[name])
+    for num_objects in ([2, 1], [0, 20]):
+        batch = on_canvas(make_batch(num_objects))
+        expected, found = take_step(eager, batch), take_step(compiled, batch)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    assert list(compiled.state_dict()) == list(eager.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-3)], ids=str)
+def test_generated_code_gives_the_numbers_of_eager_code(name, dtype, tolerance):
+    eager, compiled = make_pair(DETECTORS[name], backend="inductor", dtype=dtype)
+    batch = make_batch([2, 1], dtype=dtype)
+    expected, found = take_step(eager, batch), take_step(compiled, batch)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance / 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("distill", [False, True])
+def test_every_phase(frozen, distill):
+    eager, compiled = make_pair(make_retinanet, detach_appearance_embed=True)
+    for model in (eager, compiled):
+        for parameter in model.student.backbone_parameters():
+            parameter.requires_grad_(not frozen)
+    batch = make_batch([2, 1])
+    expected, found = take_step(eager, batch, distill), take_step(compiled, batch, distill)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    assert any("backbone" in name for name in found[1]) is not frozen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        {"checkpoint": True},
+        {"add_context_box": False, "interact_pattern": "labelGuided"},
+        {"interact_pattern": "student_fill"},
+        {"interact_pattern": "teacher_fill"},
+    ],
+    ids=str,
+)
+def test_every_teacher(teacher):
+    eager, compiled = make_pair(make_retinanet, **teacher)
+    for num_objects in ([1], [40, 1]):
+        batch = make_batch(num_objects)
+        expected, found = take_step(eager, batch), take_step(compiled, batch)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "backend"),
+    [(60, "eager"), pytest.param(500, "inductor", marks=pytest.mark.slow)],
+)
+def test_a_part_is_compiled_once_for_each_canvas(num_steps, backend):
+    """Whatever the number of objects, one and none among them."""
+    model, draw = make_distiller(make_retinanet, torch.float32), random.Random(0)
+    compile_parts(model, backend=backend)
+    begin, seen, num_parts = num_graphs(), set(), 4
+    for step in range(num_steps):
+        height, width = canvas = draw.choice(CANVASES[: 2 + step // 10])
+        num_objects = [draw.choice((0, 1, 2, 7, 15, 16, 40, 93)) for _ in range(2)]
+        batch = make_batch(num_objects, height=height, width=width, dtype=torch.float32)
+        before = num_graphs()
+        take_step(model, on_canvas(batch))
+        assert num_graphs() - before == (0 if canvas in seen else num_parts)
+        seen.add(canvas)
+    assert num_graphs() - begin == num_parts * len(CANVASES)
+
+
+def test_evaluation_stays_eager():
+    model, batch = make_distiller(make_retinanet), make_batch([1])
+    compile_parts(model, backend="aot_eager")
+    before = num_graphs()
+    with torch.no_grad():
+        model.eval()(batch, distill=True)
+    assert num_graphs() == before
+
+
+class Doubler(nn.Module):
+    """Something small to compile."""
+
+    static_parts = ("double",)
+
+    def double(self, x):
+        return 2 * x
+
+    def forward(self, x):
+        return self.double(x).sum()
+
+
+def test_what_compiles_is_said(caplog):
+    model, watch, batch = Doubler(), CompileWatch(True), make_batch([1])
+    compile_parts(model, backend="eager")
+    caplog.set_level(logging.INFO)
+    for size in (2, 2, 3):
+        with watch.step(batch, PHASE):
+            model(torch.ones(size))
+    first, second, third = (record.getMessage() for record in caplog.records)
+    assert first == "compiling for canvas 64 x 96 ..."
+    assert second.startswith("compiled 1 graph(s) for canvas 64 x 96: ")
+    assert third.startswith("compiled 1 graph(s) again for canvas 64 x 96: ")
+    assert caplog.records[2].levelno == logging.WARNING
+
+
+@explaining_errors()
+def call(model, *sizes):
+    for size in sizes:
+        model(torch.ones(size))
+
+
+def test_too_many_canvases_end_the_run():
+    model = Doubler()
+    compile_parts(model, backend="eager")
+    with (
+        torch._dynamo.config.patch(recompile_limit=2),
+        pytest.raises(ConfigError, match=r"more canvases than are kept .*TRAIN\.STATIC_CANVASES True"),
+    ):
+        call(model, 2, 3, 4, 5)
+
+
+class Asker(Doubler):
+    """Its part asks for a value."""
+
+    def double(self, x):
+        return 2 * x if x.sum().item() > 0 else x
+
+
+def test_what_cannot_be_compiled_ends_the_run():
+    model = Asker()
+    compile_parts(model, backend="eager")
+    with pytest.raises(ConfigError, match=r"could not be compiled \(.*\); set TRAIN\.COMPILE False"):
+        call(model, 3)
+
+
+def test_where_steps_are_compiled(monkeypatch):
+    demo = REPOSITORY / "configs/demo.yaml"
+    asked, automatic = load_config(demo, ["TRAIN.COMPILE", "True"]), load_config(demo, [])
+    assert compiles(asked, CPU)
+    assert not compiles(automatic, CPU)
+    assert compiles(automatic, torch.device("cuda"))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    compile_model(automatic, Doubler(), CPU)
+    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler .*set TRAIN.COMPILE False"):
+        compile_model(asked, Doubler(), CPU)
