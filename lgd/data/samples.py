@@ -17,20 +17,7 @@ from lgd.data.errors import ImageError
 from lgd.data.images import Jpeg, read_image, read_jpeg_or_image
 from lgd.data.index import AnnotationIndex, Integers
 from lgd.data.outlines import ImageOutlines, read_outlines, select_outlines
-from lgd.data.transforms import (
-    Crop,
-    ImageFormat,
-    Resize,
-    View,
-    Window,
-    clip_boxes,
-    crop_boxes,
-    flip_boxes,
-    flip_edges,
-    resize_boxes,
-    resize_edges,
-    resized_size,
-)
+from lgd.data.transforms import Crop, ImageFormat, Resize, View, Window, resized_size
 
 OnBadImage = Literal["fail", "skip"]
 
@@ -114,33 +101,22 @@ class Preparation:
         self._check_size(i, original_size)
         window = window or Window(0, 0, *original_size)
         old_size = (window.height, window.width)
-        size = resized_size(*old_size, min_size, self.max_size)
+        view = View(window, resized_size(*old_size, min_size, self.max_size), flip, self.image_format)
         keep = ~self.index.crowd(i)
-        boxes = crop_boxes(torch.from_numpy(self.index.boxes(i)[keep]), window)
-        boxes = resize_boxes(boxes, old_size, size)
-        if flip:
-            boxes = flip_boxes(boxes, size[1])
-        boxes, has_extent = clip_boxes(boxes, size)
-        labels = torch.from_numpy(self.index.labels(i)[keep])[has_extent]
-        keep[keep] = has_extent.numpy()  # now of all annotations, crowds included
-        kept = torch.from_numpy(keep)
-        view = View(window, size, flip, self.image_format)
+        boxes, has_extent = view.boxes(self.index.boxes(i)[keep])
+        keep[keep] = has_extent  # now of all annotations, crowds included
         return Sample(
             image=EncodedImage(image, view) if isinstance(image, Jpeg) else view(image),
-            boxes=boxes[has_extent].to(self.dtype),
-            labels=labels,
+            boxes=torch.from_numpy(boxes[has_extent]).to(self.dtype),
+            labels=torch.from_numpy(self.index.labels(i)[keep]),
             original_size=original_size,
             image_id=int(self.index.image_ids[i]),
-            outlines=self._outlines(i, kept, window, size, flip) if self.with_masks else None,
+            outlines=self._outlines(i, torch.from_numpy(keep), view) if self.with_masks else None,
         )
 
-    def _outlines(
-        self, i: int, keep: Tensor, window: Window, size: tuple[int, int], flip: bool
-    ) -> ImageOutlines:
+    def _outlines(self, i: int, keep: Tensor, view: View) -> ImageOutlines:
         outlines = select_outlines(read_outlines(self.index, i), keep)
-        edges = crop_boxes(outlines.edges, window)
-        edges = resize_edges(edges, (window.height, window.width), size)
-        return replace(outlines, edges=flip_edges(edges, size[1]) if flip else edges)
+        return replace(outlines, edges=view.edges(outlines.edges))
 
     def _check_size(self, i: int, size: tuple[int, int]) -> None:
         record = self.index.image(i)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from lgd.data.outlines import (
     require_masks,
     select_outlines,
 )
-from lgd.data.transforms import flip_edges, resize_edges
+from lgd.data.transforms import View, Window
 from lgd.ops.polygons import rasterize_in_boxes, rasterize_on_grid
 from tests.data.sets import annotation, image_record, open_coco, write_coco
 
@@ -62,11 +64,10 @@ def test_run_lengths_give_back_the_mask_to_the_bit(tmp_path):
     index = open_masks(tmp_path, [encode(mask) for mask in masks], width=31, height=23)
     outlines = read_outlines(index, 0)
     assert np.array_equal(draw(outlines, 23, 31), np.stack(masks))
-    flipped = ImageOutlines(flip_edges(outlines.edges, 31), outlines.parts, outlines.counts)
+    whole = Window(0, 0, 23, 31)
+    flipped = replace(outlines, edges=View(whole, (23, 31), True, "RGB").edges(outlines.edges))
     assert np.array_equal(draw(flipped, 23, 31), np.stack(masks)[..., ::-1])
-    enlarged = ImageOutlines(
-        resize_edges(outlines.edges, (23, 31), (46, 93)), outlines.parts, outlines.counts
-    )
+    enlarged = replace(outlines, edges=View(whole, (46, 93), False, "RGB").edges(outlines.edges))
     assert np.array_equal(draw(enlarged, 46, 93), np.stack(masks).repeat(2, 1).repeat(3, 2))
 
 

@@ -8,13 +8,7 @@ from lgd.data.transforms import (
     Resize,
     View,
     Window,
-    clip_boxes,
-    crop_boxes,
     crop_image,
-    flip_boxes,
-    flip_edges,
-    resize_boxes,
-    resize_edges,
     resize_image,
     resized_size,
 )
@@ -82,25 +76,36 @@ def test_resizing_is_pillows_within_one(size):
     assert difference.abs().max() <= 1
 
 
+WHOLE = Window(top=0, left=0, height=100, width=50)
+
+
 def test_boxes_follow_the_image():
-    boxes = torch.tensor([[10.0, 20.0, 30.0, 40.0]], dtype=torch.float64)
-    assert resize_boxes(boxes, (100, 50), (50, 150)).tolist() == [[30, 10, 90, 20]]
-    assert flip_boxes(boxes, 50).tolist() == [[20, 20, 40, 40]]
-    assert resize_boxes(boxes[:0], (100, 50), (50, 150)).shape == (0, 4)
-    assert flip_boxes(boxes[:0], 50).shape == (0, 4)
+    boxes = np.array([[10.0, 20.0, 30.0, 40.0]])
+    assert View(WHOLE, (50, 150), False, "RGB").boxes(boxes)[0].tolist() == [[30, 10, 90, 20]]
+    assert View(WHOLE, (100, 50), True, "RGB").boxes(boxes)[0].tolist() == [[20, 20, 40, 40]]
+    assert View(WHOLE, (50, 150), True, "RGB").boxes(boxes)[0].tolist() == [[60, 10, 120, 20]]
+    window = Window(top=10, left=5, height=50, width=25)
+    assert View(window, (50, 75), False, "RGB").boxes(boxes)[0].tolist() == [[15, 10, 75, 30]]
+    assert boxes.tolist() == [[10, 20, 30, 40]]
+    for flip in (False, True):
+        none, has_extent = View(WHOLE, (50, 150), flip, "RGB").boxes(boxes[:0])
+        assert (none.shape, has_extent.shape) == ((0, 4), (0,))
 
 
 def test_edges_follow_the_image():
-    """Both ends mirrored where they are: an edge is no box."""
+    """Both ends mirrored where they are: an edge is no box; and nothing is clipped."""
     edges = torch.tensor([[30.0, 20.0, 10.0, 40.0]], dtype=torch.float64)
-    assert resize_edges(edges, (100, 50), (50, 150)).tolist() == [[90, 10, 30, 20]]
-    assert flip_edges(edges, 50).tolist() == [[20, 20, 40, 40]]
-    assert flip_edges(edges[:0], 50).shape == (0, 4)
+    assert View(WHOLE, (50, 150), False, "RGB").edges(edges).tolist() == [[90, 10, 30, 20]]
+    assert View(WHOLE, (100, 50), True, "RGB").edges(edges).tolist() == [[20, 20, 40, 40]]
+    window = Window(top=30, left=0, height=50, width=50)
+    assert View(window, (50, 50), False, "RGB").edges(edges).tolist() == [[30, -10, 10, 10]]
+    assert View(WHOLE, (100, 50), True, "RGB").edges(edges[:0]).shape == (0, 4)
 
 
 def test_clipping_tells_which_boxes_are_left():
-    boxes = torch.tensor([[-5.0, -5, 5, 5], [5, 5, 50, 60], [40, 5, 50, 6], [1, 1, 1.000001, 4]])
-    clipped, has_extent = clip_boxes(boxes, (20, 30))
+    boxes = np.array([[-5.0, -5, 5, 5], [5, 5, 50, 60], [40, 5, 50, 6], [1, 1, 1.000001, 4]])
+    view = View(Window(0, 0, 20, 30), (20, 30), False, "RGB")
+    clipped, has_extent = view.boxes(boxes)
     assert clipped[:3].tolist() == [[0, 0, 5, 5], [5, 5, 30, 20], [30, 5, 30, 6]]
     assert has_extent.tolist() == [True, True, False, False]
 
@@ -157,12 +162,9 @@ def test_crops_that_cannot_be(kind, size, message):
         Crop(kind, size)
 
 
-def test_pixels_and_boxes_of_a_crop():
+def test_pixels_of_a_crop():
     image = torch.arange(3 * 6 * 8, dtype=torch.uint8).view(3, 6, 8)
-    window = Window(top=2, left=3, height=3, width=4)
-    assert torch.equal(crop_image(image, window), image[:, 2:5, 3:7])
-    boxes = torch.tensor([[3.0, 2.0, 7.0, 5.0], [0.0, 0.0, 4.0, 9.0]])
-    assert crop_boxes(boxes, window).tolist() == [[0, 0, 4, 3], [-3, -2, 1, 7]]
+    assert torch.equal(crop_image(image, Window(top=2, left=3, height=3, width=4)), image[:, 2:5, 3:7])
 
 
 @pytest.mark.parametrize("size", [(21, 33), (90, 120)])
