@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from lgd.data.errors import ImageError
-from lgd.data.images import read_image
+from lgd.data.images import Jpeg, decode_jpegs, read_image, read_jpeg_or_image
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning"),
@@ -171,6 +171,39 @@ def test_flipped_bytes_never_end_in_another_error(tmp_path, seed):
             assert read_image(path).shape[0] == 3
         except ImageError as error:
             assert str(path) in str(error)  # noqa: PT017 (either outcome is right)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_plain_jpegs_stay_encoded_and_decode_alike(tmp_path, mode):
+    path = save(tmp_path / "a.jpg", picture(), mode, quality=90)
+    jpeg = read_jpeg_or_image(path)
+    assert isinstance(jpeg, Jpeg)
+    assert (jpeg.height, jpeg.width) == (30, 40)
+    (image,) = decode_jpegs([jpeg], torch.device("cpu"))
+    assert torch.equal(image, read_image(path))
+
+
+def test_what_decoders_may_read_differently_is_decoded_at_once(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 3
+    paths = [
+        save(tmp_path / "a.png", picture()),
+        save(tmp_path / "cmyk.jpg", picture(), "CMYK"),
+        save(tmp_path / "turned.jpg", picture(), exif=exif),
+    ]
+    trailing = save(tmp_path / "trailing.jpg", picture())
+    trailing.write_bytes(trailing.read_bytes() + b"something")
+    for path in [*paths, trailing]:
+        assert torch.equal(read_jpeg_or_image(path), read_image(path))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_nvjpeg_differs_by_a_few_levels(tmp_path):
+    paths = [save(tmp_path / f"{k}.jpg", picture(30 + k, 40), quality=90) for k in range(5)]
+    decoded = decode_jpegs([read_jpeg_or_image(path) for path in paths], torch.device("cuda"))
+    for image, path in zip(decoded, paths, strict=True):
+        assert image.device.type == "cuda"
+        assert (image.cpu().int() - read_image(path).int()).abs().max() <= 8
 
 
 @pytest.mark.skipif(not NASTY.exists(), reason="the nasty set is not there")
