@@ -87,6 +87,7 @@ class SwinBlock(nn.Module):
         shift: cells by which the windows are moved down and right.
         mlp_ratio: hidden channels of the MLP over C.
         drop_path: probability that a branch is left out for an image, in training.
+        reference_order: see `WindowAttention`.
     """
 
     def __init__(
@@ -98,12 +99,13 @@ class SwinBlock(nn.Module):
         shift: int,
         mlp_ratio: float,
         drop_path: float,
+        reference_order: bool = False,
     ) -> None:
         super().__init__()
         self.window_size = window_size
         self.shift = shift
         self.norm1 = nn.LayerNorm(channels)
-        self.attn = WindowAttention(channels, num_heads, window_size)
+        self.attn = WindowAttention(channels, num_heads, window_size, reference_order=reference_order)
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, int(channels * mlp_ratio))
         self.drop_path = StochasticDepth(drop_path, mode="row")
@@ -143,6 +145,7 @@ class SwinStage(nn.Module):
         mlp_ratio: see `SwinBlock`.
         drop_paths: of each block.
         downsample: whether the stage holds the merging that leads to the next; its owner applies it.
+        reference_order: see `WindowAttention`.
     """
 
     def __init__(
@@ -154,6 +157,7 @@ class SwinStage(nn.Module):
         mlp_ratio: float,
         drop_paths: Sequence[float],
         downsample: bool,
+        reference_order: bool = False,
     ) -> None:
         super().__init__()
         self.window_size = window_size
@@ -165,6 +169,7 @@ class SwinStage(nn.Module):
                 shift=window_size // 2 if index % 2 else 0,
                 mlp_ratio=mlp_ratio,
                 drop_path=drop_path,
+                reference_order=reference_order,
             )
             for index, drop_path in enumerate(drop_paths)
         )
@@ -194,6 +199,7 @@ class SwinTransformer(nn.Module):
         out_features: maps to return, of "stage2" (stride 4), "stage3" ...; each through a norm of its own.
         freeze_at: what does not train: -1 nothing, 0 the patch embedding, 1 also the absolute positions, 2
             also the first stage, which then does not drop branches either, ...
+        reference_order: round as the reference, see `WindowAttention`.
 
     Attributes:
         channels: channels by returned map, fine to coarse.
@@ -215,8 +221,10 @@ class SwinTransformer(nn.Module):
         absolute_positions: bool = False,
         out_features: Sequence[str] = ("stage2", "stage3", "stage4", "stage5"),
         freeze_at: int = -1,
+        reference_order: bool = False,
     ) -> None:
         super().__init__()
+        self.reference_order = reference_order
         channels = [embed_dim * 2**index for index in range(len(depths))]
         names = [f"stage{index + 2}" for index in range(len(depths))]
         _check(names, out_features, channels, num_heads)
@@ -234,6 +242,7 @@ class SwinTransformer(nn.Module):
                 mlp_ratio=mlp_ratio,
                 drop_paths=drop_paths[index],
                 downsample=index < num_stages - 1,
+                reference_order=reference_order,
             )
             for index in range(num_stages)
         )
@@ -258,6 +267,8 @@ class SwinTransformer(nn.Module):
             name = f"stage{index + 2}"
             if name in self.channels:
                 maps[name] = self.get_submodule(f"norm{index}")(x).permute(0, 3, 1, 2)
+                if self.reference_order:  # convolutions round otherwise where the channels lie last
+                    maps[name] = maps[name].contiguous()
             if stage.downsample is not None:
                 x = stage.downsample(x)
         return maps

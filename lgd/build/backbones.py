@@ -66,11 +66,12 @@ BACKBONES: Mapping[str, Callable[[Config], tuple[nn.Module, FPN]]] = {
 
 def _build_resnet(cfg: Config) -> ResNet:
     options = cfg.model.resnets
+    separate = cfg.model.backbone.reference_order and options.norm == "FrozenBN"
     with _blaming("MODEL.RESNETS"):
         return ResNet(
             depth=options.depth,
             out_features=options.out_features,
-            norm=options.norm,
+            norm="SeparateFrozenBN" if separate else options.norm,
             stride_in_1x1=options.stride_in_1x1,
             num_groups=options.num_groups,
             width_per_group=options.width_per_group,
@@ -97,6 +98,7 @@ def _build_swin(cfg: Config) -> SwinTransformer:
             absolute_positions=options.ape,
             out_features=options.out_features,
             freeze_at=cfg.model.backbone.freeze_at,
+            reference_order=cfg.model.backbone.reference_order,
         )
 
 

@@ -13,6 +13,7 @@ from lgd.config.schema import Config
 from lgd.config.values import ConfigError
 from lgd.detectors.protocol import Detector
 from lgd.distill.distiller import Adapter, LabelGuidedDistiller, PlainStudent
+from lgd.distill.reference_order import ReferenceOrderTeacher
 from lgd.distill.teacher import DynamicTeacher
 from lgd.layers.conv import set_winograd
 
@@ -55,10 +56,11 @@ def build_detector(cfg: Config) -> Detector:
 def build_label_guided_distiller(cfg: Config, student: Detector) -> LabelGuidedDistiller:
     """Build LGD around a student."""
     distillator, teacher = cfg.model.distillator, cfg.model.distillator.teacher
+    make_teacher = ReferenceOrderTeacher if teacher.reference_order else DynamicTeacher
     try:
         return LabelGuidedDistiller(
             student=student,
-            teacher=DynamicTeacher(
+            teacher=make_teacher(
                 channels=student.channels,
                 num_classes=cfg.num_classes,
                 interact_pattern=teacher.interact_pattern,
@@ -68,7 +70,6 @@ def build_label_guided_distiller(cfg: Config, student: Detector) -> LabelGuidedD
                 num_heads=teacher.nr_transformer_heads,
                 use_masks=distillator.label_encoder.load_labelmap,
                 checkpoint=cfg.train.checkpoint_teacher,
-                reference_order=teacher.reference_order,
             ),
             adapter=Adapter(student.channels),
             weight=distillator.lambda_,

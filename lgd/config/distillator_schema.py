@@ -65,7 +65,7 @@ class TeacherConfig:
     detach_appearance_embed: Annotated[bool, "Keep the teacher's losses from the student's features."] = False
     reference_order: Annotated[
         bool,
-        "Paint all objects before they are convolved, as the reference does: the same to rounding, slower.",
+        "Go image by image, layer for layer, as the reference does: the same to rounding, slower.",
     ] = False
     add_context_box: Annotated[bool, "Add the whole image to its objects."] = False
     config_file: Annotated[

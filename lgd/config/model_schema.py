@@ -38,6 +38,11 @@ class BackboneConfig:
         "Backbone with its FPN: p3..p7 with `retinanet` in the name, else p2..p6.",
     ] = "build_retinanet_resnet_fpn_backbone"
     freeze_at: Annotated[int, Interval(-1, 5), "Stages that never train: 2 is stem and res2."] = 2
+    reference_order: Annotated[
+        bool,
+        "Frozen norms after their convolutions, and Swin's attention in steps, as in the reference: the same "
+        "to rounding, slower.",
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -135,14 +135,12 @@ class DynamicTeacher(nn.Module):
         use_masks: describe objects by their masks too, and pool and paint inside these instead of the boxes.
         checkpoint: compute the maps of each level again in the backward pass instead of keeping them: the
             same numbers for less memory and more time.
-        reference_order: paint all objects before the convolution, however few they are. The sums are the
-            reference's to the last bit, which decides between equal proposals of a two-stage detector.
 
     Raises:
         ValueError: an unknown pattern or category format, or channels that the heads don't divide.
     """
 
-    static_parts = ("_make_features",)
+    static_parts: tuple[str, ...] = ("_make_features",)
 
     def __init__(
         self,
@@ -156,7 +154,6 @@ class DynamicTeacher(nn.Module):
         num_heads: int = 8,
         use_masks: bool = False,
         checkpoint: bool = False,
-        reference_order: bool = False,
     ) -> None:
         super().__init__()
         if interact_pattern not in get_args(InteractPattern):
@@ -171,7 +168,6 @@ class DynamicTeacher(nn.Module):
         self.category_format: CategoryFormat = category_format
         self.use_masks = use_masks
         self.checkpoint = checkpoint
-        self.reference_order = reference_order
         if uses_labels:
             width = descriptor_width(num_classes, category_format, use_masks)
             self.label_encoder = LabelEncoder(descriptor_width=width, embedding_width=channels)
@@ -285,7 +281,7 @@ class DynamicTeacher(nn.Module):
         vectors = self.instance_projection(embeddings[:, :num_objects])
         masks = masks[:, :num_objects]
         # Compiled code would be made twice, for few objects and for many.
-        if self.reference_order or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             x = self.instance_conv(paint(vectors, masks, size))
         else:
             x = paint_and_convolve(vectors, masks, size, self.instance_conv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 _GROUPS = 32
@@ -39,10 +40,34 @@ class FrozenBatchNorm2d(nn.Module):
         return x * scale[:, None, None] + shift[:, None, None]
 
 
+class SeparateFrozenBatchNorm2d(nn.Module):
+    """`FrozenBatchNorm2d` that a convolution does not take into its weight, rounded as in the reference."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        for name, buffer in FrozenBatchNorm2d(num_features, eps).named_buffers():
+            self.register_buffer(name, buffer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (B, C, H, W)."""
+        if not x.requires_grad:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale[:, None, None] + shift[:, None, None]
+
+
 def make_norm(name: str, num_features: int) -> nn.Module | None:
     """Make the norm layer called `name` ("FrozenBN", "BN", "SyncBN", "GN", or "" for none).
 
     "GN" has the usual 32 groups, and groups of 8 channels where 32 would leave single ones.
+    "SeparateFrozenBN" is "FrozenBN" for comparisons.
 
     Raises:
         ValueError: an unknown name, or channels that the groups don't divide.
@@ -58,6 +83,8 @@ def make_norm(name: str, num_features: int) -> nn.Module | None:
             return None
         case "FrozenBN":
             return FrozenBatchNorm2d(num_features)
+        case "SeparateFrozenBN":
+            return SeparateFrozenBatchNorm2d(num_features)
         case "BN":
             return nn.BatchNorm2d(num_features)
         case "SyncBN":

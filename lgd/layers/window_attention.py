@@ -20,13 +20,17 @@ class WindowAttention(nn.Module):
         channels: C.
         num_heads: N.
         window_size: M.
+        reference_order: attend in single steps, rounded as in the reference, instead of by torch's operator.
     """
 
     relative_position_index: Tensor
 
-    def __init__(self, channels: int, num_heads: int, window_size: int) -> None:
+    def __init__(
+        self, channels: int, num_heads: int, window_size: int, *, reference_order: bool = False
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.reference_order = reference_order
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
         table = torch.empty((2 * window_size - 1) ** 2, num_heads)
@@ -48,16 +52,40 @@ class WindowAttention(nn.Module):
         projected = self.qkv(windows).view(batch * num_windows, length, 3, self.num_heads, -1)
         query, key, value = projected.permute(2, 0, 3, 1, 4)
         bias = self.relative_position_bias().to(query.dtype)
-        if shift_mask is not None:
-            bias = (bias + shift_mask[:, None].to(query.dtype)).repeat(batch, 1, 1, 1)
-        bias = bias.expand(batch * num_windows, -1, -1, -1)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        mask = None if shift_mask is None else shift_mask[:, None].to(query.dtype)
+        if self.reference_order:
+            attended = _attend_in_steps(query, key, value, bias, mask)
+        else:
+            if mask is not None:
+                bias = (bias + mask).repeat(batch, 1, 1, 1)
+            bias = bias.expand(batch * num_windows, -1, -1, -1)
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         merged: Tensor = self.proj(attended.transpose(1, 2).reshape(batch, num_windows, length, channels))
         return merged
 
     def relative_position_bias(self) -> Tensor:
         """(N, L, L), added to the logit of each query and key."""
         return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+
+
+def _attend_in_steps(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend with the bias and then the mask added to the logits.
+
+    Args:
+        query: (B * W, N, L, C / N).
+        key: as `query`.
+        value: as `query`.
+        bias: (N, L, L).
+        mask: (W, 1, L, L), or None.
+
+    Returns:
+        As `query`.
+    """
+    logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + bias
+    if mask is not None:
+        logits = (logits.unflatten(0, (-1, len(mask))) + mask).flatten(0, 1)
+    attended: Tensor = logits.softmax(dim=-1) @ value
+    return attended
 
 
 def split_windows(x: Tensor, window_size: int) -> Tensor:

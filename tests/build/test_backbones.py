@@ -118,3 +118,16 @@ def test_options_of_the_swin_transformer(make_config):
 def test_errors(make_config, name, settings, message):
     with pytest.raises(ConfigError, match=message):
         build_backbone(make_config(name, settings))
+
+
+@pytest.mark.parametrize(("name", "settings"), [("resnet", FROM_RES2), ("swint", FROM_STAGE2)])
+def test_reference_order_is_the_same_to_rounding(make_config, name, settings):
+    settings += " MODEL.SWINT.DROP_PATH_RATE 0.0"
+    x, maps = torch.randn(2, 3, 64, 96, dtype=torch.float64), []
+    for switch in ("", " MODEL.BACKBONE.REFERENCE_ORDER True"):
+        torch.manual_seed(0)
+        backbone, neck = build_backbone(make_config(name, settings + switch))
+        maps.append((backbone.double()(x), neck.double()(backbone(x))))
+    assert all(x.is_contiguous() for x in maps[1][0].values())
+    torch.testing.assert_close(maps[1], maps[0], rtol=1e-9, atol=1e-12)
+    assert not torch.equal(maps[1][1]["p2"], maps[0][1]["p2"])

@@ -166,20 +166,6 @@ def test_detach_appearance_embed(detach):
     assert (features["p3"].grad is None) == detach
 
 
-@pytest.mark.parametrize("reference_order", [False, True])
-def test_reference_order_convolves_the_painted_map(reference_order):
-    """One object among 32 channels would go through the taps alone."""
-    teacher, features = (
-        make_teacher(channels=32, reference_order=reference_order),
-        make_features(1, channels=32),
-    )
-    painted = []
-    teacher.instance_conv.register_forward_hook(lambda conv, inputs, output: painted.append(inputs[0].shape))
-    taught = teacher(features, make_batch([1]))
-    assert painted == ([x.shape for x in features.values()] if reference_order else [])
-    torch.testing.assert_close(taught, make_teacher(channels=32)(features, make_batch([1])))
-
-
 def test_only_the_parameters_a_pattern_uses():
     parts = {
         pattern: {name.split(".")[0] for name, _ in make_teacher(interact_pattern=pattern).named_parameters()}

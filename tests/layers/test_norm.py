@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lgd.layers.norm import FrozenBatchNorm2d, freeze, make_norm
+from lgd.layers.norm import FrozenBatchNorm2d, SeparateFrozenBatchNorm2d, freeze, make_norm
 
 
 def randomized(norm, seed=0):
@@ -21,6 +21,16 @@ def test_frozen_norm_is_batch_norm_in_evaluation():
     assert torch.allclose(frozen.train()(x), norm(x), atol=1e-12)
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_separate_frozen_norm_is_the_frozen_norm(requires_grad):
+    frozen = randomized(FrozenBatchNorm2d(6)).double()
+    separate = SeparateFrozenBatchNorm2d(6).double()
+    separate.load_state_dict(frozen.state_dict())
+    x = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=requires_grad)
+    assert torch.allclose(separate(x), frozen(x), rtol=1e-12, atol=1e-12)
+    assert list(separate.parameters()) == []
+
+
 def test_fresh_frozen_norm_is_the_identity_and_has_only_buffers():
     frozen = FrozenBatchNorm2d(3)
     x = torch.randn(1, 3, 2, 2)
@@ -33,6 +43,7 @@ def test_fresh_frozen_norm_is_the_identity_and_has_only_buffers():
     ("name", "kind"),
     [
         ("FrozenBN", FrozenBatchNorm2d),
+        ("SeparateFrozenBN", SeparateFrozenBatchNorm2d),
         ("BN", nn.BatchNorm2d),
         ("SyncBN", nn.SyncBatchNorm),
         ("GN", nn.GroupNorm),

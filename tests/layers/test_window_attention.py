@@ -45,17 +45,18 @@ def slow_shift_mask(height, width, window_size):
     return np.stack(masks)
 
 
-def make_attention(channels=6, num_heads=2, window_size=3):
-    attention = WindowAttention(channels, num_heads, window_size).double()
+def make_attention(channels=6, num_heads=2, window_size=3, **kwargs):
+    attention = WindowAttention(channels, num_heads, window_size, **kwargs).double()
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter)
     return attention
 
 
 @pytest.mark.parametrize("is_shifted", [False, True])
-def test_window_by_window(is_shifted):
+@pytest.mark.parametrize("reference_order", [False, True])
+def test_window_by_window(is_shifted, reference_order):
     torch.manual_seed(0)
-    attention = make_attention()
+    attention = make_attention(reference_order=reference_order)
     windows = torch.randn(2, 6, 9, 6, dtype=torch.float64)
     mask = make_shift_mask(torch.empty(2, 5, 9, 6, dtype=torch.float64), 3) if is_shifted else None
     masks = np.zeros((6, 9, 9)) if mask is None else mask.numpy()

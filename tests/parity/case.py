@@ -62,6 +62,7 @@ def make_config(case: Case, changes: Mapping[str, Any] | None = None) -> Config:
     settings = _recipe_settings(case.recipes, case.record["config"])
     settings |= {
         "MODEL.META_ARCHITECTURE": case.record["meta_architecture"].removeprefix("Distillator"),
+        "MODEL.BACKBONE.REFERENCE_ORDER": True,
         "MODEL.RETINANET.REFERENCE_NORMALIZER": True,
         "MODEL.FCOS.REFERENCE_ORDER": True,
         "MODEL.RPN.REFERENCE_ORDER": True,
