@@ -111,6 +111,7 @@ def settings_of(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
         "TEST.EVAL_PERIOD": 0,
         "TEST.VIS_IMAGES": 0,
         "TRAIN.KEEP_CHECKPOINTS": 1,
+        "TRAIN.COMPILE": False,  # would take longer than these short trainings
         "DATALOADER.NUM_WORKERS": arguments.workers,
         "LOG_PERIOD": 20,
         "SEED": run.seed,

@@ -1,6 +1,6 @@
 """Run on a machine with a GPU everything that only such a machine can show, in order of value.
 
-    PYTHONPATH=. python benchmarks/gpu_session.py --out OUT --data DATA          # about 25 minutes
+    PYTHONPATH=. python benchmarks/gpu_session.py --out OUT --data DATA          # an hour
     ... --out OUT --data DATA --seconds 580                                      # as much as fits
     ... --out OUT --data DATA --seconds 580 --after recipes-fcos                 # the rest
     ... --list
@@ -38,6 +38,7 @@ RECIPES = {
     "mask_rcnn": "mask_rcnn/r50_1x_ms_lgd",
     "swin": "mask_rcnn/swin_t_3x_ms_lgd",
 }
+COMPILED = ("retinanet", "fcos", "faster_rcnn")
 GAIN_DATA = ("bccd", "dice", "nuclei")
 
 
@@ -68,18 +69,24 @@ def list_stages(device: str, data: Path, scratch: Path, batch: int, size: Sequen
     """Everything, in order of value."""
     canvas = [str(side) for side in size]
     steps = {name: _step(name, recipe, device, batch, canvas) for name, recipe in RECIPES.items()}
+    compiled = {name: _compiled(steps[name]) for name in COMPILED}
     return [
-        steps["retinanet"],
-        Stage("cuda-tests", 150, ("-m", "pytest", "-q", "tests/test_cuda.py")),
+        compiled["retinanet"],
+        Stage("cuda-tests", 300, ("-m", "pytest", "-q", "-m", "slow or not slow", "tests/test_cuda.py")),
         steps["fcos"],
         steps["faster_rcnn"],
+        _with_settings("head-twice", steps["retinanet"], "TRAIN.HEAD_ONCE", "False"),
+        _with_settings("cuda-graphs", compiled["retinanet"], "TRAIN.CUDA_GRAPHS", "True"),
         _profile("profile-lgd", device, batch, canvas, scratch),
         _profile("profile-student", device, batch, canvas, scratch, "MODEL.DISTILLATOR.ENABLED", "False"),
         steps["mask_rcnn"],
         steps["swin"],
         steps["atss"],
+        compiled["fcos"],
+        compiled["faster_rcnn"],
         _train("find-batch", RECIPES["retinanet"], device, data, scratch, 90, "--find-batch"),
         *(_train(f"recipes-{name}", recipe, device, data, scratch, 60) for name, recipe in RECIPES.items()),
+        _train("train-compiled", RECIPES["retinanet"], device, data, scratch, 600, compiled=True),
         *(_gain(name, data, scratch) for name in GAIN_DATA),
     ]
 
@@ -91,18 +98,35 @@ def _step(name: str, recipe: str, device: str, batch: int, canvas: list[str]) ->
     return Stage(f"step-{name}", 120, (script, "--detectors", detector, *options), halves_batch=True)
 
 
+def _compiled(stage: Stage) -> Stage:
+    """The same with each model compiled, too: that takes a minute or more for each."""
+    name = stage.name.replace("step", "compiled")
+    return replace(stage, name=name, seconds=480, command=(*stage.command, "--compile"))
+
+
+def _with_settings(name: str, stage: Stage, *settings: str) -> Stage:
+    return replace(stage, name=name, command=(*stage.command, "--settings", *settings))
+
+
 def _profile(name: str, device: str, batch: int, canvas: list[str], scratch: Path, *settings: str) -> Stage:
     recipe = str(report.ROOT / "configs" / f"{RECIPES['retinanet']}.yaml")
     command = (
         str(BENCHMARKS / "profile_step.py"), "--config-file", recipe, "--device", device,
         "--batch", str(batch), "--size", *canvas, "--out", str(scratch / name),
-        "SOLVER.AMP.ENABLED", "True", *settings,
+        "SOLVER.AMP.ENABLED", "True", "TRAIN.COMPILE", "False", *settings,
     )  # fmt: skip
     return Stage(name, 90, command, halves_batch=True)
 
 
 def _train(
-    name: str, recipe: str, device: str, data: Path, scratch: Path, seconds: int, *flags: str
+    name: str,
+    recipe: str,
+    device: str,
+    data: Path,
+    scratch: Path,
+    seconds: int,
+    *flags: str,
+    compiled: bool = False,
 ) -> Stage:
     """Twenty steps at the recipe's full size on real images, and the evaluation."""
     settings = {
@@ -118,6 +142,7 @@ def _train(
         "MODEL.DISTILLATOR.PRE_FREEZE_STUDENT_BACKBONE_ITERS": 5,
         "MODEL.DISTILLATOR.PRE_NONDISTILL_ITERS": 10,
         "SOLVER.AMP.ENABLED": True,
+        "TRAIN.COMPILE": compiled,  # a step of every canvas and phase takes minutes first
         "LOG_PERIOD": 5,
         "OUTPUT_DIR": scratch / name,
     }

@@ -2,7 +2,8 @@
 
     python benchmarks/train_step.py                                  # CPU: 2 images of 320 x 320
     python benchmarks/train_step.py --detectors retinanet,faster_rcnn,mask_rcnn/swin_t_3x_ms_lgd
-    python benchmarks/train_step.py --device cuda --batch 16 --size 800 1344 --dtype bf16
+    python benchmarks/train_step.py --device cuda --batch 16 --size 800 1344 --dtype bf16 --compile
+    python benchmarks/train_step.py --settings TRAIN.HEAD_ONCE False
     python benchmarks/train_step.py --boxes 1,10,100,1000            # a cost curve; also --classes, --batch
 
 The models of a detector take turns, so that what else the machine does hits all; figures are medians. Of
@@ -42,6 +43,7 @@ PEERS = {"retinanet": RetinaNet, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCN
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 TORCHVISION, STUDENT, DISTILLED, FROZEN = "torchvision", "student", "with LGD", "with LGD, frozen backbone"
+COMPILED = ", compiled"
 COLUMNS = (
     "detector", "model", "s/step", "images/s", "of torchvision's", "of the student's", "TFLOP/s",
     "of ceiling", "peak MiB", "of the student's peak",
@@ -59,6 +61,7 @@ class Workload:
         classes: of the data.
         device: where.
         dtype: a key of DTYPES.
+        settings: KEY VALUE pairs over our recipes.
     """
 
     batch: int
@@ -67,6 +70,7 @@ class Workload:
     classes: int
     device: torch.device
     dtype: str
+    settings: tuple[str, ...] = ()
 
     def draw(self, with_masks: bool) -> Batch:
         """Random images and boxes."""
@@ -88,7 +92,7 @@ class Workload:
         )
 
 
-def read_recipe(detector: str, work: Workload, *, lgd: bool) -> Config:
+def read_recipe(detector: str, work: Workload, *, lgd: bool, compiled: bool = False) -> Config:
     """The recipe of a folder in configs/ (its R-50), or FOLDER/NAME itself."""
     names = [detector] if "/" in detector else [f"{detector}/{name}" for name in RECIPES]
     paths = [path for path in (CONFIGS / f"{name}.yaml" for name in names) if path.exists()]
@@ -98,18 +102,24 @@ def read_recipe(detector: str, work: Workload, *, lgd: bool) -> Config:
         "MODEL.DISTILLATOR.ENABLED": lgd,
         "NUM_CLASSES": work.classes,
         "SOLVER.AMP.ENABLED": work.dtype == "bf16",
+        "TRAIN.COMPILE": compiled,
     }
-    return load_config(paths[0], [str(x) for pair in settings.items() for x in pair])
+    return load_config(paths[0], [*(str(x) for pair in settings.items() for x in pair), *work.settings])
 
 
-def make_ours(detector: str, work: Workload, *, lgd: bool, freeze: bool = False) -> Step:
+def make_ours(
+    detector: str, work: Workload, *, lgd: bool, freeze: bool = False, compiled: bool = False
+) -> Step:
     """Our student, alone or with LGD."""
-    cfg = read_recipe(detector, work, lgd=lgd)
+    cfg = read_recipe(detector, work, lgd=lgd, compiled=compiled)
     return make_step(cfg, work.draw(reads_masks(cfg)), work.device, freeze_backbone=freeze)
 
 
-def make_torchvision(detector: str, work: Workload) -> Step:
-    """Make the peer as its reference script trains it: frozen BN, stem and layer1 fixed."""
+def make_torchvision(detector: str, work: Workload, *, compiled: bool = False) -> Step:
+    """Make the peer as its reference script trains it: frozen BN, stem and layer1 fixed.
+
+    Compiled are its backbone and its dense head: what else it does loops over images.
+    """
     two_stage = "rcnn" in detector
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50",
@@ -135,7 +145,11 @@ def make_torchvision(detector: str, work: Workload) -> Step:
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad], lr=1e-5, momentum=0.9, weight_decay=1e-4
     )
-    return Step(model, partial(model, images, targets), [optimizer], work.device, DTYPES[work.dtype])
+    if compiled:
+        for part in (model.backbone, model.rpn.head if two_stage else model.head):
+            part.compile(dynamic=False)
+    losses = partial(model, images, targets)
+    return Step(model, losses, [optimizer], work.device, DTYPES[work.dtype], compiled)
 
 
 def _paint(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -167,14 +181,39 @@ def measure(steps: Mapping[str, Step], num_turns: int, ceiling: float) -> dict[s
     }
 
 
-def compare(detector: str, work: Workload, num_turns: int, ceiling: float) -> list[list[Any]]:
-    """The table's rows of a detector."""
-    steps = {TORCHVISION: make_torchvision(detector, work)} if detector in PEERS else {}
-    steps[STUDENT] = make_ours(detector, work, lgd=False)
-    steps[DISTILLED] = make_ours(detector, work, lgd=True)
-    steps[FROZEN] = make_ours(detector, work, lgd=True, freeze=True)
+def make_steps(detector: str, work: Workload, suffix: str = "", *, compiled: bool = False) -> dict[str, Step]:
+    """Everything that is compared, by name."""
+    steps = {}
+    if detector in PEERS:
+        steps[TORCHVISION + suffix] = make_torchvision(detector, work, compiled=compiled)
+    steps[STUDENT + suffix] = make_ours(detector, work, lgd=False, compiled=compiled)
+    steps[DISTILLED + suffix] = make_ours(detector, work, lgd=True, compiled=compiled)
+    steps[FROZEN + suffix] = make_ours(detector, work, lgd=True, freeze=True, compiled=compiled)
+    return steps
+
+
+def compare(detector: str, work: Workload, num_turns: int, ceiling: float, compiled: bool) -> list[list[Any]]:
+    """The table's rows of a detector: as it is, and where so asked compiled, held against the compiled."""
+    suffixes = ("", COMPILED) if compiled else ("",)
+    steps = {}
+    for suffix in suffixes:
+        steps |= make_steps(detector, work, suffix, compiled=bool(suffix))
     found = measure(steps, num_turns, ceiling)
-    student, peer = found[STUDENT], found.get(TORCHVISION)
+    names = {
+        suffix: [name for name in found if name.endswith(COMPILED) == bool(suffix)] for suffix in suffixes
+    }
+    return [
+        row
+        for suffix, group in names.items()
+        for row in make_rows(detector, work, {name: found[name] for name in group}, suffix)
+    ]
+
+
+def make_rows(
+    detector: str, work: Workload, found: Mapping[str, dict[str, Any]], suffix: str
+) -> list[list[Any]]:
+    """The rows of a group, held against the student and the peer among them."""
+    student, peer = found[STUDENT + suffix], found.get(TORCHVISION + suffix)
     return [
         [
             detector,
@@ -227,6 +266,8 @@ def main() -> None:
     parser.add_argument("--classes", type=report.numbers, default=[80])
     parser.add_argument("--dtype", default="float32", choices=list(DTYPES), help="bf16: autocast, for all")
     parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="measure each compiled, too")
+    parser.add_argument("--settings", nargs="*", default=[], metavar="KEY VALUE", help="over our recipes")
     parser.add_argument("--curves-only", action="store_true", help="leave the table out")
     arguments = parser.parse_args()
     device, detectors = torch.device(arguments.device), arguments.detectors.split(",")
@@ -237,11 +278,14 @@ def main() -> None:
         classes=arguments.classes[0],
         device=device,
         dtype=arguments.dtype,
+        settings=tuple(arguments.settings),
     )
     ceiling = matrix_ceiling(device, DTYPES[work.dtype])
     curves = _draw_curves(detectors, work, arguments, ceiling)
     rows = [] if arguments.curves_only else [
-        row for name in detectors for row in compare(name, work, arguments.steps, ceiling)
+        row
+        for name in detectors
+        for row in compare(name, work, arguments.steps, ceiling, arguments.compile)
     ]  # fmt: skip
     report.publish(  # without rows, still what the curves were measured on
         f"Training step: {work}, medians of {arguments.steps}; a large matrix product "

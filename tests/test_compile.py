@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lgd.bench.machine import count_flops
 from lgd.build.compile import compile_model, compile_parts, compiles
 from lgd.config.load import load_config
 from lgd.config.values import ConfigError
@@ -240,9 +241,18 @@ def test_what_cannot_be_compiled_ends_the_run():
         call(model, 3)
 
 
+def test_arithmetic_is_counted_as_it_is_written():
+    linear = nn.Linear(4, 5)
+    linear.static_parts = ("forward",)
+    compile_parts(linear, backend="eager")
+    before = num_graphs()
+    assert count_flops(lambda: linear(torch.ones(3, 4))) == 2 * 3 * 4 * 5
+    assert num_graphs() == before
+
+
 def test_where_steps_are_compiled(monkeypatch):
-    demo = REPOSITORY / "configs/demo.yaml"
-    asked, automatic = load_config(demo, ["TRAIN.COMPILE", "True"]), load_config(demo, [])
+    recipe = REPOSITORY / "configs/retinanet/r50_2x_ms_lgd.yaml"
+    asked, automatic = load_config(recipe, ["TRAIN.COMPILE", "True"]), load_config(recipe, [])
     assert compiles(asked, CPU)
     assert not compiles(automatic, CPU)
     assert compiles(automatic, torch.device("cuda"))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lgd.bench.machine import count_flops, peak_memory, synchronize
-from lgd.build import Model, build_model, build_sides
+from lgd.build import Model, build_model, build_sides, compile_model, compiles
 from lgd.config.schema import Config
 from lgd.structures import Batch, Outlines, Targets
 
@@ -73,6 +73,7 @@ class Step:
         optimizers: of all parameters.
         device: where it runs.
         dtype: bfloat16 for autocast; any other leaves the model as it is.
+        compiled: whether parts of the model are compiled.
     """
 
     model: nn.Module
@@ -80,9 +81,12 @@ class Step:
     optimizers: Sequence[torch.optim.Optimizer]
     device: torch.device
     dtype: torch.dtype
+    compiled: bool = False
 
     def take(self) -> None:
         """Do forward and backward pass and update."""
+        if self.compiled:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             total = torch.stack(list(self.compute_losses().values())).sum()
         total.backward()  # type: ignore[no-untyped-call]
@@ -101,11 +105,13 @@ class Step:
         return time.perf_counter() - begin
 
     def weigh(self) -> tuple[int, int | None]:
-        """Take two steps; returns a step's floating-point operations, and the bytes at its peak.
+        """Take some steps; returns a step's floating-point operations, and the bytes at its peak.
 
         The bytes are those of this model alone: what lies there between steps, and what a step adds.
         """
         flops = count_flops(self.take)  # the first step also makes the optimizers' states
+        if self.compiled:
+            self.take()  # to compile it: the compiler's memory is none of the step's
         beyond = peak_memory(self.take, self.device)
         return flops, None if beyond is None else beyond + self.resident_bytes()
 
@@ -135,7 +141,9 @@ def make_step(cfg: Config, batch: Batch, device: torch.device, *, freeze_backbon
     if cfg.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizers = [side.optimizer for side in build_sides(cfg, model, device)]
+    compile_model(cfg, model, device)
     for parameter in model.student.backbone_parameters():
         parameter.requires_grad_(parameter.requires_grad and not freeze_backbone)
     dtype = torch.bfloat16 if cfg.solver.amp.enabled else torch.float32
-    return Step(model, partial(model, batch, distill=True), optimizers, device, dtype)
+    losses = partial(model, batch, distill=True)
+    return Step(model, losses, optimizers, device, dtype, compiles(cfg, device))

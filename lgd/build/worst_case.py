@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from lgd import distributed
+from lgd.build.compile import compiles
 from lgd.build.model import Model
 from lgd.build.training import build_sides, micro_batch_size, reads_masks, training_canvases
 from lgd.config.schema import Config
@@ -44,7 +45,7 @@ def try_worst_shape(cfg: Config, model: Model, index: AnnotationIndex, device: t
     sides = build_sides(cfg, model, device)
     lines = []
     for canvas in _canvases(cfg, index, device):
-        fits = _fits(cfg, model, sides, index, device, canvas, batch_size)
+        fits = _fits(cfg, model, sides, index, device, canvas, batch_size, compiled=compiles(cfg, device))
         full = [rank for rank, fitted in enumerate(distributed.all_gather_objects(fits)) if not fitted]
         what = _describe(cfg, index, canvas, batch_size)
         if full:
@@ -119,13 +120,16 @@ def _fits(
     device: torch.device,
     canvas: tuple[int, int],
     batch_size: int,
+    compiled: bool = False,
 ) -> bool:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     batch = _make_batch(cfg, index, canvas, batch_size)
     if training_canvases(cfg, device):
         batch = replace(batch, canvas=torch.tensor(canvas))
-    return fits_memory(model, sides, batch, device=device, mixed_precision=cfg.solver.amp.enabled)
+    return fits_memory(
+        model, sides, batch, device=device, mixed_precision=cfg.solver.amp.enabled, compiled=compiled
+    )
 
 
 def _make_batch(cfg: Config, index: AnnotationIndex, canvas: tuple[int, int], batch_size: int) -> Batch:
