@@ -11,8 +11,9 @@ import shutil
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import multiprocessing, nn
 
 from lgd.bench.machine import count_flops
 from lgd.build.compile import compile_model, compile_parts, compiles
@@ -22,6 +23,7 @@ from lgd.distill.distiller import Adapter, LabelGuidedDistiller
 from lgd.distill.schedule import Phase
 from lgd.distill.teacher import DynamicTeacher
 from lgd.engine.compiling import CompileWatch, explaining_errors, num_graphs
+from lgd.engine.loop import _wrap
 from lgd.layers.fpn import FPN, TopBlockP6P7
 from tests.detectors.small import (
     make_atss,
@@ -31,6 +33,7 @@ from tests.detectors.small import (
     make_poto,
     make_retinanet,
 )
+from tests.test_ranks import free_port
 from tests.training import REPOSITORY
 
 DETECTORS = {"retinanet": make_retinanet, "fcos": make_fcos}
@@ -174,6 +177,30 @@ def test_a_part_is_compiled_once_for_each_canvas(num_steps, backend):
         assert num_graphs() - before == (0 if canvas in seen else num_parts)
         seen.add(canvas)
     assert num_graphs() - begin == num_parts * len(CANVASES)
+
+
+def run_rank(rank, port, path):
+    """Save the ranks' averaged gradients of eager and of compiled code."""
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    found = []
+    for model in make_pair(make_retinanet):
+        wrapped = _wrap(model, list(model.student.backbone_parameters()), frozen=False, device=CPU)
+        for num_objects in ([2, 1], [1, 3]):
+            losses = wrapped(make_batch([num_objects[rank]]), distill=True)
+            model.zero_grad(set_to_none=True)
+            torch.stack(list(losses.values())).sum().backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    torch.save(found, path / f"{rank}.pth")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_average_the_gradients_of_compiled_code(tmp_path):
+    multiprocessing.spawn(run_rank, (free_port(), tmp_path), nprocs=2)
+    (eager, compiled), others = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
+    torch.testing.assert_close(compiled, eager, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(others[1], compiled, rtol=0, atol=0)
 
 
 def test_evaluation_stays_eager():
