@@ -14,8 +14,9 @@ from lgd.ops.boxes import box_iou
 
 FOREGROUND, BACKGROUND, IGNORED = 1, 0, -1
 
-_MAX_PAIRS = 2**25
-"""Overlaps held at a time (128 MiB in float32), so that crowded images don't exhaust the memory."""
+_MAX_PAIRS = 2**24
+"""Overlaps taken at a time (64 MiB in float32, some eight of which are held at once), so that crowded images
+don't exhaust the memory."""
 
 
 @dataclass(frozen=True)
