@@ -23,6 +23,7 @@ from lgd.distill.label_encoder import (
     descriptor_width,
     require_outlines,
 )
+from lgd.layers.conv import Conv2d
 from lgd.ops.polygons import image_area, rasterize_on_grid
 from lgd.structures import Batch, Features
 
@@ -173,23 +174,23 @@ class DynamicTeacher(nn.Module):
             self.label_encoder = LabelEncoder(descriptor_width=width, embedding_width=channels)
             self.label_projection = nn.Linear(channels, channels)
         if uses_appearance:
-            self.student_projection = nn.Conv2d(channels, channels, 3, padding=1)
+            self.student_projection = Conv2d(channels, channels, 3, padding=1)
         if uses_labels and uses_appearance:
             if channels % num_heads:
                 raise ValueError(f"{num_heads} attention heads don't divide {channels} channels")
             self.attention = nn.MultiheadAttention(channels, num_heads, batch_first=True)
         self.instance_projection = nn.Linear(channels, channels)
-        self.instance_conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.instance_conv = Conv2d(channels, channels, 3, padding=1)
         if add_context_box:
             self.context_projection = nn.Linear(channels, channels)
         self.refinement = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1),
+            Conv2d(channels, channels, 3, padding=1),
             nn.GroupNorm(1, channels, affine=False),
             nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1),
+            Conv2d(channels, channels, 3, padding=1),
             nn.GroupNorm(1, channels, affine=False),
             nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1),
+            Conv2d(channels, channels, 3, padding=1),
             nn.GroupNorm(1, channels, affine=False),
         )
 
