@@ -107,13 +107,33 @@ def _ask(question: Callable[[], T], rank: int, host: str, seconds: float) -> T:
     Raises:
         RanksError: the store is gone, or there is no answer after `seconds`; or as `question` does.
     """
+
+    def ask() -> T:
+        with losing_store(rank, host):
+            return question()
+
+    try:
+        return in_time(ask, seconds)
+    except TimeoutError as error:
+        raise RanksError(
+            f"rank {rank} on {socket.gethostname()} waited {seconds:g} s in vain for the answer of "
+            f"{_keeper(host)}: it hangs, or is cut off"
+        ) from error
+
+
+def in_time(action: Callable[[], T], seconds: float) -> T:
+    """Return what `action` does, which may never end.
+
+    Raises:
+        TimeoutError: it has not ended after `seconds`; it goes on beside.
+        Exception: whatever it raises.
+    """
     answers: list[T] = []
     errors: list[Exception] = []
 
     def work() -> None:
         try:
-            with losing_store(rank, host):
-                answers.append(question())
+            answers.append(action())
         except Exception as error:
             errors.append(error)
 
@@ -123,10 +143,7 @@ def _ask(question: Callable[[], T], rank: int, host: str, seconds: float) -> T:
     for error in errors:
         raise error
     if not answers:
-        raise RanksError(
-            f"rank {rank} on {socket.gethostname()} waited {seconds:g} s in vain for the answer of "
-            f"{_keeper(host)}: it hangs, or is cut off"
-        )
+        raise TimeoutError
     return answers[0]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lgd.detectors.protocol import Detector
 from lgd.distill.distiller import PlainStudent
+from lgd.layers.conv import Conv2d
 from lgd.ops.anchors import cell_anchors, grid_anchors
 from lgd.ops.boxes import box_iou
 from lgd.structures import Batch, Features, Targets
@@ -60,7 +61,7 @@ class FeatureImitation(PlainStudent):
             if len(rows) not in (1, len(student.strides)):
                 raise ValueError(f"{name} has {len(rows)} rows for {len(student.strides)} levels")
         self.teacher = teacher
-        self.adapter = nn.Conv2d(student.channels, teacher.channels, 3, padding=1)
+        self.adapter = Conv2d(student.channels, teacher.channels, 3, padding=1)
         self.iou_ratio = iou_ratio
         self.weight = weight
         self._cells = {

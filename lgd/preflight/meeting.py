@@ -12,9 +12,13 @@ from typing import Any
 from torch import distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from lgd.channel import in_time
 from lgd.preflight.place import Place
 
 _PAUSE_SECONDS = 0.1
+
+_ANSWER_SECONDS = 30.0
+"""For one answer of the store, which torch would wait for without end where rank 0 hangs or is cut off."""
 
 
 class MeetingError(RuntimeError):
@@ -71,9 +75,13 @@ class Meeting:
 
     def _do(self, action: Callable[[], Any]) -> Any:
         try:
-            return action()
+            return in_time(action, _ANSWER_SECONDS)
         except dist.DistError as error:
             raise MeetingError(f"lost the way to rank 0: {str(error).splitlines()[0]}") from error
+        except TimeoutError as error:
+            raise MeetingError(
+                f"no answer of rank 0 in {_ANSWER_SECONDS:.0f} s: it hangs, or the way to it is cut"
+            ) from error
 
 
 def open_meeting(place: Place, seconds: float) -> Meeting:
