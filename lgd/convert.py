@@ -31,7 +31,7 @@ from lgd.weights import (
     write_student,
 )
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("lgd.convert")  # also where it is run as a module, by the name of __main__
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Every detector written in every format and read again gives the same outputs to the bit."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import safetensors
@@ -124,6 +126,14 @@ def checkpoint(tmp_path):
     content = {"format": "lgd", "model": model.state_dict(), "config": flatten(cfg), "classes": classes}
     torch.save(content, path)
     return path, cfg, model, classes
+
+
+def test_the_module_says_what_it_does_as_the_command_does(tmp_path, checkpoint):
+    path, target = checkpoint[0], tmp_path / "student.safetensors"
+    command = [sys.executable, "-m", "lgd.convert", str(path), str(target), "--to", "student"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "tensors loaded" in done.stdout
+    assert f"{target} written as student" in done.stdout
 
 
 def test_the_command_needs_no_recipe_for_our_checkpoints(tmp_path, checkpoint, capsys):
