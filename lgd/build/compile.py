@@ -1,7 +1,8 @@
 """`torch.compile` of those parts of a model in which no size depends on values.
 
 A module names them in `static_parts`. Each becomes a graph of its own for every canvas; what lies between
-them (matching, sampling, sums over the ranks) runs as it is written.
+them runs as it is written: matching, sampling, sums over the ranks, and the teacher's labels and attention,
+which are small (and whose attention torch 2.14 compiles for one number of rows only).
 
 Legend: B images, S rows of labels per image (objects, and perhaps the context).
 """
@@ -74,8 +75,12 @@ def compile_parts(model: nn.Module, **how: Any) -> None:
             # One graph or an error: what falls back would do so silently.
             compiled = torch.compile(eager, fullgraph=True, dynamic=False, **how)
             if isinstance(module, DynamicTeacher):
-                compiled = partial(_with_padded_rows, compiled)
+                compiled = partial(_with_open_rows, compiled)
             setattr(module, name, partial(_call, module, compiled, eager))
+        if isinstance(module, DynamicTeacher):
+            eager = module._make_features
+            padded = partial(_with_padded_rows, eager)
+            module._make_features = partial(_call, module, padded, eager)  # type: ignore[method-assign]
 
 
 def _call(module: nn.Module, compiled: Callable[..., Any], eager: Callable[..., Any], *inputs: Any) -> Any:
@@ -85,7 +90,7 @@ def _call(module: nn.Module, compiled: Callable[..., Any], eager: Callable[..., 
 def _with_padded_rows(
     make_features: Callable[..., Features], features: Features, rows: LabelRows, masks: Features
 ) -> Features:
-    """Call with a multiple of rows and declare their number open: one graph whatever the number of objects.
+    """Call with a multiple of rows.
 
     The new rows come first, since the context is looked for in the last one.
     """
@@ -96,10 +101,23 @@ def _with_padded_rows(
         F.pad(rows.valid, (missing, 0)),
     )
     masks = {level: F.pad(x, (0, 0, missing, 0)) for level, x in masks.items()}
-    inputs: list[Tensor] = [rows.boxes, rows.descriptors, rows.valid, *masks.values()]
-    for x in inputs:
-        torch._dynamo.mark_dynamic(x, 1)
     return make_features(features, rows, masks)
+
+
+def _with_open_rows(part: Callable[..., Any], first: Features | Tensor, masks: Features, *others: Any) -> Any:
+    """Declare the number of rows open: one graph whatever the number of objects.
+
+    Args:
+        part: the compiled method.
+        first: {level: (B, C, h, w)}, or embeddings (B, L, S, C).
+        masks: {level: (B, S, h * w)}.
+        others: further arguments.
+    """
+    for mask in masks.values():
+        torch._dynamo.mark_dynamic(mask, 1)
+    if isinstance(first, Tensor):
+        torch._dynamo.mark_dynamic(first, 2)
+    return part(first, masks, *others)
 
 
 def _require_compiler(device: torch.device) -> None:

@@ -7,7 +7,7 @@ context, see `LabelRows`), K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -141,7 +141,7 @@ class DynamicTeacher(nn.Module):
         ValueError: an unknown pattern or category format, or channels that the heads don't divide.
     """
 
-    static_parts: tuple[str, ...] = ("_make_features",)
+    static_parts: tuple[str, ...] = ("_embed_appearance", "_render_levels")
 
     def __init__(
         self,
@@ -229,13 +229,8 @@ class DynamicTeacher(nn.Module):
 
     def _make_features(self, features: Features, rows: LabelRows, masks: Features) -> Features:
         """Make the features from the `rows` and their `masks`, {level: (B, S, h * w)}, 0 or 1."""
-        embeddings = self._interact(features, masks, rows)
-        return {
-            level: self._recomputed(
-                self._render, embeddings[:, index], masks[level], (x.shape[-2], x.shape[-1])
-            )
-            for index, (level, x) in enumerate(features.items())
-        }
+        sizes = {level: (x.shape[-2], x.shape[-1]) for level, x in features.items()}
+        return self._render_levels(self._interact(features, masks, rows), masks, sizes)
 
     def _interact(self, features: Features, masks: Features, rows: LabelRows) -> Tensor:
         """Relate the rows of an image to each other by the pattern: (B, L, S, C)."""
@@ -275,6 +270,15 @@ class DynamicTeacher(nn.Module):
         """Project one level and take the means inside its masks: (B, C, h, w), (B, S, h * w) -> (B, S, C)."""
         x = F.relu(F.group_norm(self.student_projection(feature), 1)).flatten(2).transpose(1, 2)
         return masks @ x / masks.sum(dim=-1, keepdim=True).clamp(min=1)
+
+    def _render_levels(
+        self, embeddings: Tensor, masks: Features, sizes: Mapping[str, tuple[int, int]]
+    ) -> Features:
+        """(B, L, S, C) -> {level: (B, C, h, w)}, each level's (h, w) in `sizes`."""
+        return {
+            level: self._recomputed(self._render, embeddings[:, index], masks[level], size)
+            for index, (level, size) in enumerate(sizes.items())
+        }
 
     def _render(self, embeddings: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
         """Paint one level's objects where they are, the context everywhere: (B, S, C) -> (B, C, h, w)."""
