@@ -86,14 +86,18 @@ class ConvNorm(Conv2d):
 
     def folded_parameters(self) -> tuple[Tensor, Tensor | None]:
         """The convolution's weight and bias, with a frozen norm multiplied in."""
-        if not isinstance(self.norm, FrozenBatchNorm2d):
+        norm = self._norm_to_fold()
+        if norm is None:
             return self.weight, self.bias
-        scale, shift = self.norm.scale_and_shift()
+        scale, shift = norm.scale_and_shift()
         return self.weight * scale[:, None, None, None], shift
 
     def apply_unfolded_norm(self, x: Tensor) -> Tensor:
         """Apply the norm, unless `folded_parameters` holds it already."""
-        if self.norm is None or isinstance(self.norm, FrozenBatchNorm2d):
+        if self.norm is None or self._norm_to_fold() is not None:
             return x
         normalized: Tensor = self.norm(x)
         return normalized
+
+    def _norm_to_fold(self) -> FrozenBatchNorm2d | None:
+        return self.norm if isinstance(self.norm, FrozenBatchNorm2d) and self.norm.folds else None

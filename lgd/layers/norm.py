@@ -14,8 +14,10 @@ class FrozenBatchNorm2d(nn.Module):
 
     Attributes:
         weight, bias, running_mean, running_var: (C,) buffers.
+        folds: whether a convolution before it may take it into its weight.
     """
 
+    folds = True
     weight: Tensor
     bias: Tensor
     running_mean: Tensor
@@ -40,27 +42,16 @@ class FrozenBatchNorm2d(nn.Module):
         return x * scale[:, None, None] + shift[:, None, None]
 
 
-class SeparateFrozenBatchNorm2d(nn.Module):
+class SeparateFrozenBatchNorm2d(FrozenBatchNorm2d):
     """`FrozenBatchNorm2d` that a convolution does not take into its weight, rounded as in the reference."""
 
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        for name, buffer in FrozenBatchNorm2d(num_features, eps).named_buffers():
-            self.register_buffer(name, buffer)
+    folds = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (B, C, H, W)."""
-        if not x.requires_grad:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
-        return x * scale[:, None, None] + shift[:, None, None]
+        if x.requires_grad:
+            return super().forward(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 def make_norm(name: str, num_features: int) -> nn.Module | None:
