@@ -63,9 +63,13 @@ def execute(options: argparse.Namespace, argv: Sequence[str], interruption: Inte
     except Interrupted as reason:
         logger.info("%s; exit code %d: run me again", reason, exits.RUN_AGAIN)
         return exits.RUN_AGAIN
+    except ImageError as error:
+        fails = cfg.dataloader.on_bad_image == "fail"
+        way_out = "; mend it, or go on without such images (DATALOADER.ON_BAD_IMAGE skip)" if fails else ""
+        return _fail(f"{error}{way_out}", rank)
     except USER_ERRORS as error:
         # What all ranks run into is said once a machine; an image or a loss is one rank's own.
-        is_own = isinstance(error, ImageError | NonFiniteError)
+        is_own = isinstance(error, NonFiniteError)
         return _fail(error, rank) if is_own or launch.local_rank == 0 else exits.USER_ERROR
     except RanksError as error:
         are_together = False

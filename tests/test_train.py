@@ -201,7 +201,9 @@ def test_bad_image_stops_with_its_name_or_is_skipped_and_counted(small_data, tmp
     broken = sorted((tmp_path / "data" / "train").iterdir())[0]
     broken.write_bytes(broken.read_bytes()[:100])
     settings = small_settings(tmp_path / "data", tmp_path / "out", SOLVER__MAX_ITER=6)
-    assert broken.name in fails(capsys, settings)
+    line = fails(capsys, settings)
+    assert broken.name in line
+    assert line.endswith("go on without such images (DATALOADER.ON_BAD_IMAGE skip)")
     assert lgd_train([*settings, "DATALOADER.ON_BAD_IMAGE", "skip"]) == 0
     assert [line for line in read_metrics(tmp_path / "out") if "total_loss" in line][-1]["skipped_images"] > 0
     assert broken.name in (tmp_path / "out" / "log.txt").read_text()
