@@ -296,6 +296,7 @@ def test_a_store_that_outlives_its_ranks():
     run_ranks(come_again, free_port())
 
 
+@pytest.mark.slow
 def test_a_hanging_rank_ends_the_run_within_the_time_out(small_data, tmp_path):
     settings = small_settings(
         small_data, tmp_path / "out", SOLVER__MAX_ITER=10000, TRAIN__PROCESS_GROUP_TIMEOUT=8

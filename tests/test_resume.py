@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.forked import Forked, start_ranks
 from tests.training import descendants, read_metrics, run_to_end, small_settings, start
 
 TWO_RANKS = ("--num-gpus", "2")
@@ -20,7 +21,7 @@ def final_model(output):
 
 
 def kill_when(settings, output, reached, *flags):
-    """Start a run and SIGKILL all its processes as soon as `reached(metrics text)`."""
+    """Start a launcher and its ranks, and SIGKILL all its processes as soon as `reached(metrics text)`."""
     process = start(settings, *flags)
     metrics = Path(output) / "metrics.jsonl"
     deadline = time.monotonic() + 200
@@ -50,15 +51,30 @@ def assert_same_run(one, other):
 def uninterrupted(small_data, tmp_path_factory):
     """A finished run of two ranks."""
     output = tmp_path_factory.mktemp("uninterrupted")
-    run_to_end(small_settings(small_data, output), *TWO_RANKS)
+    run_ranks(small_settings(small_data, output), output)
     return output
+
+
+def run_ranks(settings, folder, *flags):
+    """Run two ranks to the end; return what the first says."""
+    ranks = start_ranks(settings, *flags, folder=folder)
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    return ranks[0].log.read_text()
+
+
+def kill_ranks_when(settings, folder, path, text):
+    """Start two ranks and SIGKILL both as soon as a file holds `text`."""
+    ranks = start_ranks(settings, folder=folder)
+    ranks[0].wait_for(path, text)
+    for rank in ranks:
+        rank.signal(signal.SIGKILL)
+    assert [rank.wait() for rank in ranks] == [-signal.SIGKILL] * 2
 
 
 def test_killed_and_resumed_run_is_bit_equal(small_data, tmp_path, uninterrupted):
     settings = small_settings(small_data, tmp_path)
-    assert kill_when(settings, tmp_path, lambda text: '"iteration": 4' in text, *TWO_RANKS)
-    text = run_to_end(settings, "--resume", *TWO_RANKS)
-    assert "resumed from" in text
+    kill_ranks_when(settings, tmp_path, tmp_path / "metrics.jsonl", '"iteration": 4')
+    assert "resumed from" in run_ranks(settings, tmp_path, "--resume")
     assert_same_run(uninterrupted, tmp_path)
 
 
@@ -81,28 +97,34 @@ def test_killed_at_any_moment_twice(small_data, tmp_path, uninterrupted, trial):
 
 def test_damaged_newest_checkpoint_falls_back_and_still_ends_equal(small_data, tmp_path, uninterrupted):
     settings = small_settings(small_data, tmp_path)
-    seal = tmp_path / "checkpoints" / "step_0000006.json"
-    assert kill_when(settings, tmp_path, lambda text: seal.exists(), *TWO_RANKS)
+    kill_ranks_when(settings, tmp_path, tmp_path / "checkpoints" / "step_0000006.json", "sha256")
     newest = max((tmp_path / "checkpoints").glob("step_*.pth"))
     newest.write_bytes(newest.read_bytes()[:-100])
-    text = run_to_end(settings, "--resume", *TWO_RANKS)
+    text = run_ranks(settings, tmp_path, "--resume")
     assert f"damaged checkpoint passed over: {newest}" in text
     assert_same_run(uninterrupted, tmp_path)
 
 
+def run_alone(settings, log, *flags):
+    run = Forked(settings, *flags, log=log)
+    assert run.wait() == 0, run.log.read_text()
+    return run.log.read_text()
+
+
 def test_resume_of_a_finished_run_evaluates_only(small_data, tmp_path):
-    settings = small_settings(small_data, tmp_path, SOLVER__MAX_ITER=3)
-    run_to_end(settings)
-    before = final_model(tmp_path)
-    assert "nothing left to train" in run_to_end(settings, "--resume")
-    assert all(torch.equal(value, before[name]) for name, value in final_model(tmp_path).items())
+    settings = small_settings(small_data, tmp_path / "run", SOLVER__MAX_ITER=3)
+    run_alone(settings, tmp_path / "first.txt")
+    before = final_model(tmp_path / "run")
+    assert "nothing left to train" in run_alone(settings, tmp_path / "second.txt", "--resume")
+    assert all(torch.equal(value, before[name]) for name, value in final_model(tmp_path / "run").items())
 
 
 def test_an_earlier_run_is_set_aside(small_data, tmp_path):
-    settings = small_settings(small_data, tmp_path, SOLVER__MAX_ITER=2)
-    run_to_end(settings)
-    assert "held an earlier run" in run_to_end(settings)
-    (aside,) = tmp_path.glob("earlier-*")
+    output = tmp_path / "run"
+    settings = small_settings(small_data, output, SOLVER__MAX_ITER=2)
+    run_alone(settings, tmp_path / "first.txt")
+    assert "held an earlier run" in run_alone(settings, tmp_path / "second.txt")
+    (aside,) = output.glob("earlier-*")
     assert (aside / "model_final.pth").exists()
     assert (aside / "metrics.jsonl").exists()
-    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
+    assert len(list(output.glob("events.out.tfevents.*"))) == 1

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import resource, torch
 from lgd.detectors.fcos import FCOSAssigner
@@ -35,6 +37,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_matching_and_targets_take_less_than_a_gigabyte():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1000 / 1.048576  # MiB

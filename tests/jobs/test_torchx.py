@@ -177,6 +177,7 @@ def read_log(output):
     return (output / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_a_lost_one_comes_back(small_data, tmp_path):
     settings = small_settings(small_data, tmp_path, SOLVER__CHECKPOINT_PERIOD=1, SOLVER__MAX_ITER=20)
     process = start_training(settings)
