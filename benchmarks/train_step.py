@@ -31,7 +31,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from lgd.bench.machine import matrix_ceiling, take_turns
-from lgd.bench.step import Step, make_batch, make_step
+from lgd.bench.step import Step, make_batch, make_step, propose_anchors
 from lgd.build.training import reads_masks
 from lgd.config.load import load_config
 from lgd.config.schema import Config
@@ -132,6 +132,8 @@ def make_torchvision(detector: str, work: Workload, *, compiled: bool = False) -
     model: nn.Module = PEERS[detector](
         backbone, num_classes=work.classes + 1, min_size=min(work.size), max_size=max(work.size)
     ).to(work.device)
+    if two_stage:
+        propose_anchors(model.rpn.head.cls_logits, model.rpn.head.bbox_pred)
     batch = work.draw(with_masks=False)
     images = [image.float() / 255 for image in batch.images]
     targets = [
@@ -143,7 +145,7 @@ def make_torchvision(detector: str, work: Workload, *, compiled: bool = False) -
         for boxes, labels in zip(batch.targets.boxes, batch.targets.labels, strict=True)
     ]
     optimizer = torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad], lr=1e-5, momentum=0.9, weight_decay=1e-4
+        [p for p in model.parameters() if p.requires_grad], lr=0.0, momentum=0.9, weight_decay=1e-4
     )
     if compiled:
         for part in (model.backbone, model.rpn.head if two_stage else model.head):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lgd.bench.machine import count_flops, peak_memory, synchronize
 from lgd.build import Model, build_model, build_sides, compile_model, compiles
 from lgd.config.schema import Config
+from lgd.detectors.rcnn import RCNN
 from lgd.structures import Batch, Outlines, Targets
 
 _CORNERS = 8
@@ -84,7 +85,12 @@ class Step:
     compiled: bool = False
 
     def take(self) -> None:
-        """Do forward and backward pass and update."""
+        """Do forward and backward pass and update: the same numbers every time.
+
+        The weights stay where they are, and what is drawn is drawn again, so that a step with LGD has the
+        student's regions, which decide what two stages cost.
+        """
+        torch.manual_seed(0)
         if self.compiled:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
@@ -92,7 +98,7 @@ class Step:
         total.backward()  # type: ignore[no-untyped-call]
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = 1e-5  # the weights are random: stay where they are
+                group["lr"] = 0.0
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -124,6 +130,16 @@ class Step:
         return sum(x.numel() * x.element_size() for x in tensors)
 
 
+def propose_anchors(*predictors: nn.Module) -> None:
+    """Set a region proposal network's predictors to zero: anchors as they are, whatever the features.
+
+    What two stages cost hangs on the size of the regions, which random weights make another for each model.
+    """
+    for predictor in predictors:
+        for parameter in predictor.parameters():
+            nn.init.zeros_(parameter)
+
+
 def make_step(cfg: Config, batch: Batch, device: torch.device, *, freeze_backbone: bool = False) -> Step:
     """Build the recipe's model and optimizers for `batch`.
 
@@ -140,6 +156,9 @@ def make_step(cfg: Config, batch: Batch, device: torch.device, *, freeze_backbon
     model: Model = build_model(cfg).to(device)
     if cfg.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    if isinstance(model.student, RCNN):
+        head = model.student.proposal_generator.rpn_head
+        propose_anchors(head.objectness_logits, head.anchor_deltas)
     optimizers = [side.optimizer for side in build_sides(cfg, model, device)]
     compile_model(cfg, model, device)
     for parameter in model.student.backbone_parameters():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lgd.detectors.protocol import Detector, OneStageDetector
 from lgd.distill.teacher import DynamicTeacher
 from lgd.layers.conv import Conv2d
+from lgd.layers.recompute import cheaply_recomputed
 from lgd.structures import Batch, Features
 
 _EPS = 1e-5
@@ -157,10 +158,7 @@ def distillation_loss(
     if counted is not None:
         return _loss_of_cells(adapted, taught, counted)
     total = torch.stack(
-        [
-            (_instance_norm(x) - _instance_norm(taught[level].detach())).square().sum()
-            for level, x in adapted.items()
-        ]
+        [cheaply_recomputed(_squared_difference, x, taught[level].detach()) for level, x in adapted.items()]
     ).sum()
     return total / sum(x.numel() for x in adapted.values())
 
@@ -170,10 +168,17 @@ def _loss_of_cells(adapted: Features, taught: Features, counted: Mapping[str, Te
     totals, numbers = [], []
     for level, x in adapted.items():
         cells = counted[level]
-        difference = _instance_norm(x, cells) - _instance_norm(taught[level].detach(), cells)
-        totals.append(torch.where(cells, difference, 0).square().sum())
+        totals.append(cheaply_recomputed(_squared_difference, x, taught[level].detach(), cells))
         numbers.append(cells.sum() * (x.shape[0] * x.shape[1]))
     return torch.stack(totals).sum() / torch.stack(numbers).sum()
+
+
+def _squared_difference(x: Tensor, taught: Tensor, cells: Tensor | None = None) -> Tensor:
+    """Squared difference of the normalised maps (B, C, h, w), summed over the `cells` (h, w) that count."""
+    difference = _instance_norm(x, cells) - _instance_norm(taught, cells)
+    if cells is not None:
+        difference = torch.where(cells, difference, 0)
+    return difference.square().sum()
 
 
 def _instance_norm(x: Tensor, cells: Tensor | None = None) -> Tensor:

@@ -13,7 +13,6 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lgd.distill.label_encoder import (
     CategoryFormat,
@@ -24,6 +23,7 @@ from lgd.distill.label_encoder import (
     require_outlines,
 )
 from lgd.layers.conv import Conv2d
+from lgd.layers.recompute import cheaply_recomputed, recomputed
 from lgd.ops.polygons import image_area, rasterize_on_grid
 from lgd.structures import Batch, Features
 
@@ -80,6 +80,20 @@ def inside_outlines(batch: Batch, size: tuple[int, int], *, add_context_box: boo
     return torch.cat([masks, context[:, None]], dim=1)
 
 
+def pool_normalized(x: Tensor, masks: Tensor) -> Tensor:
+    """Normalise a map over its channels and cells, and take the means of its positive part inside masks.
+
+    Args:
+        x: (B, C, h, w).
+        masks: (B, S, h * w), 0 or 1.
+
+    Returns:
+        (B, S, C), 0 where a mask is empty.
+    """
+    x = F.relu(F.group_norm(x, 1)).flatten(2).transpose(1, 2)
+    return masks @ x / masks.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
 def paint(vectors: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Add up the objects' vectors where their masks are.
 
@@ -109,16 +123,22 @@ def paint_and_convolve(vectors: Tensor, masks: Tensor, size: tuple[int, int], co
     Returns:
         (B, C, h, w).
     """
-    num_taps = conv.weight[0, 0].numel()
-    num_images, num_rows, channels = vectors.shape
     # Up to here the shifted masks take no more memory than the painted map.
-    if num_rows * num_taps > channels:
+    if vectors.shape[1] * conv.weight[0, 0].numel() > vectors.shape[2]:
         convolved: Tensor = conv(paint(vectors, masks, size))
         return convolved
-    assert conv.bias is not None
-    through_taps = torch.einsum("bsc,ocyx->bosyx", vectors, conv.weight).flatten(2)
-    shifted = F.unfold(masks.reshape(-1, 1, *size), 3, padding=1).view(num_images, num_rows * num_taps, -1)
-    return (through_taps @ shifted).view(num_images, -1, *size) + conv.bias[:, None, None]
+    return cheaply_recomputed(_paint_through_taps, vectors, masks, size, conv.weight, conv.bias)
+
+
+def _paint_through_taps(
+    vectors: Tensor, masks: Tensor, size: tuple[int, int], weight: Tensor, bias: Tensor
+) -> Tensor:
+    """`paint_and_convolve` object by object."""
+    through_taps = torch.einsum("bsc,ocyx->bosyx", vectors, weight).flatten(2)
+    shifted = F.unfold(masks.reshape(-1, 1, *size), 3, padding=1).view(
+        len(vectors), through_taps.shape[2], -1
+    )
+    return (through_taps @ shifted).view(len(vectors), -1, *size) + bias[:, None, None]
 
 
 class DynamicTeacher(nn.Module):
@@ -268,8 +288,7 @@ class DynamicTeacher(nn.Module):
 
     def _pool(self, feature: Tensor, masks: Tensor) -> Tensor:
         """Project one level and take the means inside its masks: (B, C, h, w), (B, S, h * w) -> (B, S, C)."""
-        x = F.relu(F.group_norm(self.student_projection(feature), 1)).flatten(2).transpose(1, 2)
-        return masks @ x / masks.sum(dim=-1, keepdim=True).clamp(min=1)
+        return cheaply_recomputed(pool_normalized, self.student_projection(feature), masks)
 
     def _render_levels(
         self, embeddings: Tensor, masks: Features, sizes: Mapping[str, tuple[int, int]]
@@ -297,8 +316,4 @@ class DynamicTeacher(nn.Module):
 
     def _recomputed(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
         """Call the function; if so asked, its insides are not kept for the backward pass."""
-        if not (self.checkpoint and torch.is_grad_enabled()):
-            return function(*arguments)
-        # Nothing in the teacher is random.
-        result: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
-        return result
+        return recomputed(function, *arguments) if self.checkpoint else function(*arguments)

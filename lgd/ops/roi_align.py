@@ -66,7 +66,7 @@ def multilevel_roi_align(
         )
     ]
     joined = torch.cat(pooled)
-    return torch.zeros_like(joined).index_copy(0, order, joined)
+    return torch.zeros_like(joined).index_put((order,), joined)  # index_copy would keep `joined` for backward
 
 
 def _count(levels: Tensor, num_levels: int) -> list[int]:

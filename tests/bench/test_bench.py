@@ -81,6 +81,23 @@ def test_step_counts_and_changes_nothing_of_note():
     assert peak is None or peak > step.resident_bytes()
 
 
+def test_a_step_of_two_stages_is_the_same_every_time_and_has_the_students_regions():
+    recipe = REPOSITORY / "configs/faster_rcnn/r50_1x_ms_lgd.yaml"
+    batch = make_batch(1, 64, 64, num_boxes=2, num_classes=3, device=CPU)
+    losses = []
+    for distilled in (False, True):
+        changes = {"MODEL__WEIGHTS": "", "MODEL__DISTILLATOR__ENABLED": distilled}
+        step = make_step(load_config(recipe, settings(**changes)), batch, CPU)
+        for _ in range(2):
+            torch.manual_seed(0)
+            losses.append({name: loss.item() for name, loss in step.compute_losses().items()})
+            step.take()
+    alone, again, taught, taught_again = losses
+    assert alone == again
+    assert taught == taught_again
+    assert {name: taught[name] for name in alone} == alone
+
+
 def test_pictures_load_as_a_data_set(tmp_path):
     path = write_pictures(tmp_path, "train", num_images=4, num_boxes=2)
     index = load_coco(path, tmp_path / "train", name="pictures")
