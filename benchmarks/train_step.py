@@ -10,7 +10,9 @@ The models of a detector take turns, so that what else the machine does hits all
 several values of an option the first goes into the table, and all into a curve with its growth: the exponent
 between a value and the one before it, 1 where the cost is linear. "of ceiling" holds the step's arithmetic
 (products and convolutions) against a large matrix product in the same type, measured in the same run. The
-peak is that of the one model with its gradients and optimizer states, without the batch.
+peak is that of the one model with its gradients and optimizer states, without the batch. Detectors of two
+stages, torchvision's too, take the anchors for their regions, so that the regions' size is not left to random
+weights.
 """
 
 from __future__ import annotations
