@@ -25,24 +25,10 @@ from lgd.distill.teacher import DynamicTeacher
 from lgd.engine.compiling import CompileWatch, explaining_errors, num_graphs
 from lgd.engine.loop import _wrap
 from lgd.layers.fpn import FPN, TopBlockP6P7
-from tests.detectors.small import (
-    make_atss,
-    make_batch,
-    make_faster_rcnn,
-    make_fcos,
-    make_poto,
-    make_retinanet,
-)
+from tests.detectors.small import DETECTORS, make_batch, make_faster_rcnn, make_retinanet
 from tests.test_ranks import free_port
 from tests.training import REPOSITORY
 
-DETECTORS = {
-    "retinanet": make_retinanet,
-    "fcos": make_fcos,
-    "atss": make_atss,
-    "poto": make_poto,
-    "faster_rcnn": make_faster_rcnn,
-}
 CANVASES = ((64, 96), (96, 64), (64, 128), (96, 96))
 PHASE = Phase(freeze_backbone=False, distill=True)
 CPU = torch.device("cpu")
@@ -111,7 +97,10 @@ def forget_graphs():
 
 @pytest.mark.parametrize(
     "name",
-    [name if name == "retinanet" else pytest.param(name, marks=pytest.mark.slow) for name in DETECTORS],
+    [
+        "retinanet",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fcos", "atss", "poto", "faster_rcnn")),
+    ],
 )
 def test_losses_and_gradients_are_those_of_eager_code(name):
     eager, compiled = make_pair(DETECTORS[name])

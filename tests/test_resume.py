@@ -68,7 +68,9 @@ def kill_ranks_when(settings, folder, path, text):
     ranks[0].wait_for(path, text)
     for rank in ranks:
         rank.signal(signal.SIGKILL)
-    assert [rank.wait() for rank in ranks] == [-signal.SIGKILL] * 2
+    first, second = (rank.wait() for rank in ranks)
+    assert first == -signal.SIGKILL
+    assert second != 0  # it may have noticed before its own signal came
 
 
 def test_killed_and_resumed_run_is_bit_equal(small_data, tmp_path, uninterrupted):

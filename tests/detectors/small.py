@@ -171,3 +171,13 @@ def with_masks(batch):
     parts = (torch.arange(8) >= 4).long().expand(*edges.shape[:2], 8)
     outlines = Outlines(edges * batch.targets.valid[..., None, None], parts, 2)
     return dataclasses.replace(batch, targets=dataclasses.replace(batch.targets, outlines=outlines))
+
+
+DETECTORS = {
+    "retinanet": make_retinanet,
+    "fcos": make_fcos,
+    "atss": make_atss,
+    "poto": make_poto,
+    "faster_rcnn": make_faster_rcnn,
+    "mask_rcnn": make_mask_rcnn,
+}

@@ -12,27 +12,9 @@ from lgd.build.model import build_detector
 from lgd.config.load import load_config
 from lgd.detectors.protocol import OneStageDetector
 from lgd.detectors.rcnn import RCNN
-from tests.detectors.small import (
-    excite_head,
-    make_atss,
-    make_batch,
-    make_faster_rcnn,
-    make_fcos,
-    make_mask_rcnn,
-    make_poto,
-    make_retinanet,
-    with_masks,
-)
+from tests.detectors.small import DETECTORS, excite_head, make_batch, with_masks
 from tests.training import REPOSITORY
 
-DETECTORS = {
-    "retinanet": make_retinanet,
-    "fcos": make_fcos,
-    "atss": make_atss,
-    "poto": make_poto,
-    "faster_rcnn": make_faster_rcnn,
-    "mask_rcnn": make_mask_rcnn,
-}
 NEEDS_HOST = {"poto", "faster_rcnn", "mask_rcnn"}
 """Detectors that no training step does without the host: solving an assignment, NMS of proposals."""
 RECIPES = [

@@ -18,6 +18,13 @@ A, A1 = CASES / "a_retinanet_r50.json", CASES / "a1_retinanet_r50_labelGuided.js
 C = CASES / "c_fcos_r50.json"
 F = CASES / "f_retinanet_r101_dcn.json"
 B, D = CASES / "b_faster_r50.json", CASES / "d_mask_swin_t.json"
+ALL_BUT_DISTILLATION = (
+    "train_flag0",
+    "eval_student",
+    "eval_teacher",
+    "eval_single_student",
+    "eval_teacher_first_image_without_gt",
+)
 TRACE = CASES / "trace_a_retinanet_r50.json"
 
 
@@ -44,15 +51,7 @@ def test_retinanet_in_float64():
 
 @pytest.mark.slow
 def test_retinanet_in_float64_without_distillation_and_the_evaluations():
-    check_case(
-        A,
-        torch.float64,
-        "train_flag0",
-        "eval_student",
-        "eval_teacher",
-        "eval_single_student",
-        "eval_teacher_first_image_without_gt",
-    )
+    check_case(A, torch.float64, *ALL_BUT_DISTILLATION)
 
 
 @pytest.mark.slow
@@ -66,15 +65,7 @@ def test_fcos_in_float64():
 
 @pytest.mark.slow
 def test_fcos_in_float64_without_distillation_and_the_evaluations():
-    check_case(
-        C,
-        torch.float64,
-        "train_flag0",
-        "eval_student",
-        "eval_teacher",
-        "eval_single_student",
-        "eval_teacher_first_image_without_gt",
-    )
+    check_case(C, torch.float64, *ALL_BUT_DISTILLATION)
 
 
 @pytest.mark.slow
