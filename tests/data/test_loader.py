@@ -598,9 +598,11 @@ class TestDecodingInTheTrainer:
 
 
 def test_workers_survive_the_trainers_signals(index):
+    others = multiprocessing.active_children()
     batches = iter(train_loader(index, **TRAIN | {"num_workers": 2}))
-    next(batches)
-    workers = multiprocessing.active_children()
+    for _ in range(2):
+        next(batches)  # one of each worker: both are ready
+    workers = [child for child in multiprocessing.active_children() if child not in others]
     assert len(workers) == 2
     for worker in workers:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):

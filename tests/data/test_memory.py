@@ -47,6 +47,7 @@ def no_files(monkeypatch) -> None:
 
 def worker_memory(index: AnnotationIndex, num_batches: int) -> list[int]:
     """Private bytes of each worker after it has loaded its share of `num_batches` batches."""
+    others = multiprocessing.active_children()
     loader = train_loader(
         index,
         batch_size=BATCH_SIZE,
@@ -60,7 +61,8 @@ def worker_memory(index: AnnotationIndex, num_batches: int) -> list[int]:
     batches: Iterator[object] = iter(loader)
     for _ in range(num_batches):
         next(batches)
-    sizes = [private_bytes(worker.pid) for worker in multiprocessing.active_children() if worker.pid]
+    workers = [child for child in multiprocessing.active_children() if child not in others]
+    sizes = [private_bytes(worker.pid) for worker in workers if worker.pid]
     batches.close()  # type: ignore[attr-defined]
     assert len(sizes) == NUM_WORKERS
     return sizes
