@@ -5,8 +5,10 @@ Legend: B images of a batch, H x W its canvas, N object slots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +17,8 @@ from lgd.data.canvases import Canvas, fit_canvas, tight_canvas
 from lgd.data.errors import ImageError
 from lgd.data.images import decode_jpegs
 from lgd.data.outlines import pad_outlines
-from lgd.data.samples import EncodedImage, OnBadImage, Sample
+from lgd.data.samples import EncodedImage, OnBadImage, Sample, SmallImage
+from lgd.data.shipping import Buffers, Shipment
 from lgd.structures import Batch, Targets
 
 
@@ -80,7 +83,10 @@ class EncodedBatch:
             assert isinstance(picture, Tensor)
             views.append(source.view(picture) if isinstance(source, EncodedImage) else picture)
         rest = _take(self.rest, taken, errors) if errors else self.rest
-        return replace(rest, images=pad_images(views, self.canvas, device, channels_last=self.channels_last))
+        memory = torch.empty(3 * len(views) * math.prod(self.canvas), dtype=torch.uint8, device=device)
+        images = _as_images(memory, shape=(len(views), *self.canvas), channels_last=self.channels_last)
+        _pad_images(images, views)
+        return replace(rest, images=images)
 
 
 def collate(
@@ -88,16 +94,19 @@ def collate(
     *,
     layout: Layout,
     on_bad_image: OnBadImage = "fail",
-) -> Batch | EncodedBatch | ImageError:
+    buffers: Buffers | None = None,
+) -> Batch | Shipment | EncodedBatch | ImageError:
     """Pad images, boxes and outlines to a batch.
 
     Args:
         samples: B of them, or errors.
         layout: of the images.
         on_bad_image: answer with the first error, or leave errors out of the batch.
+        buffers: of the worker, for the images to lie in; None for new memory.
 
     Returns:
-        The batch, encoded if an image of it is, or an error where one stands in the way or nothing is left.
+        The batch, as a shipment where it lies in a buffer, encoded if an image of it is, or an error where
+        one stands in the way or nothing is left.
     """
     errors = [sample for sample in samples if isinstance(sample, ImageError)]
     good = [sample for sample in samples if isinstance(sample, Sample)]
@@ -116,23 +125,40 @@ def collate(
         skipped=tuple(map(str, errors)) + tuple(text for sample in good for text in sample.skipped),
         canvas=torch.tensor(tight) if layout.canvases else None,
     )
-    views = [sample.image for sample in good if isinstance(sample.image, Tensor)]
-    if len(views) < len(good):
-        return EncodedBatch(tuple(sample.image for sample in good), canvas, layout.channels_last, batch)
-    device = torch.device("cpu")
-    return replace(batch, images=pad_images(views, canvas, device, channels_last=layout.channels_last))
+    if any(isinstance(sample.image, EncodedImage) for sample in good):
+        pictures = tuple(x.image if isinstance(x.image, EncodedImage) else _show(x) for x in good)
+        return EncodedBatch(pictures, canvas, layout.channels_last, batch)
+    see_images = partial(_as_images, shape=(len(good), *canvas), channels_last=layout.channels_last)
+    num_bytes = 3 * len(good) * math.prod(canvas)
+    buffer = buffers.take(num_bytes) if buffers else None
+    images = see_images(buffer.contents if buffer else torch.empty(num_bytes, dtype=torch.uint8))
+    _pad_images(images, map(_show, good))
+    return Shipment(buffer, see_images, batch) if buffer else replace(batch, images=images)
 
 
-def pad_images(
-    views: Sequence[Tensor], canvas: Canvas, device: torch.device, *, channels_last: bool
-) -> Tensor:
-    """Put images (3, h, w) uint8 into the top left corners of zeros (B, 3, H, W) on a device."""
-    shape = (len(views), *canvas, 3) if channels_last else (len(views), 3, *canvas)
-    images = torch.zeros(shape, dtype=torch.uint8, device=device)
-    images = images.permute(0, 3, 1, 2) if channels_last else images
+def _show(sample: Sample) -> Tensor:
+    """The sample's image, (3, h, w) uint8."""
+    image = sample.image
+    assert not isinstance(image, EncodedImage)
+    return image.show() if isinstance(image, SmallImage) else image
+
+
+def _as_images(memory: Tensor, *, shape: tuple[int, int, int], channels_last: bool) -> Tensor:
+    """See bytes (n,), as many as needed or more, as images (B, 3, H, W); `shape` is (B, H, W)."""
+    memory = memory[: 3 * math.prod(shape)]
+    num_images, *canvas = shape
+    if channels_last:
+        return memory.view(num_images, *canvas, 3).permute(0, 3, 1, 2)
+    return memory.view(num_images, 3, *canvas)
+
+
+def _pad_images(images: Tensor, views: Iterable[Tensor]) -> None:
+    """Write views (3, h, w) into the top left corners of images (B, 3, H, W), and zeros beside and below."""
     for image, view in zip(images, views, strict=True):
-        image[:, : view.shape[1], : view.shape[2]] = view
-    return images
+        height, width = view.shape[1:]
+        image[:, :height, :width] = view
+        image[:, :height, width:] = 0
+        image[:, height:] = 0
 
 
 def _take(batch: Batch, images: Sequence[int], errors: Sequence[ImageError]) -> Batch:

@@ -6,6 +6,7 @@ Legend: B images of a batch, H x W its canvas, N object slots, G boxes of an ima
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import signal
@@ -29,6 +30,7 @@ from lgd.data.samplers import (
     repeat_factors,
 )
 from lgd.data.samples import OnBadImage, Preparation, TestImages, TrainingImages
+from lgd.data.shipping import Buffers, Shipment
 from lgd.data.transforms import Crop, ImageFormat, Resize, resized_size
 from lgd.structures import Batch
 
@@ -57,9 +59,11 @@ class BatchLoader(Iterable[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         """Go through the batches; raises `ImageError` at an unfit image unless these are skipped."""
-        for item in self._loader:
+        for item in _until_exit(self._loader):
             if isinstance(item, Batch):
                 yield item
+            elif isinstance(item, Shipment):
+                yield item.unload()
             elif isinstance(item, EncodedBatch):
                 assert self._decode is not None
                 yield self._decode(item)
@@ -73,6 +77,21 @@ class BatchLoader(Iterable[Batch]):
         if self._num_batches is None:
             raise TypeError("training batches have no end")
         return self._num_batches
+
+
+def _until_exit(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Go through the loader; its workers are gone before the interpreter waits for them.
+
+    An interpreter that ends sends its children SIGTERM, which ours ignore.
+    """
+    iterators = [iter(loader)]
+    atexit.register(iterators.clear)
+    try:
+        while (item := next(iterators[0], None)) is not None:
+            yield item
+    finally:
+        iterators.clear()
+        atexit.unregister(iterators.clear)
 
 
 def train_loader(
@@ -226,14 +245,14 @@ def _repeats(index: AnnotationIndex, images: Integers, threshold: float) -> Floa
 def _data_loader(
     dataset: Dataset[Any],
     batches: Iterable[list[Any]],
-    pad: Callable[[list[Any]], Any],
+    pad: Callable[..., Any],
     num_workers: int,
     pin_memory: bool,
 ) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=pad,
+        collate_fn=partial(pad, buffers=Buffers()) if num_workers else pad,
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=_prepare_worker,

@@ -37,6 +37,18 @@ class EncodedImage:
 
 
 @dataclass(frozen=True)
+class SmallImage:
+    """A decoded image, (3, H, W) uint8 RGB, with no more pixels than its view, which is made when needed."""
+
+    pixels: Tensor
+    view: View
+
+    def show(self) -> Tensor:
+        """Make the view, (3, h, w) uint8."""
+        return self.view(self.pixels)
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image, ready to be padded into a batch.
 
@@ -50,7 +62,7 @@ class Sample:
         outlines: the masks of the G objects, pixels of `image`, not clipped to it; None where not asked for.
     """
 
-    image: Tensor | EncodedImage
+    image: Tensor | SmallImage | EncodedImage
     boxes: Tensor
     labels: Tensor
     original_size: tuple[int, int]
@@ -61,9 +73,9 @@ class Sample:
     @property
     def size(self) -> tuple[int, int]:
         """(h, w)."""
-        if isinstance(self.image, EncodedImage):
-            return self.image.view.size
-        return self.image.shape[1], self.image.shape[2]
+        if isinstance(self.image, Tensor):
+            return self.image.shape[1], self.image.shape[2]
+        return self.image.view.size
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,7 @@ class Preparation:
         boxes, has_extent = view.boxes(self.index.boxes(i)[keep])
         keep[keep] = has_extent  # now of all annotations, crowds included
         return Sample(
-            image=EncodedImage(image, view) if isinstance(image, Jpeg) else view(image),
+            image=_see(image, view),
             boxes=torch.from_numpy(boxes[has_extent]).to(self.dtype),
             labels=torch.from_numpy(self.index.labels(i)[keep]),
             original_size=original_size,
@@ -125,6 +137,13 @@ class Preparation:
                 f"image {self.index.path(i)} (id {record.id}) is {size[1]} x {size[0]} pixels, but "
                 f"{self.index.json_path} says {record.width} x {record.height}, so its boxes cannot be right"
             )
+
+
+def _see(image: Tensor | Jpeg, view: View) -> Tensor | SmallImage | EncodedImage:
+    """The view of the image if it is the smaller one; else both."""
+    if isinstance(image, Jpeg):
+        return EncodedImage(image, view)
+    return SmallImage(image, view) if view.enlarges else view(image)
 
 
 def _size(image: Tensor | Jpeg) -> tuple[int, int]:

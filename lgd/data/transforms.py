@@ -125,12 +125,17 @@ class View:
     flip: bool
     image_format: ImageFormat
 
+    @property
+    def enlarges(self) -> bool:
+        """Whether the view has at least as many pixels as what it shows."""
+        return self.size[0] * self.size[1] >= self.window.height * self.window.width
+
     def __call__(self, image: Tensor) -> Tensor:
         """Return the view (3, height, width) of an image (3, H, W), both uint8."""
         image = crop_image(image, self.window)
-        if self.size[0] * self.size[1] < self.window.height * self.window.width:
-            return self._mirror(resize_image(image, self.size))
-        return resize_image(self._mirror(image), self.size)  # there are fewer pixels to mirror before
+        if self.enlarges:
+            return resize_image(self._mirror(image), self.size)  # there are fewer pixels to mirror before
+        return self._mirror(resize_image(image, self.size))
 
     def boxes(self, boxes: Floats) -> tuple[Floats, Booleans]:
         """Let boxes follow the image.
