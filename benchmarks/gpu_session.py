@@ -76,6 +76,7 @@ def list_stages(device: str, data: Path, scratch: Path, batch: int, size: Sequen
         steps["fcos"],
         steps["faster_rcnn"],
         _with_settings("head-twice", steps["retinanet"], "TRAIN.HEAD_ONCE", "False"),
+        _with_settings("cudnn-benchmark", steps["retinanet"], "CUDNN_BENCHMARK", "True"),
         _with_settings("cuda-graphs", compiled["retinanet"], "TRAIN.CUDA_GRAPHS", "True"),
         _profile("profile-lgd", device, batch, canvas, scratch),
         _profile("profile-student", device, batch, canvas, scratch, "MODEL.DISTILLATOR.ENABLED", "False"),

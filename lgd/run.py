@@ -25,6 +25,7 @@ from lgd.build import (
     find_batch,
     load_initial_weights,
     micro_batch_size,
+    place_model,
     tries_worst_shape,
     try_worst_shape,
 )
@@ -184,7 +185,7 @@ def _find_batch(cfg: Config, device: torch.device) -> None:
         raise ConfigError("--find-batch needs CUDA: memory on the CPU has no such limit to be found")
     index = distributed.on_main_first(partial(open_datasets, cfg.datasets.train, Path(cfg.datasets.root)))
     cfg = _settle_classes(cfg, [index])
-    logger.info("%s", find_batch(cfg, _place(cfg, build_model(cfg), device), index, device))
+    logger.info("%s", find_batch(cfg, place_model(cfg, build_model(cfg), device), index, device))
 
 
 def _train(
@@ -284,12 +285,7 @@ def _make_model(cfg: Config, device: torch.device, checkpoint: Checkpoint | None
         load_initial_weights(cfg, model, to_evaluate=eval_only)
     elif eval_only:
         load_state(model, checkpoint)
-    return _place(cfg, model, device)
-
-
-def _place(cfg: Config, model: Model, device: torch.device) -> Model:
-    model = model.to(device)
-    return model.to(memory_format=torch.channels_last) if cfg.train.channels_last else model
+    return place_model(cfg, model, device)
 
 
 def _open_output(cfg: Config, output: OutputFolder, keep: bool) -> None:

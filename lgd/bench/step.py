@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lgd.bench.machine import count_flops, peak_memory, synchronize
-from lgd.build import Model, build_model, build_sides, compile_model, compiles
+from lgd.build import build_model, build_sides, compile_model, compiles, place_model
 from lgd.config.schema import Config
 from lgd.detectors.rcnn import RCNN
 from lgd.structures import Batch, Outlines, Targets
@@ -153,9 +153,7 @@ def make_step(cfg: Config, batch: Batch, device: torch.device, *, freeze_backbon
         ConfigError: a part or an option that there is not.
     """
     torch.manual_seed(0)
-    model: Model = build_model(cfg).to(device)
-    if cfg.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model = place_model(cfg, build_model(cfg), device)
     if isinstance(model.student, RCNN):
         head = model.student.proposal_generator.rpn_head
         propose_anchors(head.objectness_logits, head.anchor_deltas)

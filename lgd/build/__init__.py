@@ -1,7 +1,7 @@
 """From the configuration to objects: the only package besides `run.py` and `train.py` that sees both."""
 
 from lgd.build.compile import compile_model, compiles
-from lgd.build.model import Model, build_model
+from lgd.build.model import Model, build_model, place_model
 from lgd.build.training import (
     build_loop_options,
     build_schedule,
@@ -26,6 +26,7 @@ __all__ = [
     "find_batch",
     "load_initial_weights",
     "micro_batch_size",
+    "place_model",
     "tries_worst_shape",
     "try_worst_shape",
 ]

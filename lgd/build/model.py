@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
+
 from lgd.build.choice import choose
 from lgd.build.dense import build_atss, build_fcos, build_poto
 from lgd.build.fgfi import build_feature_imitation, read_teacher_config
@@ -37,6 +39,13 @@ def build_model(cfg: Config) -> Model:
     model = _assemble(cfg)
     set_winograd(model, cfg.train.winograd)
     return model
+
+
+def place_model(cfg: Config, model: Model, device: torch.device) -> Model:
+    """Bring the model to a device, in the recipe's memory layout, and set whether cuDNN tries algorithms out."""
+    torch.backends.cudnn.benchmark = cfg.cudnn_benchmark
+    model = model.to(device)
+    return model.to(memory_format=torch.channels_last) if cfg.train.channels_last else model
 
 
 def _assemble(cfg: Config) -> Model:

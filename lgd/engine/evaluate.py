@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -101,7 +102,7 @@ def run_inference(
             break
         num_skipped += len(host_batch.skipped)
         batch = host_batch.to(device, non_blocking=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
+        with _without_trials(), torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
             detections = dict(zip(names, _detect(student, teach, batch), strict=True))
         for name in names:
             found[name].append(to_predictions(detections[name], host_batch, category_ids))
@@ -124,6 +125,17 @@ def run_inference(
         examples=examples,
         num_skipped=sum(skipped for _, _, skipped in ranks),
     )
+
+
+@contextmanager
+def _without_trials() -> Iterator[None]:
+    """Keep cuDNN from trying algorithms out: a test set has many shapes, and each comes a few times."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _detect(student: Detector, teach: Teach | None, batch: Batch) -> Iterator[list[Detections]]:

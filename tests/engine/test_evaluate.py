@@ -79,6 +79,19 @@ def test_masks_are_pasted_at_the_original_size():
         assert [result["category_id"] for result in results[:3]] == [1, 3, 7]
 
 
+def test_cudnn_tries_no_algorithms_out(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    seen = []
+
+    def note(features, batch):
+        seen.append(torch.backends.cudnn.benchmark)
+        return features
+
+    infer({1: detections(1, 0)}, [make_batch([1])], teach=note)
+    assert seen == [False]
+    assert torch.backends.cudnn.benchmark
+
+
 def test_no_detections_still_tell_whether_there_are_masks():
     assert infer({1: detections(0, 0)}, [make_batch([1])]).with_masks
     without = infer({1: detections(2, 0, with_masks=False)}, [make_batch([1])])
