@@ -42,7 +42,7 @@ def build_model(cfg: Config) -> Model:
 
 
 def place_model(cfg: Config, model: Model, device: torch.device) -> Model:
-    """Bring the model to a device, in the recipe's memory layout, and set whether cuDNN tries algorithms out."""
+    """Bring the model to a device in the recipe's memory layout; set whether cuDNN tries algorithms out."""
     torch.backends.cudnn.benchmark = cfg.cudnn_benchmark
     model = model.to(device)
     return model.to(memory_format=torch.channels_last) if cfg.train.channels_last else model
