@@ -12,7 +12,7 @@ demo: $(RUNTIME)
 	$(VENV)/bin/python -m lgd.train --config-file configs/demo.yaml
 
 test: $(TESTING)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(TESTING)
 	$(VENV)/bin/ruff check
