@@ -1,10 +1,12 @@
-"""A step waits for nothing of a CUDA device, as far as tensors without data show it on any machine.
+"""What a step asks of a CUDA device, as far as any machine can show it; tests/test_cuda.py asks the device.
 
-They have a device, a shape and a type: whoever asks one for a value, or for a size that hangs on values, gets
-an error, and what crosses from one device to another can be seen. tests/test_cuda.py asks the device itself.
+Tensors without data have a device, a shape and a type: whoever asks one for a value, or for a size that hangs
+on values, gets an error, and what crosses from one device to another can be seen. Where sizes do hang on
+values, as in two stages, it can still be seen that every new tensor is told where to lie.
 """
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,6 +23,7 @@ from lgd.build import build_model, build_sides
 from lgd.config.load import load_config
 from lgd.data.worst_case import worst_batch
 from lgd.distill.schedule import DistillSchedule
+from lgd.engine.evaluate import run_inference
 from lgd.engine.loop import LoopOptions, TrainState, train
 from lgd.engine.progress import Progress
 from tests.training import REPOSITORY
@@ -72,10 +76,17 @@ def read(recipe, *settings):
     return cfg, batch
 
 
-@pytest.mark.parametrize("distill", [False, True])
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_losses_in_mixed_precision_stay_on_the_device(recipe, distill):
+@pytest.mark.parametrize(
+    ("recipe", "distill"),
+    [
+        *((recipe, distill) for recipe in RECIPES.values() for distill in (False, True)),
+        ("retinanet/swin_t_3x_ms_lgd", True),
+        ("retinanet/x101_dcn_2x_ms_lgd", True),
+    ],
+)
+def test_losses_in_mixed_precision_stay_on_the_device(recipe, distill, monkeypatch):
     cfg, batch = read(recipe)
+    monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: tensor)  # looks at what it drew
     # The autograd engine needs a device; so does `torch.autocast`, which turns this on.
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", torch.bfloat16)
@@ -143,3 +154,57 @@ def test_what_waits_is_found(wait, error):
         x = torch.empty(2, 3, device=CUDA)
         with pytest.raises(error), OnDevice(CUDA):
             wait(x)
+
+
+FACTORIES = {
+    torch.arange, torch.as_tensor, torch.empty, torch.eye, torch.full, torch.linspace, torch.ones,
+    torch.rand, torch.randint, torch.randn, torch.randperm, torch.tensor, torch.zeros,
+}  # fmt: skip
+
+
+class Placed(TorchFunctionMode):
+    """Collect where the library makes a tensor without saying on which device."""
+
+    def __init__(self):
+        super().__init__()
+        self.homeless = set()
+        self.num_made = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in FACTORIES:
+            self.num_made += 1
+            caller = sys._getframe(1)
+            if kwargs.get("device") is None and caller.f_globals["__name__"].startswith("lgd."):
+                self.homeless.add(f"{caller.f_code.co_filename}:{caller.f_lineno}")
+        return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "retinanet/r50_1x_ss_lgd",
+        "fcos/r50_2x_ms_lgd",
+        "atss/r101_dcn_2x_ms_lgd",
+        "poto/r50_3x_ms_lgd",
+        "mask_rcnn/swin_t_3x_ms_lgd",
+        pytest.param("faster_rcnn/r50_crowdhuman_lgd", marks=pytest.mark.slow),
+    ],
+)
+def test_every_tensor_is_made_on_a_device_that_is_named(recipe):
+    few = (
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 8 MODEL.RPN.POST_NMS_TOPK_TEST 9 TEST.DETECTIONS_PER_IMAGE 5"
+    )
+    cfg = load_config(REPOSITORY / f"configs/{recipe}.yaml", ["MODEL.WEIGHTS", "", *few.split()])
+    model = build_model(cfg)
+    batch = worst_batch(
+        (64, 96), batch_size=2, num_objects=3, num_classes=cfg.num_classes, mask_edges=(12, 2)
+    )
+    with Placed() as made:
+        torch.stack(list(model(batch, distill=True).values())).sum().backward()
+        model.eval()
+        categories = range(cfg.num_classes)
+        with torch.no_grad():
+            run_inference(model.student, [batch], categories, device=CPU, teach=model.teach)
+    assert made.num_made > 5
+    assert made.homeless == set()
