@@ -192,9 +192,7 @@ class Placed(TorchFunctionMode):
     ],
 )
 def test_every_tensor_is_made_on_a_device_that_is_named(recipe):
-    few = (
-        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 8 MODEL.RPN.POST_NMS_TOPK_TEST 9 TEST.DETECTIONS_PER_IMAGE 5"
-    )
+    few = "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 8 MODEL.RPN.POST_NMS_TOPK_TEST 9 TEST.DETECTIONS_PER_IMAGE 5"
     cfg = load_config(REPOSITORY / f"configs/{recipe}.yaml", ["MODEL.WEIGHTS", "", *few.split()])
     model = build_model(cfg)
     batch = worst_batch(
