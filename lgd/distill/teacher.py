@@ -23,7 +23,7 @@ from lgd.distill.label_encoder import (
     require_outlines,
 )
 from lgd.layers.conv import Conv2d
-from lgd.layers.recompute import cheaply_recomputed, recomputed
+from lgd.layers.recompute import cheaply_recomputed, feed_recomputed, recomputed
 from lgd.ops.polygons import image_area, rasterize_on_grid
 from lgd.structures import Batch, Features
 
@@ -80,6 +80,11 @@ def inside_outlines(batch: Batch, size: tuple[int, int], *, add_context_box: boo
     return torch.cat([masks, context[:, None]], dim=1)
 
 
+def normalize_and_rectify(x: Tensor) -> Tensor:
+    """Normalise each image of a map (B, C, h, w) over its channels and cells; keep the positive part."""
+    return F.relu(F.group_norm(x, 1))
+
+
 def pool_normalized(x: Tensor, masks: Tensor) -> Tensor:
     """Normalise a map over its channels and cells, and take the means of its positive part inside masks.
 
@@ -90,7 +95,7 @@ def pool_normalized(x: Tensor, masks: Tensor) -> Tensor:
     Returns:
         (B, S, C), 0 where a mask is empty.
     """
-    x = F.relu(F.group_norm(x, 1)).flatten(2).transpose(1, 2)
+    x = normalize_and_rectify(x).flatten(2).transpose(1, 2)
     return masks @ x / masks.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
@@ -108,8 +113,20 @@ def paint(vectors: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
     return (vectors.transpose(1, 2) @ masks).view(len(vectors), -1, *size)
 
 
-def paint_and_convolve(vectors: Tensor, masks: Tensor, size: tuple[int, int], conv: nn.Conv2d) -> Tensor:
-    """Paint the objects' vectors and convolve the map.
+def taps_pay(vectors: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether `paint_through_taps` is the cheaper way for these (B, S, C).
+
+    Compiled code takes the other way; else it would be made twice, for few objects and for many.
+    """
+    # Up to here the shifted masks take no more memory than the painted map.
+    few = vectors.shape[1] * conv.weight[0, 0].numel() <= vectors.shape[2]
+    return few and not torch.compiler.is_compiling()
+
+
+def paint_through_taps(
+    vectors: Tensor, masks: Tensor, size: tuple[int, int], weight: Tensor, bias: Tensor
+) -> Tensor:
+    """Paint the objects' vectors and convolve the map, object by object.
 
     A sum of few objects has few distinct columns: it is cheaper to take each object through the kernel's taps
     and to paint the results through the shifted masks. On a CPU 30 times for 5 objects of 256 channels.
@@ -118,27 +135,34 @@ def paint_and_convolve(vectors: Tensor, masks: Tensor, size: tuple[int, int], co
         vectors: (B, S, C).
         masks: (B, S, h * w), 0 or 1.
         size: (h, w).
-        conv: C to C channels, 3x3 with padding 1.
+        weight: (C, C, 3, 3) of a convolution with padding 1.
+        bias: (C,).
 
     Returns:
         (B, C, h, w).
     """
-    # Up to here the shifted masks take no more memory than the painted map.
-    if vectors.shape[1] * conv.weight[0, 0].numel() > vectors.shape[2]:
-        convolved: Tensor = conv(paint(vectors, masks, size))
-        return convolved
-    return cheaply_recomputed(_paint_through_taps, vectors, masks, size, conv.weight, conv.bias)
-
-
-def _paint_through_taps(
-    vectors: Tensor, masks: Tensor, size: tuple[int, int], weight: Tensor, bias: Tensor
-) -> Tensor:
-    """`paint_and_convolve` object by object."""
     through_taps = torch.einsum("bsc,ocyx->bosyx", vectors, weight).flatten(2)
     shifted = F.unfold(masks.reshape(-1, 1, *size), 3, padding=1).view(
         len(vectors), through_taps.shape[2], -1
     )
     return (through_taps @ shifted).view(len(vectors), -1, *size) + bias[:, None, None]
+
+
+def _draw(
+    vectors: Tensor,
+    masks: Tensor,
+    size: tuple[int, int],
+    weight: Tensor,
+    bias: Tensor,
+    context: Tensor | None,
+) -> Tensor:
+    """`paint_through_taps`, and the context (B, C) around."""
+    return _surround(paint_through_taps(vectors, masks, size, weight, bias), context)
+
+
+def _surround(x: Tensor, context: Tensor | None) -> Tensor:
+    """Add the context (B, C), if there is one, to every cell of a map; keep the positive part."""
+    return F.relu(x if context is None else x + context[..., None, None])
 
 
 class DynamicTeacher(nn.Module):
@@ -304,15 +328,24 @@ class DynamicTeacher(nn.Module):
         num_objects = embeddings.shape[1] - int(self.add_context_box)
         vectors = self.instance_projection(embeddings[:, :num_objects])
         masks = masks[:, :num_objects]
-        # Compiled code would be made twice, for few objects and for many.
-        if torch.compiler.is_compiling():
-            x = self.instance_conv(paint(vectors, masks, size))
+        context = self.context_projection(embeddings[:, -1]) if self.add_context_box else None
+        conv = self.instance_conv
+        first, _, _, second, _, _, third, last = self.refinement
+        if taps_pay(vectors, conv):
+            x = self._fed(first, _draw, vectors, masks, size, conv.weight, conv.bias, context)
         else:
-            x = paint_and_convolve(vectors, masks, size, self.instance_conv)
-        if self.add_context_box:
-            x = x + self.context_projection(embeddings[:, -1])[..., None, None]
-        taught: Tensor = self.refinement(F.relu(x))
+            x = first(_surround(conv(paint(vectors, masks, size)), context))
+        x = self._fed(second, normalize_and_rectify, x)
+        taught: Tensor = last(self._fed(third, normalize_and_rectify, x))
         return taught
+
+    def _fed(
+        self, consumer: Callable[[Tensor], Tensor], function: Callable[..., Tensor], *arguments: Any
+    ) -> Tensor:
+        """`feed_recomputed`, unless everything is made again anyway."""
+        if self.checkpoint:
+            return consumer(function(*arguments))
+        return feed_recomputed(consumer, function, *arguments)
 
     def _recomputed(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
         """Call the function; if so asked, its insides are not kept for the backward pass."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lgd.distill.label_encoder import describe_labels
-from lgd.distill.teacher import DynamicTeacher, inside_masks, inside_outlines, paint_and_convolve
+from lgd.distill.teacher import DynamicTeacher, inside_masks, inside_outlines, paint_through_taps
 from tests.detectors.small import make_batch, with_masks
 from tests.distill.slow_teacher import draw_mask, teach_slowly
 
@@ -40,7 +40,7 @@ def test_few_objects_are_convolved_one_by_one(num_rows):
     vectors = torch.randn(2, num_rows, 32, dtype=torch.float64, requires_grad=True)
     masks = (torch.rand(2, num_rows, 35) < 0.4).double()
     painted = torch.einsum("bsc,bsp->bcp", vectors, masks).view(2, 32, 5, 7)
-    expected, found = conv(painted), paint_and_convolve(vectors, masks, (5, 7), conv)
+    expected, found = conv(painted), paint_through_taps(vectors, masks, (5, 7), conv.weight, conv.bias)
     torch.testing.assert_close(found, expected)
     weights = torch.randn_like(expected)
     inputs = [vectors, conv.weight, conv.bias]

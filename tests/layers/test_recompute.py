@@ -1,10 +1,14 @@
 """What is made again in the backward pass: the same numbers, nothing kept, and no more than is read there."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from lgd.layers.recompute import cheaply_recomputed, recomputed
+from lgd.layers.conv import Conv2d
+from lgd.layers.recompute import cheaply_recomputed, feed_recomputed, recomputed
 
 
 def kept_and_gradients(call, *arguments):
@@ -70,3 +74,52 @@ def test_compiled_code_decides_by_itself():
     assert len(graphs) == 1
     assert "checkpoint" not in graphs[0]
     torch._dynamo.reset()
+
+
+class Consumer(nn.Module):
+    """A convolution that counts its calls."""
+
+    def __init__(self, winograd):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = Conv2d(128, 128, 3, padding=1)
+        self.conv.winograd = winograd
+        self.num_calls = 0
+
+    def forward(self, x):
+        self.num_calls += 1
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("winograd", [False, True])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_what_a_convolution_is_fed_is_not_kept(winograd, mixed):
+    consumer, made = Consumer(winograd), []
+    x = torch.randn(2, 128, 40, 40, requires_grad=True)
+
+    def norm_and_relu(x):
+        result = F.relu(F.group_norm(x, 1))
+        made.append(weakref.ref(result.untyped_storage()))
+        return result
+
+    def differentiate(call):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            before = consumer.conv(x)
+            value = call(before)
+        return value, torch.autograd.grad(value.float().square().sum(), [x, *consumer.parameters()])
+
+    value, gradients = differentiate(lambda before: feed_recomputed(consumer, norm_and_relu, before))
+    assert consumer.num_calls == 1
+    expected, others = differentiate(lambda before: consumer.conv(norm_and_relu(before)))
+    assert torch.equal(value, expected)
+    assert all(map(torch.equal, gradients, others))
+    made.clear()
+    value = feed_recomputed(consumer, norm_and_relu, x)
+    assert value.requires_grad
+    assert [each() for each in made] == [None]
+
+
+def test_fed_without_gradients():
+    with torch.no_grad():
+        value = feed_recomputed(Consumer(False), F.relu, torch.randn(1, 128, 4, 4))
+    assert value.grad_fn is None
