@@ -82,7 +82,6 @@ def time_epoch(make: Callable[[int], object], num_images: int) -> float:
 @contextmanager
 def working(index: AnnotationIndex, short_side: int, num_batches: int) -> Iterator[Callable[[], float]]:
     """Start a worker; gives what lets it make some batches and returns its seconds per picture."""
-    others = multiprocessing.active_children()
     loader = train_loader(
         index,
         batch_size=BATCH_SIZE,
@@ -96,7 +95,7 @@ def working(index: AnnotationIndex, short_side: int, num_batches: int) -> Iterat
     )
     batches = iter(loader)
     next(batches)
-    (worker,) = (child for child in multiprocessing.active_children() if child not in others)
+    (worker,) = multiprocessing.active_children()
     tasks = Path(f"/proc/{worker.pid}/task")
 
     def busy() -> int:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lgd.distill.label_encoder import describe_labels
-from lgd.distill.teacher import DynamicTeacher, inside_masks, inside_outlines, paint_through_taps
+from lgd.distill.teacher import DynamicTeacher, inside_masks, inside_outlines, taps_pay
 from tests.detectors.small import make_batch, with_masks
 from tests.distill.slow_teacher import draw_mask, teach_slowly
 
@@ -32,18 +32,24 @@ def masks_of(box, size, canvas=(64, 96)):
     return inside_masks(boxes, torch.ones(1, 1, dtype=torch.bool), canvas, size)[0, 0]
 
 
-@pytest.mark.parametrize("num_rows", [1, 3, 4, 9])
-def test_few_objects_are_convolved_one_by_one(num_rows):
-    """32 channels: up to 3 objects go through the taps, more are painted first; both are one convolution."""
-    torch.manual_seed(0)
-    conv = torch.nn.Conv2d(32, 32, 3, padding=1).double()
-    vectors = torch.randn(2, num_rows, 32, dtype=torch.float64, requires_grad=True)
-    masks = (torch.rand(2, num_rows, 35) < 0.4).double()
-    painted = torch.einsum("bsc,bsp->bcp", vectors, masks).view(2, 32, 5, 7)
-    expected, found = conv(painted), paint_through_taps(vectors, masks, (5, 7), conv.weight, conv.bias)
+@pytest.mark.parametrize("context", [False, True])
+@pytest.mark.parametrize("num_objects", [1, 3, 4, 9])
+def test_maps_are_drawn_as_painted_and_convolved(num_objects, context):
+    """32 channels: up to 3 objects go through the kernel's taps, more are painted first: no difference."""
+    teacher = make_teacher(channels=32, add_context_box=context)
+    embeddings = torch.randn(2, num_objects + context, 32, dtype=torch.float64, requires_grad=True)
+    masks = (torch.rand(2, num_objects + context, 35) < 0.4).double()
+    vectors = teacher.instance_projection(embeddings[:, :num_objects])
+    assert taps_pay(vectors, teacher.instance_conv) is (num_objects <= 3)
+    painted = torch.einsum("bsc,bsp->bcp", vectors, masks[:, :num_objects]).view(2, 32, 5, 7)
+    expected = teacher.instance_conv(painted)
+    if context:
+        expected = expected + teacher.context_projection(embeddings[:, -1])[:, :, None, None]
+    expected = teacher.refinement(expected.relu())
+    found = teacher._render(embeddings, masks, (5, 7))
     torch.testing.assert_close(found, expected)
     weights = torch.randn_like(expected)
-    inputs = [vectors, conv.weight, conv.bias]
+    inputs = [embeddings, *teacher.instance_conv.parameters(), *teacher.refinement.parameters()]
     for ours, theirs in zip(
         torch.autograd.grad((found * weights).sum(), inputs),
         torch.autograd.grad((expected * weights).sum(), inputs),
