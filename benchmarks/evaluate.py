@@ -39,10 +39,10 @@ from lgd.bench.machine import read_status, reset_peak_resident
 from lgd.data.cache import cached_columns
 from lgd.data.coco_json import parse_coco
 from lgd.data.index import AnnotationIndex
-from lgd.engine.scoring import ScoringJob, ScoringProcess
 from lgd.evaluation.coco import evaluate_coco, read_ground_truth
 from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.score import without_collections
+from lgd.run.scoring import ScoringJob, ScoringProcess
 
 NUM_CLASSES = 80
 OBJECTS = 7

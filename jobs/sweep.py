@@ -58,7 +58,7 @@ def run_sweep(
         0; at once `exits.RUN_AGAIN` of a run that was asked to leave; else the code of the first that failed.
     """
     from lgd import exits, launch
-    from lgd.engine.interruption import Interruption
+    from lgd.ranks.interruption import Interruption
 
     failed = exits.DONE
     with Interruption() as interruption:  # a run has its own; this one is for the moments between two

@@ -19,7 +19,7 @@ def _preflight(arguments: Sequence[str], is_program: bool) -> int:
 
 
 def _convert(arguments: Sequence[str], is_program: bool) -> int:
-    from lgd import convert
+    from lgd.weights import convert
 
     return convert.main(arguments)
 

@@ -8,18 +8,19 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from lgd import distributed, exits
-from lgd.channel import RanksError
+from lgd import exits
 from lgd.config.load import load_config
 from lgd.config.values import ConfigError
 from lgd.data.errors import DataError, ImageError
-from lgd.distributed import LaunchInfo
 from lgd.engine.checkpoint import CheckpointError
-from lgd.engine.interruption import Interrupted, Interruption
 from lgd.engine.progress import NonFiniteError
 from lgd.launch import launch_workers, started_by_launcher
-from lgd.output import start_logging
-from lgd.run import run
+from lgd.ranks import process_group
+from lgd.ranks.channel import RanksError
+from lgd.ranks.interruption import Interrupted, Interruption
+from lgd.ranks.process_group import LaunchInfo
+from lgd.run.output import start_logging
+from lgd.run.run import run
 from lgd.weights.report import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def execute(options: argparse.Namespace, argv: Sequence[str], interruption: Inte
         return exits.CTRL_C
     finally:
         if are_together:
-            distributed.shutdown()
+            process_group.shutdown()
     return exits.DONE
 
 

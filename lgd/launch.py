@@ -15,11 +15,11 @@ from urllib.parse import urlparse
 
 from lgd import exits
 from lgd.config.values import ConfigError
-from lgd.engine.interruption import Interruption
-from lgd.output import start_logging
+from lgd.ranks.interruption import Interruption
+from lgd.run.output import start_logging
 
 if TYPE_CHECKING:
-    from lgd.elastic import Launch
+    from lgd.ranks.elastic import Launch
 
 JOIN_SECONDS = 300
 """How long machines wait for one another before they give up, unless told otherwise."""
@@ -52,7 +52,7 @@ def launch_workers(
     Raises:
         ConfigError: a rank or an address that does not fit.
     """
-    from lgd.elastic import Launch, run_workers
+    from lgd.ranks.elastic import Launch, run_workers
 
     launch = Launch(
         command=("-m", "lgd.train", *arguments),
@@ -85,7 +85,7 @@ def parse_arguments(argv: Sequence[str]) -> Launch:
     Raises:
         ConfigError: options that do not fit together.
     """
-    from lgd.elastic import Launch
+    from lgd.ranks.elastic import Launch
 
     own, arguments = _split(argv)
     options = _make_parser().parse_args(own)
@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None, *, is_program: bool = False) -> int:
         start_logging(0)
         try:
             _import_torch_quietly()
-            from lgd.elastic import run_workers
+            from lgd.ranks.elastic import run_workers
 
             return run_workers(parse_arguments(sys.argv[1:] if argv is None else argv), interruption)
         except ConfigError as error:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from lgd import exits
-from lgd.engine.interruption import Interruption, leave_with_parent
+from lgd.ranks.interruption import Interruption, leave_with_parent
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -3,10 +3,10 @@
 import signal
 
 import lgd.command
-import lgd.elastic
-from lgd.engine.interruption import SIGNALS
+import lgd.ranks.elastic
+from lgd.ranks.interruption import SIGNALS
 
 assert lgd.command
-assert lgd.elastic
+assert lgd.ranks.elastic
 # As under lgd.launch: a program lets them through when it can handle them.
 signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

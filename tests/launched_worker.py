@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from lgd.engine.interruption import Interruption
+from lgd.ranks.interruption import Interruption
 
 NAMES = ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "GLOO_SOCKET_IFNAME")
 

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import multiprocessing, nn
 
 from lgd.bench.machine import count_flops
-from lgd.build.compile import compile_model, compile_parts, compiles
+from lgd.build.model import compile_model, compiles
 from lgd.config.load import load_config
 from lgd.config.values import ConfigError
 from lgd.distill.distiller import Adapter, LabelGuidedDistiller
 from lgd.distill.schedule import Phase
 from lgd.distill.teacher import DynamicTeacher
-from lgd.engine.compiling import CompileWatch, explaining_errors, num_graphs
+from lgd.engine.compile import CompileWatch, compile_parts, explaining_errors, num_graphs
 from lgd.engine.loop import _wrap
 from lgd.layers.fpn import FPN, TopBlockP6P7
 from tests.detectors.small import DETECTORS, make_batch, make_faster_rcnn, make_retinanet

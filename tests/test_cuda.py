@@ -7,8 +7,8 @@ import torch
 
 from lgd.build import build_model, build_sides, compile_model
 from lgd.config.load import load_config
-from lgd.data.worst_case import worst_batch
-from lgd.engine.compiling import num_graphs
+from lgd.engine.compile import num_graphs
+from lgd.memory.worst_batch import worst_batch
 from tests.training import REPOSITORY
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -11,7 +11,7 @@ import pytest
 from lgd.config.load import load_config
 from lgd.config.values import ConfigError
 from lgd.engine.checkpoint import Checkpoint, load_newest
-from lgd.resume import Share, Starts, adapt_to_ranks
+from lgd.run.resume import Share, Starts, adapt_to_ranks
 from tests.forked import Forked, start_ranks
 from tests.test_resume import assert_same_run
 from tests.training import REPOSITORY, descendants, read_metrics, small_settings, start_program

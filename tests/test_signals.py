@@ -135,7 +135,7 @@ def test_second_signal_and_data_workers(small_data, tmp_path, alone):
 
 def evaluate_for_a_minute(folder):
     """Let every evaluation of this process see its first batch over and over again."""
-    from lgd import run
+    from lgd.run import run
 
     make_loader = run.build_test_loader
 

@@ -6,19 +6,28 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-ROOMS = (
-    "exits", "structures", "files", "config", "channel", "distributed", "agreement", "ops", "layers",
-    "backbones", "detectors", "distill", "data", "evaluation", "weights", "engine", "build", "output",
-    "evaluations", "elastic", "launch", "resume", "run", "command", "train", "preflight", "convert", "bench",
-    "cli",
+PLAN = (
+    "exits", "structures", "files", "config", "ranks", "ops", "layers", "backbones", "detectors", "distill",
+    "data", "evaluation", "weights", "engine", "inference", "build", "memory", "run", "launch", "command", "train",
+    "preflight", "weights.convert", "bench", "cli",
 )  # fmt: skip
-SEES_CONFIG = {"config", "build", "resume", "run", "command", "train", "preflight", "convert", "bench", "cli"}
+"""Each imports only from itself and from those before it. `weights.convert` is a command beside its topic."""
+LOOSE = {"__init__", "train", "launch", "cli", "command", "structures", "files", "exits"}
+SEES_CONFIG = {
+    "config", "build", "memory", "run", "command", "train", "preflight", "weights.convert", "bench", "cli",
+}  # fmt: skip
 FILES = sorted(path for folder in ("lgd", "jobs") for path in (REPOSITORY / folder).rglob("*.py"))
 LIBRARY = [path for path in FILES if path.is_relative_to(REPOSITORY / "lgd") and path.parent.name]
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(REPOSITORY / "lgd").parts[0].removesuffix(".py")
+def place_of(module: str) -> str:
+    """The place in the plan of `lgd.ROOM.MODULE.NAME`."""
+    parts = module.split(".")[1:]
+    return next(place for place in (".".join(parts[:2]), parts[0]) if place in PLAN)
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
 
 
 def imported_modules(tree: ast.AST) -> list[str]:
@@ -41,24 +50,50 @@ def test_length(path):
             assert node.end_lineno - node.lineno + 1 <= 80, f"{node.name} is too long"
 
 
+def test_only_what_people_type_or_everything_uses_is_loose():
+    assert {path.stem for path in (REPOSITORY / "lgd").glob("*.py")} == LOOSE
+
+
+ROOMS = sorted({path.parent for path in LIBRARY if path.parent != REPOSITORY / "lgd"})
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_a_room_says_in_one_line_what_lives_there(room):
+    assert room.name in PLAN
+    says = ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
+    assert len(says.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.parent.name == "run"], ids=lambda path: path.name
+)
+def test_functions_of_a_run_take_few_arguments(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            names = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+            assert len([name for name in names if name != "self"]) <= 5, node.name
+
+
 @pytest.mark.parametrize(
     "path",
     [path for path in LIBRARY if path.name != "__init__.py"],
     ids=lambda path: str(path.relative_to(REPOSITORY)),
 )
 def test_imports_point_upwards(path):
-    room = room_of(path)
+    place = place_of(name_of(path))
     for module in imported_modules(ast.parse(path.read_text())):
         parts = module.split(".")
         assert parts[0] != "jobs", "lgd never imports jobs"
         if parts[0] != "lgd" or parts[1:] in ([], ["__version__"]):
             continue
-        assert ROOMS.index(parts[1]) <= ROOMS.index(room), f"{room} imports {module} from a later room"
+        assert PLAN.index(place_of(module)) <= PLAN.index(place), (
+            f"{place} imports {module} from a later room"
+        )
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_no_config_object_below_build(path):
-    if path.name == "__init__.py" or room_of(path) in SEES_CONFIG:
+    if path.name == "__init__.py" or place_of(name_of(path)) in SEES_CONFIG:
         return
     for module in imported_modules(ast.parse(path.read_text())):
         assert not module.startswith("lgd.config.") or module == "lgd.config.values.ConfigError", (

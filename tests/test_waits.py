@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_leaves
 
 from lgd.build import build_model, build_sides
 from lgd.config.load import load_config
-from lgd.data.worst_case import worst_batch
 from lgd.distill.schedule import DistillSchedule
-from lgd.engine.evaluate import run_inference
 from lgd.engine.loop import LoopOptions, TrainState, train
 from lgd.engine.progress import Progress
+from lgd.inference.detect import run_inference
+from lgd.memory.worst_batch import worst_batch
 from tests.training import REPOSITORY
 
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lgd import distributed, exits
+from lgd import exits
 from lgd.bench.machine import machine_facts, matrix_ceiling, take_turns
 from lgd.bench.pictures import write_pictures
 from lgd.bench.step import Step, make_batch, make_step
@@ -33,6 +33,7 @@ from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
 from lgd.data.synthetic import write_synthetic
 from lgd.preflight.report import align
+from lgd.ranks import process_group
 
 STUDENT, DISTILLED = "student", "with LGD"
 
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(cfg: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that `describe` reads."""
-    device = distributed.select_device(cfg.model.device, 0)
+    device = process_group.select_device(cfg.model.device, 0)
     with tempfile.TemporaryDirectory() as folder:
         index, source = _open_data(cfg, Path(folder))
         if cfg.num_classes == 0:

@@ -1,7 +1,6 @@
-"""From the configuration to objects: the only package besides `run.py` and `train.py` that sees both."""
+"""From the configuration to objects: the only room that sees both."""
 
-from lgd.build.compile import compile_model, compiles
-from lgd.build.model import Model, build_model, place_model
+from lgd.build.model import Model, build_model, compile_model, compiles, place_model
 from lgd.build.training import (
     build_loop_options,
     build_schedule,
@@ -11,7 +10,6 @@ from lgd.build.training import (
     load_initial_weights,
     micro_batch_size,
 )
-from lgd.build.worst_case import find_batch, tries_worst_shape, try_worst_shape
 
 __all__ = [
     "Model",
@@ -23,10 +21,7 @@ __all__ = [
     "build_train_loader",
     "compile_model",
     "compiles",
-    "find_batch",
     "load_initial_weights",
     "micro_batch_size",
     "place_model",
-    "tries_worst_shape",
-    "try_worst_shape",
 ]

@@ -17,6 +17,7 @@ from lgd.detectors.protocol import Detector
 from lgd.distill.distiller import Adapter, LabelGuidedDistiller, PlainStudent
 from lgd.distill.reference_order import ReferenceOrderTeacher
 from lgd.distill.teacher import DynamicTeacher
+from lgd.engine.compile import compile_parts, require_compiler
 from lgd.layers.conv import set_winograd
 
 Model = LabelGuidedDistiller | PlainStudent
@@ -46,6 +47,32 @@ def place_model(cfg: Config, model: Model, device: torch.device) -> Model:
     torch.backends.cudnn.benchmark = cfg.cudnn_benchmark
     model = model.to(device)
     return model.to(memory_format=torch.channels_last) if cfg.train.channels_last else model
+
+
+def compiles(cfg: Config, device: torch.device) -> bool:
+    """Whether training steps are compiled."""
+    wanted = cfg.train.compile
+    return device.type == "cuda" if wanted == "auto" else wanted
+
+
+def compile_model(cfg: Config, model: Model, device: torch.device) -> None:
+    """Let a model run compiled while it trains, if so configured; evaluation stays eager.
+
+    The methods are replaced on the model's modules, so that parameters keep their names. Nothing is compiled
+    before the first step, and each canvas when it comes first.
+
+    Args:
+        cfg: its TRAIN.COMPILE and TRAIN.CUDA_GRAPHS count.
+        model: the distiller or plain student, where it will run.
+        device: where that is.
+
+    Raises:
+        ConfigError: this machine cannot compile.
+    """
+    if not compiles(cfg, device):
+        return
+    require_compiler(device)
+    compile_parts(model, options={"triton.cudagraphs": True} if cfg.train.cuda_graphs else None)
 
 
 def _assemble(cfg: Config) -> Model:

@@ -8,9 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from lgd.build.compile import compiles
 from lgd.build.fgfi import load_teacher
-from lgd.build.model import Model
+from lgd.build.model import Model, compiles
 from lgd.build.weights import fill_model
 from lgd.config.schema import Config
 from lgd.config.solver import resolve_solver
@@ -23,9 +22,9 @@ from lgd.data.transforms import Crop
 from lgd.distill.distiller import LabelGuidedDistiller
 from lgd.distill.fgfi import FeatureImitation
 from lgd.distill.schedule import DistillSchedule
-from lgd.distributed import get_rank, get_world_size
 from lgd.engine.loop import LoopOptions, Side
 from lgd.engine.optim import LRSchedule, build_optimizer
+from lgd.ranks.process_group import get_rank, get_world_size
 from lgd.structures import Batch
 from lgd.weights.report import LoadReport, WeightsError, list_names
 

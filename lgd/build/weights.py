@@ -7,7 +7,7 @@ from functools import partial
 from torch import nn
 
 from lgd.config.schema import Config
-from lgd.distributed import on_first_of_node
+from lgd.ranks.process_group import on_first_of_node
 from lgd.weights.load import load_weights
 from lgd.weights.report import LoadReport
 from lgd.weights.sources import fetch_weights

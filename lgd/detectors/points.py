@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from lgd.detectors.dense import join_pyramids, select_as_reference, select_candidates, suppress
 from lgd.detectors.point_head import PointHead, PointPredictions, join_levels, split_images
-from lgd.distributed import all_reduce_sum, get_world_size
 from lgd.layers.fpn import FPN
 from lgd.layers.pixels import PixelNormalizer
 from lgd.ops.locations import boxes_around, centerness, grid_locations, side_distances
 from lgd.ops.losses import giou_loss, sigmoid_focal_loss
+from lgd.ranks.process_group import all_reduce_sum, get_world_size
 from lgd.structures import Batch, Detections, Features, Targets
 
 _MAX_PAIRS = 2**22

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from lgd.detectors.dense import init_head, join_pyramids, select_candidates, suppress
-from lgd.distributed import all_reduce_sum, get_world_size
 from lgd.layers.conv import Conv2d
 from lgd.layers.fpn import FPN
 from lgd.layers.pixels import PixelNormalizer
@@ -22,6 +21,7 @@ from lgd.ops.boxes import decode_deltas, encode_deltas
 from lgd.ops.losses import reference_focal_loss, sigmoid_focal_loss, smooth_l1_loss
 from lgd.ops.matching import FOREGROUND, IGNORED, match_anchors
 from lgd.ops.predictions import flatten_predictions, promote
+from lgd.ranks.process_group import all_reduce_sum, get_world_size
 from lgd.structures import Batch, Detections, Features, Targets
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from lgd import distributed
 from lgd.files import replacing, write_text_atomically
+from lgd.ranks import process_group
 
 logger = logging.getLogger(__name__)
 
@@ -158,17 +158,17 @@ def find_newest(folder: Path) -> Checkpoint | None:
     """
     found: Checkpoint | None = None
     problem: CheckpointError | None = None
-    if distributed.is_main():
+    if process_group.is_main():
         try:
             found = load_newest(folder)
         except CheckpointError as error:
             problem = error
-    path, amended, problem = distributed.broadcast_object(
+    path, amended, problem = process_group.broadcast_object(
         (found.path if found else None, _read_amendments(found.path) if found else {}, problem)
     )
     if problem is not None:
         raise problem
-    views = distributed.all_gather_objects((socket.gethostname(), path is None or path.exists()))
+    views = process_group.all_gather_objects((socket.gethostname(), path is None or path.exists()))
     blind = [f"rank {rank} on {host}" for rank, (host, sees) in enumerate(views) if not sees]
     if blind:
         raise CheckpointError(f"{path} is not visible on {', '.join(blind)}: all nodes must share OUTPUT_DIR")

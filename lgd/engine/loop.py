@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lgd import distributed
 from lgd.data.prefetch import prefetch
 from lgd.distill.distiller import LabelGuidedDistiller, PlainStudent
 from lgd.distill.schedule import DistillSchedule, Phase
-from lgd.engine.compiling import CompileWatch
-from lgd.engine.interruption import Interrupted
+from lgd.engine.compile import CompileWatch
 from lgd.engine.metrics import StepRecord, measure_memory
 from lgd.engine.optim import LRSchedule, clip_gradients, set_lr
 from lgd.engine.progress import Progress
+from lgd.ranks import process_group
+from lgd.ranks.interruption import Interrupted
 from lgd.structures import Batch
 
 logger = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ def _finish_step(
     if leaves or last or _is_due(state.step, options.checkpoint_period):
         save(state)
     if leaves:
-        distributed.barrier()  # nobody is gone before rank 0 has written
+        process_group.barrier()  # nobody is gone before rank 0 has written
         raise Interrupted(f"asked to leave: saved step {state.step} of {options.max_iter}")
 
 
@@ -252,7 +252,7 @@ def _wrap(
     for parameter in backbone:
         parameter.requires_grad_(not frozen)
         parameter.grad = None
-    if not distributed.is_initialized():
+    if not process_group.is_initialized():
         return model
     wrapped = DistributedDataParallel(
         model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
@@ -270,7 +270,7 @@ def _no_sync(module: nn.Module, skip: bool) -> AbstractContextManager[None]:
 
 def _seed_step(seed: int, step: int) -> None:
     """Seed the model's random draws from the step alone: a resumed run needs no saved state."""
-    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + distributed.get_rank()) % 2**63)
+    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + process_group.get_rank()) % 2**63)
 
 
 def _is_due(step: int, period: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lgd import distributed
+from lgd.ranks import process_group
 
 
 class NonFiniteError(ValueError):
@@ -84,9 +84,9 @@ class Progress:
         values = torch.stack([values for _, values, _ in self.recent])
         skipped = torch.tensor([float(self.skipped_here)], dtype=torch.float64, device=self.device)
         local = torch.cat([values.sum(0), skipped])
-        *sums, num_skipped = distributed.all_reduce_sum(local).tolist()
+        *sums, num_skipped = process_group.all_reduce_sum(local).tolist()
         self._check_finite(self.recent, values)
-        world_size = distributed.get_world_size()
+        world_size = process_group.get_world_size()
         means = [value / world_size for value in sums]
         self.sums = [old + new for old, new in zip(self.sums or [0.0] * len(means), means, strict=True)]
         self.count += len(self.recent)

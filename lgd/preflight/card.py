@@ -14,9 +14,9 @@ import torch
 
 from lgd import __version__
 from lgd.config.values import ConfigError
-from lgd.distributed import select_device
 from lgd.preflight.interfaces import address_facing, choose_interface, list_interfaces, resolve
 from lgd.preflight.place import Place
+from lgd.ranks.process_group import select_device
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """How fast the ranks compute, and how fast they talk: between pairs of nodes, within nodes, all together.
 
-This package alone, besides `lgd.distributed`, touches process groups: it has groups of its own, with short
-time-outs, over whichever ranks have come.
+This room alone, besides `lgd.ranks`, touches process groups: it has groups of its own, with short time-outs,
+over whichever ranks have come.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from typing import Any
 from torch import distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from lgd.channel import in_time
 from lgd.preflight.place import Place
+from lgd.ranks.channel import in_time
 
 _PAUSE_SECONDS = 0.1
 

@@ -4,7 +4,7 @@ import torch
 
 from lgd.build import build_model
 from lgd.config.load import load_config
-from lgd.data.worst_case import worst_batch
+from lgd.memory.worst_batch import worst_batch
 from tests.training import REPOSITORY
 
 

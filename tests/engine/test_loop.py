@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lgd.engine.interruption import Interrupted
 from lgd.engine.loop import LoopOptions, TrainState, _finish_step, _seed_step
+from lgd.ranks.interruption import Interrupted
 
 
 @pytest.mark.parametrize("seed", [0, 5, 2**31 - 2])

@@ -10,8 +10,8 @@ import pytest
 
 from jobs import status
 from jobs.status import decide_state, find_runs, format_table, main, read_run
-from lgd.engine.interruption import Interrupted
-from lgd.output import History, set_earlier_run_aside
+from lgd.ranks.interruption import Interrupted
+from lgd.run.output import History, set_earlier_run_aside
 from tests.training import run_to_end, small_settings
 
 NOW = 1_800_000_000.0

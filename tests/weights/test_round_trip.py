@@ -8,14 +8,14 @@ import pytest
 import safetensors
 import torch
 
-from lgd import cli, convert
+from lgd import cli
 from lgd.build import build_model
 from lgd.build.model import DETECTORS
 from lgd.build.weights import fill_model
 from lgd.config.keys import flatten
 from lgd.config.load import config_hash, load_config
 from lgd.structures import Batch, Targets
-from lgd.weights import read_checkpoint_file
+from lgd.weights import convert, read_checkpoint_file
 from tests.detectors.small import with_masks
 from tests.training import REPOSITORY
 
@@ -130,7 +130,7 @@ def checkpoint(tmp_path):
 
 def test_the_module_says_what_it_does_as_the_command_does(tmp_path, checkpoint):
     path, target = checkpoint[0], tmp_path / "student.safetensors"
-    command = [sys.executable, "-m", "lgd.convert", str(path), str(target), "--to", "student"]
+    command = [sys.executable, "-m", "lgd.weights.convert", str(path), str(target), "--to", "student"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert "tensors loaded" in done.stdout
     assert f"{target} written as student" in done.stdout

@@ -1,0 +1,112 @@
+"""What a model finds on its test sets: detect, draw."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lgd.data.index import AnnotationIndex
+from lgd.distill.distiller import LabelGuidedDistiller, PlainStudent
+from lgd.inference.detect import Example, Inference, run_inference
+from lgd.inference.draw import draw_detections
+from lgd.structures import Batch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A set to evaluate on.
+
+    Attributes:
+        name: as the user calls it.
+        index: its images and annotations.
+        make_batches: opens this rank's share anew.
+    """
+
+    __test__ = False  # not a test class, whatever pytest thinks of its name
+
+    name: str
+    index: AnnotationIndex
+    make_batches: Callable[[], Iterable[Batch]]
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What a model found on one test set.
+
+    Attributes:
+        test_set: the set.
+        inference: detections.
+    """
+
+    test_set: TestSet
+    inference: Inference
+
+
+def assess(
+    model: LabelGuidedDistiller | PlainStudent,
+    test_sets: Sequence[TestSet],
+    *,
+    device: torch.device,
+    with_teacher: bool,
+    mixed_precision: bool,
+    num_examples: int,
+    shall_abandon: Callable[[], bool] = lambda: False,
+) -> Iterator[Assessment]:
+    """Detect on every test set, all ranks together; rank 0 yields what was found.
+
+    Args:
+        model: in training mode before and after.
+        test_sets: where to evaluate.
+        device: where the model lies.
+        with_teacher: detect with the teacher too, where the model has one and the set has labels.
+        mixed_precision: detect under bfloat16 autocast.
+        num_examples: images to keep for drawing.
+        shall_abandon: asked before every batch, see `run_inference`.
+
+    Raises:
+        Interrupted: on every rank, because one of them was asked to leave.
+    """
+    for test_set in test_sets:
+        index = test_set.index
+        teach = model.teach if isinstance(model, LabelGuidedDistiller) else None
+        model.eval()
+        inference = run_inference(
+            model.student,
+            test_set.make_batches(),
+            index.category_ids,
+            device=device,
+            teach=teach if with_teacher and index.has_annotations else None,
+            mixed_precision=mixed_precision,
+            num_examples=num_examples,
+            shall_abandon=shall_abandon,
+        )
+        model.train()
+        if inference is None:
+            continue
+        if inference.num_skipped:
+            logger.warning("%s: %d unreadable images left out", test_set.name, inference.num_skipped)
+        yield Assessment(test_set, inference)
+
+
+def draw_examples(assessment: Assessment, image_format: str) -> list[Tensor]:
+    """Draw ground truth beside the student's detections: (3, h, w) uint8 RGB each."""
+    class_names = assessment.test_set.index.class_names
+    return [_draw(example, class_names, image_format) for example in assessment.inference.examples]
+
+
+def _draw(example: Example, class_names: Sequence[str], image_format: str) -> Tensor:
+    image = example.image.flip(0) if image_format == "BGR" else example.image
+    return draw_detections(
+        image,
+        example.detections,
+        gt_boxes=example.gt_boxes,
+        gt_labels=example.gt_labels,
+        gt_outlines=example.gt_outlines,
+        class_names=class_names,
+    )

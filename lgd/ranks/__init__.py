@@ -1,0 +1,1 @@
+"""How processes find one another, agree on what they do, and leave together."""

@@ -1,0 +1,257 @@
+"""Worker processes of one machine, kept alive by torch's elastic agent, with this project's exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import DistError
+from torch.distributed.elastic import rendezvous
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.rendezvous import registry
+
+from lgd import exits
+from lgd.ranks.interruption import SIGNALS, Interrupted, Interruption
+
+logger = logging.getLogger(__name__)
+
+_READ_SECONDS = 60
+"""Torch's default of --rdzv-conf read_timeout: how long the agents wait for the answer of their store."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What to start, and how its machines find one another.
+
+    Attributes:
+        command: what every worker runs, behind the Python interpreter.
+        num_workers: workers of this machine.
+        min_machines: machines without which nothing starts.
+        max_machines: machines that may take part.
+        max_restarts: how often a lost worker may bring all of them back to the newest checkpoint.
+        backend: "c10d", or "static" where every machine knows its number.
+        endpoint: HOST:PORT at which the machines meet.
+        run_id: the same on all machines of a run.
+        settings: of the backend, as torchrun's --rdzv-conf.
+        local_address: by which the others reach this machine; None asks its name.
+        log_folder: where the workers' output is kept, a file each; None keeps it nowhere.
+    """
+
+    command: Sequence[str]
+    num_workers: int
+    min_machines: int = 1
+    max_machines: int = 1
+    max_restarts: int = 0
+    backend: str = "c10d"
+    endpoint: str = "localhost:0"
+    run_id: str = "lgd"
+    settings: dict[str, Any] = field(default_factory=dict)
+    local_address: str | None = None
+    log_folder: str | None = None
+
+
+def run_workers(launch: Launch, interruption: Interruption) -> int:
+    """Run the workers until they end; return one exit code for all of them.
+
+    A worker that is lost brings, `max_restarts` times, all workers of all machines back: they go on from the
+    newest checkpoint. Codes that no new start would change end the run on this machine at once:
+    `exits.RUN_AGAIN` and `exits.USER_ERROR`. The signals that ask to leave are passed on to the workers.
+    """
+    # A restarted machine crashes both agents if workers and agents share a store.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+    # The others are handled here: torch's handler would raise its way out, and wait 30 s for the workers.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
+    # Workers that each take every core slow one another down.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // launch.num_workers)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    parameters = rendezvous.RendezvousParameters(
+        backend=launch.backend,
+        endpoint=launch.endpoint,
+        run_id=launch.run_id,
+        min_nodes=launch.min_machines,
+        max_nodes=launch.max_machines,
+        local_addr=launch.local_address,
+        **launch.settings,
+    )
+    agent: Agent | None = None
+    try:
+        handler = registry.get_rendezvous_handler(parameters)
+        try:
+            agent = _make_agent(launch, handler, interruption)
+            return _run(agent, interruption)
+        finally:
+            handler.shutdown()
+    except Interrupted:
+        return exits.RUN_AGAIN
+    except SignalException:
+        return exits.CTRL_C
+    except (rendezvous.RendezvousError, DistError, ConnectionError) as error:
+        here, reason = socket.gethostname(), _first_line(error.__cause__ or error)
+        if agent is not None and isinstance(error, rendezvous.RendezvousTimeoutError):
+            reason = _who_is_missing(agent, launch)
+        logger.error("%s cannot meet the other machines at %s: %s", here, launch.endpoint, reason)
+        return exits.RUN_AGAIN if interruption.requested else exits.FAULT
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).split("\n"))) or type(error).__name__
+
+
+def _who_is_missing(agent: Agent, launch: Launch) -> str:
+    seconds = launch.settings.get("join_timeout", launch.settings.get("timeout"))
+    others = [name for name in agent.machines if name != socket.gethostname()]
+    return f"not all of {launch.min_machines} came in {seconds} s (--rdzv-conf join_timeout)" + (
+        f"; at the last start they were this one and {', '.join(others)}" if others else ""
+    )
+
+
+def _machines_at(handler: rendezvous.RendezvousHandler) -> list[str]:
+    """Host names of the machines that have come; none where the backend does not tell."""
+    # Torch itself only logs them.
+    holder = getattr(handler, "_state_holder", None)
+    return sorted({node.addr for node in holder.state.participants}) if holder is not None else []
+
+
+def _bound_silence(seconds: int) -> None:
+    """Let connections of this process break when the other side has not acknowledged anything for so long.
+
+    Torch asks its store without a time-out in places: on a host that is cut off these calls, and with them
+    the launcher, would last until the kernel gives up sending, a quarter of an hour.
+    """
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as connection:
+            if connection.type == socket.SOCK_STREAM and connection.family != socket.AF_UNIX:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * seconds)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
+
+
+def _make_agent(launch: Launch, handler: rendezvous.RendezvousHandler, interruption: Interruption) -> Agent:
+    host, _, port = launch.endpoint.rpartition(":")
+    fixed: dict[str, Any] = (
+        {"master_addr": host, "master_port": int(port)} if launch.backend == "static" else {}
+    )
+    spec = WorkerSpec(
+        role="worker",
+        local_world_size=launch.num_workers,
+        entrypoint=sys.executable,
+        args=tuple(launch.command),
+        rdzv_handler=handler,
+        max_restarts=launch.max_restarts,
+        local_addr=launch.local_address,
+        **fixed,
+    )
+    keep = Std.ALL if launch.log_folder else Std.NONE
+    silence = int(launch.settings.get("read_timeout", _READ_SECONDS))
+    return Agent(spec, DefaultLogsSpecs(launch.log_folder, tee=keep), interruption, silence)
+
+
+def _run(agent: Agent, interruption: Interruption) -> int:
+    result = agent.run()
+    if result is None:  # the run ended without needing this machine
+        return exits.DONE
+    codes = [failure.exitcode for failure in result.failures.values()]
+    if not codes:
+        return exits.DONE
+    for code in (exits.RUN_AGAIN, exits.USER_ERROR):
+        if code in codes:
+            return code
+    if interruption.requested:
+        return exits.RUN_AGAIN
+    return next((code for code in codes if code > 0), 1)
+
+
+class Agent(LocalElasticAgent):
+    """Torch's agent, but it tells a worker that was asked to leave from one that was lost."""
+
+    def __init__(
+        self, spec: WorkerSpec, logs: DefaultLogsSpecs, interruption: Interruption, silence_seconds: int
+    ) -> None:
+        """Prepare; `run` starts the workers."""
+        super().__init__(spec, logs)
+        self.machines: list[str] = []
+        """Host names of those that took part in the last start, where the backend tells."""
+        self._silence_seconds = silence_seconds
+        self._interruption = interruption
+        self._process_ids: list[int] = []
+        self._is_joining = False
+        interruption.on_signal = self._pass_on
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        self._is_joining = True
+        self._leave_if_asked()
+        try:
+            super()._rendezvous(worker_group)
+            self.machines = _machines_at(worker_group.spec.rdzv_handler)
+            _bound_silence(self._silence_seconds)
+        finally:
+            self._is_joining = False
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        """Start the workers, with the signals blocked until each of them can handle them."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            process_ids: dict[int, Any] = super()._start_workers(worker_group)
+            self._process_ids = list(process_ids.values())
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        if self._interruption.requested:
+            self._pass_on(signal.SIGTERM)
+        return process_ids
+
+    def _stop_workers(self, worker_group: WorkerGroup) -> None:
+        # Not SIGTERM: this is no request to save and leave.
+        self._process_ids = []
+        self._shutdown(signal.SIGKILL)
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result: RunResult = super()._monitor_workers(worker_group)
+        if result.state != WorkerState.HEALTHY:
+            self._process_ids = []
+        if not result.is_failed():
+            return result
+        codes = {failure.exitcode for failure in result.failures.values()}
+        if exits.RUN_AGAIN in codes:
+            # To the agent a success: no restart, and it waits for the other machines' workers.
+            result.state = WorkerState.SUCCEEDED
+            result.return_values = dict.fromkeys(worker.global_rank for worker in worker_group.workers)
+        elif exits.USER_ERROR in codes:
+            self._remaining_restarts = 0
+        else:
+            self._report(result)
+        return result
+
+    def _report(self, result: RunResult) -> None:
+        for rank, failure in result.failures.items():
+            code = failure.exitcode
+            end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            logger.error("rank %d (process %d on %s) %s", rank, failure.pid, socket.gethostname(), end)
+        if self._remaining_restarts:
+            logger.error(
+                "starting again from the newest checkpoint; restarts left: %d", self._remaining_restarts
+            )
+
+    def _pass_on(self, number: signal.Signals) -> None:
+        """Send a signal on to the workers; where they are not there yet, leave."""
+        for process_id in self._process_ids:
+            try:
+                os.kill(process_id, number)
+            except ProcessLookupError:
+                continue
+        if self._is_joining:
+            self._leave_if_asked()
+
+    def _leave_if_asked(self) -> None:
+        if self._interruption.requested:
+            raise Interrupted("asked to leave before the workers were started")

@@ -1,0 +1,256 @@
+"""The evaluations of a run: all ranks detect, rank 0 scores and writes, at once or beside the training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from lgd.engine.checkpoint import FORMAT, amend_checkpoint, attempt, save_file
+from lgd.engine.loop import TrainState
+from lgd.engine.metrics import MetricsWriter
+from lgd.evaluation.coco import Backend
+from lgd.evaluation.results import Results, headline, write_results_json
+from lgd.inference.test_sets import Assessment, draw_examples
+from lgd.ranks import process_group
+from lgd.ranks.channel import Channel
+from lgd.run.output import OutputFolder
+from lgd.run.scoring import Scores, ScoringJob, ScoringProcess, run_job
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluator:
+    """Evaluates the model as it is on every test set.
+
+    Args:
+        detect: detects on every test set; see `assess`.
+        channel: where the ranks meet before.
+        output: where predictions and results go.
+        backend: what counts the matches.
+        image_format: order of the channels of the images to draw.
+    """
+
+    def __init__(
+        self,
+        detect: Callable[[], Iterator[Assessment]],
+        channel: Channel,
+        output: OutputFolder,
+        *,
+        backend: Backend,
+        image_format: str,
+    ) -> None:
+        self.output = output
+        self._assess = detect
+        self._channel = channel
+        self._backend: Backend = backend
+        self._image_format = image_format
+
+    def evaluate(self, step: int, metrics: MetricsWriter | None) -> Results | None:
+        """Detect, score and write; what was found on rank 0, None on the others.
+
+        Args:
+            step: steps done.
+            metrics: where numbers and pictures of a training go.
+
+        Raises:
+            Interrupted: on every rank, because one of them was asked to leave.
+        """
+        results = {}
+        for name, job in self.detect(step, metrics):
+            results[name] = run_job(job)
+            self._report(step, name, results[name], metrics)
+        return self._write(results)
+
+    def detect(self, step: int, metrics: MetricsWriter | None) -> Iterator[tuple[str, ScoringJob]]:
+        """Detect on every test set, draw, and yield on rank 0 the set's name and what there is to score.
+
+        Raises:
+            Interrupted: on every rank, because one of them was asked to leave.
+        """
+        self._channel.meet(f"the evaluation after step {step}")
+        for assessment in self._assess():
+            test_set, inference = assessment.test_set, assessment.inference
+            if metrics is not None:
+                metrics.log_images(test_set.name, step, draw_examples(assessment, self._image_format))
+            paths = {model: self.output.predictions(test_set.name, model) for model in inference.found}
+            yield (
+                test_set.name,
+                ScoringJob(test_set.index, inference.found, inference.with_masks, self._backend, paths),
+            )
+
+    def report(self, step: int, scores: Mapping[str, Scores], metrics: MetricsWriter) -> Results | None:
+        """Write the scores of the evaluation after `step`, by test set."""
+        for name, each in scores.items():
+            self._report(step, name, each, metrics)
+        return self._write(scores)
+
+    def _report(self, step: int, name: str, scores: Scores, metrics: MetricsWriter | None) -> None:
+        if metrics is not None:
+            metrics.log_evaluation(step, name, scores)
+        for model, kinds in scores.items():
+            for kind, numbers in kinds.items():
+                if numbers is not None:
+                    logger.info("%s at step %d, %s %s: %s", name, step, model, kind, headline(numbers))
+
+    def _write(self, results: Results) -> Results | None:
+        if not process_group.is_main():
+            return None
+        write_results_json(self.output.results, results)
+        return results
+
+
+@dataclass
+class _Pending:
+    """An evaluation that is being scored.
+
+    Attributes:
+        step: steps done.
+        names: of the test sets.
+        weights: the model's, in the host's memory.
+        is_saved: a checkpoint of this step says that the evaluation is owed.
+    """
+
+    step: int
+    names: list[str]
+    weights: dict[str, Tensor]
+    is_saved: bool = False
+
+
+class TrainingEvaluations:
+    """The evaluations of a training; all but the last are scored in another process while it goes on.
+
+    What is written does not depend on when a score arrives. The rows of metrics.jsonl that come after the
+    evaluation's wait for it. The weights are kept until it shows whether they are the best. A checkpoint of
+    the evaluated step says that the evaluation is owed, until the score has come and is written into its
+    seal; one of a later step waits for the score. So a run that is killed before repeats the evaluation.
+
+    A context around the training: at its end the score that is still missing is waited for.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        state: TrainState,
+        metrics: MetricsWriter,
+        *,
+        last_step: int,
+        about: Mapping[str, Any],
+    ) -> None:
+        """Watch over a training.
+
+        Args:
+            evaluator: of its model.
+            state: of the training; `best` is changed.
+            metrics: where the numbers go.
+            last_step: the evaluation after it is scored at once.
+            about: goes into the file of the best model.
+        """
+        self.results: Results | None = None
+        """The last evaluation, on rank 0."""
+        self._evaluator = evaluator
+        self._state = state
+        self._metrics = metrics
+        self._last_step = last_step
+        self._about = about
+        self._process: ScoringProcess | None = None
+        self._pending: _Pending | None = None
+
+    def evaluate(self) -> None:
+        """Evaluate the model as it is; every rank calls it.
+
+        Raises:
+            Interrupted: on every rank, because one of them was asked to leave.
+            Exception: what scoring this evaluation or the one before raises.
+        """
+        self.collect()
+        step = self._state.step
+        if step == self._last_step:
+            self._take(step, self._evaluator.evaluate(step, self._metrics), self._state.model.state_dict())
+            return
+        if process_group.is_main() and self._process is None:
+            self._process = ScoringProcess()  # is ready by the time that something is found
+        jobs = dict(self._evaluator.detect(step, self._metrics))
+        if self._process is not None:
+            self._process.submit(list(jobs.values()))
+            self._pending = _Pending(step, list(jobs), _copy_to_host(self._state.model.state_dict()))
+            self._metrics.hold()
+
+    def after_step(self, leaves: bool) -> None:
+        """Take the score if it has come; wait for it if the run `leaves`. Every rank calls it."""
+        pending = self._pending
+        if pending is None:
+            return
+        assert self._process is not None
+        # Not at the evaluated step itself: what its checkpoint holds must not depend on a race.
+        if leaves or (self._state.step > pending.step and self._process.is_ready()):
+            self.collect()
+
+    def before_save(self) -> dict[str, Any]:
+        """Wait for the score unless it is this step's; what a checkpoint has to hold besides the state."""
+        if self._pending is not None and self._pending.step == self._state.step:
+            self._pending.is_saved = True
+            return {"owes_evaluation": True}
+        self.collect()
+        return {}
+
+    def collect(self) -> None:
+        """Wait for the score that is missing, if any, and write what comes of it."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        assert self._process is not None
+        scores = dict(zip(pending.names, self._process.collect(), strict=True))
+        results = self._evaluator.report(pending.step, scores, self._metrics)
+        self._metrics.release()
+        self._take(pending.step, results, pending.weights)
+        if pending.is_saved:
+            changes = {"best": self._state.best, "owes_evaluation": False}
+            attempt(partial(amend_checkpoint, self._evaluator.output.checkpoints, pending.step, changes))
+
+    def __enter__(self) -> TrainingEvaluations:
+        """Start nothing yet."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Collect what is missing, unless the user wants to leave at once, and end the process."""
+        try:
+            if error is None or isinstance(error, Exception):
+                self.collect()
+        except Exception as another:
+            if error is None:
+                raise
+            logger.error("the last evaluation is lost: %s", another)
+        finally:
+            if self._process is not None:
+                self._process.close()
+
+    def _take(self, step: int, results: Results | None, weights: Mapping[str, Tensor]) -> None:
+        """Remember the results, and keep the weights if they are the best so far."""
+        self.results = results
+        ap = _first_ap(results)
+        if ap is not None and ap > self._state.best.get("AP", -1.0):
+            self._state.best = {"AP": ap, "step": step}
+            content = {"format": FORMAT, "model": weights, **self._about}
+            attempt(partial(save_file, self._evaluator.output.best_model, content))
+
+
+def _copy_to_host(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name, tensor in weights.items():
+        weights[name] = tensor.to("cpu", copy=True)
+    return weights
+
+
+def _first_ap(results: Results | None) -> float | None:
+    """The student's box AP on the first test set, by which the best model is chosen."""
+    for models in (results or {}).values():
+        numbers = models["student"].get("bbox")
+        return numbers["AP"] if numbers else None
+    return None

@@ -1,0 +1,199 @@
+"""How a run goes on from a checkpoint: which one, with how many ranks, and after whose restart."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lgd.config.keys import flatten
+from lgd.config.schema import Config
+from lgd.config.solver import scale_to_world_size
+from lgd.config.values import ConfigError
+from lgd.engine.checkpoint import Checkpoint, CheckpointError, list_changes
+from lgd.engine.loop import TrainState
+from lgd.files import write_text_atomically
+from lgd.ranks import process_group
+from lgd.run.output import shorten
+from lgd.weights.load import load_into
+
+logger = logging.getLogger(__name__)
+
+
+class Starts:
+    """OUTPUT_DIR/launch.json: which elastic agents started the run there, so that it knows them again.
+
+    An agent that starts its workers again (after a lost one, or when a machine joins) does so with the same
+    arguments. Whether the run in OUTPUT_DIR is theirs cannot be told from these; nor from the agent's count
+    of restarts, which stays when a machine joins and says nothing about what lies in OUTPUT_DIR.
+    """
+
+    def __init__(self, output_dir: Path) -> None:
+        """Read what the last start left; every rank calls it."""
+        self._path = output_dir / "launch.json"
+        self._agents = _merge(process_group.all_gather_objects(_identify_agent()))
+        before = process_group.broadcast_object(_read(self._path) if process_group.is_main() else {})
+        known = {agent: count for agent, count in before.get("agents", {}).items() if agent in self._agents}
+        self.is_restart: bool = bool(known) and before["opened"]
+        """Whether one of the agents has already started the run that lies in OUTPUT_DIR."""
+        self.has_left: bool = before.get("left", False) and any(
+            self._agents[agent] > count for agent, count in known.items()
+        )
+        """Whether the run left with `exits.RUN_AGAIN` and was started again as if that were a fault."""
+        self._opened = False
+
+    def note_opened(self) -> None:
+        """Write down, on rank 0, that the run in OUTPUT_DIR is these agents'."""
+        self._opened = True
+        self._write(left=False)
+
+    def note_left(self) -> None:
+        """Write down, on rank 0, that the run leaves because it was asked to."""
+        self._write(left=True)
+
+    def _write(self, left: bool) -> None:
+        if self._agents and process_group.is_main():
+            content = {"agents": self._agents, "opened": self._opened or self.is_restart, "left": left}
+            write_text_atomically(self._path, json.dumps(content))
+
+
+def _identify_agent() -> dict[str, int]:
+    """The agent of torch's elastic launcher that started this process, and its restarts; none without."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return {}
+    process = os.getppid()
+    # The 22nd field is the start time; the second, the command in parentheses, may hold spaces.
+    began = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    return {f"{socket.gethostname()}:{process}:{began}": int(os.environ["TORCHELASTIC_RESTART_COUNT"])}
+
+
+def _merge(parts: list[dict[str, int]]) -> dict[str, int]:
+    return {agent: count for part in parts for agent, count in part.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+@dataclass(frozen=True)
+class Share:
+    """How the images of a step are shared out.
+
+    Attributes:
+        world_size: ranks.
+        accumulate_steps: micro-batches of each rank.
+        asked_steps: TRAIN.ACCUMULATE_STEPS as it was set.
+    """
+
+    world_size: int
+    accumulate_steps: int
+    asked_steps: int
+
+
+def adapt_to_ranks(
+    cfg: Config, checkpoint: Checkpoint | None, world_size: int
+) -> tuple[Config, Share, list[str]]:
+    """Fit the settings to the number of ranks, such that a run that goes on keeps its batch.
+
+    A new run is scaled from SOLVER.REFERENCE_WORLD_SIZE. One that goes on was scaled when it began; with
+    fewer ranks now, more micro-batches make up for it, so that a rank's forward pass has at most as many
+    images as before.
+
+    Returns:
+        The configuration, how it shares a step's images out, and a line for each change.
+
+    Raises:
+        ConfigError: the batch cannot be shared among the ranks.
+    """
+    saved = checkpoint.state.get("share") if checkpoint else None
+    began_with = checkpoint.state["config"]["SOLVER.REFERENCE_WORLD_SIZE"] if checkpoint else 0
+    cfg, changes = scale_to_world_size(cfg, began_with or world_size)
+    asked = cfg.train.accumulate_steps
+    steps = asked
+    if saved is not None and saved["asked_steps"] == asked:
+        steps = _choose_steps(cfg.solver.ims_per_batch, saved, world_size)
+    if saved is not None and (saved["world_size"], saved["accumulate_steps"]) != (world_size, steps):
+        changes.append(
+            f"{saved['world_size']} rank(s) x {saved['accumulate_steps']} micro-batch(es) before, now "
+            f"{world_size} x {steps}: the same {cfg.solver.ims_per_batch} images a step in the same order. "
+            "Each micro-batch is normalised over its ranks by itself, so the numbers differ from those of an "
+            "unchanged run by more than rounding"
+        )
+    cfg = replace(cfg, train=replace(cfg.train, accumulate_steps=steps))
+    return cfg, Share(world_size, steps, asked), changes
+
+
+def _choose_steps(batch: int, saved: Mapping[str, int], world_size: int) -> int:
+    """The fewest micro-batches whose forward pass has at most as many images as the checkpoint's."""
+    if batch % world_size:
+        fitting = [str(number) for number in range(1, batch + 1) if batch % number == 0]
+        raise ConfigError(
+            f"the {batch} images of a step (SOLVER.IMS_PER_BATCH) cannot be shared among {world_size} ranks; "
+            f"the run began with {saved['world_size']}. Start one of {', '.join(fitting)} ranks"
+        )
+    most = batch // (saved["world_size"] * saved["accumulate_steps"])
+    images = batch // world_size
+    return next(steps for steps in range(1, images + 1) if images % steps == 0 and images // steps <= most)
+
+
+def choose_seed(seed: int, checkpoint: Checkpoint | None) -> int:
+    """The checkpoint's seed, or the configured one, or (for -1) a fresh one, the same on every rank."""
+    if checkpoint is not None:
+        return int(checkpoint.state["seed"])
+    fresh = int(torch.randint(2**31 - 1, ())) if seed < 0 else seed
+    return int(process_group.broadcast_object(fresh))
+
+
+def restore(cfg: Config, state: TrainState, checkpoint: Checkpoint, classes: dict[str, Any]) -> None:
+    """Put `state` back to the checkpoint, after making sure that the run can go on from it exactly.
+
+    Args:
+        cfg: the settings now.
+        state: of a new run; changed in place.
+        checkpoint: where to go on.
+        classes: names and category ids of the data now, as the checkpoint keeps them.
+
+    Raises:
+        CheckpointError: other classes, another batch, or another model.
+    """
+    saved = checkpoint.state
+    if saved["classes"] != classes:
+        raise CheckpointError(
+            f"{checkpoint.path} was trained on other classes ({shorten(saved['classes']['names'])}) than "
+            f"DATASETS.TRAIN has ({shorten(classes['names'])}); choose another OUTPUT_DIR"
+        )
+    changes = list_changes(saved["config"], flatten(cfg))
+    batch = [line for line in changes if line.startswith("SOLVER.IMS_PER_BATCH")]
+    if batch:
+        raise CheckpointError(
+            f"{checkpoint.path} cannot go on with another batch ({batch[0]}): the order of the data depends "
+            "on it; keep SOLVER.IMS_PER_BATCH, or start anew with MODEL.WEIGHTS"
+        )
+    load_state(state.model, checkpoint)
+    state.load_state_dict(checkpoint.step, saved)
+    logger.info(
+        "resumed from %s: step %d of %d, model, optimizers, loss normaliser, data order (seed %d)%s",
+        checkpoint.path,
+        checkpoint.step,
+        cfg.solver.max_iter,
+        cfg.seed,
+        f", best AP {state.best['AP']:.2f} at step {state.best['step']}" if state.best else "",
+    )
+    for line in changes:
+        logger.warning("setting changed since the checkpoint: %s", line)
+
+
+def load_state(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Fill the model from a checkpoint of its own run; raises `WeightsError` where it does not fit."""
+    load_into(model, checkpoint.state["model"], source=str(checkpoint.path), kind="checkpoint of this run")

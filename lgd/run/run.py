@@ -1,0 +1,318 @@
+"""A run from its configuration to its results: data, model, training, evaluation, files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from lgd import __version__
+from lgd.build import (
+    Model,
+    build_loop_options,
+    build_model,
+    build_schedule,
+    build_sides,
+    build_test_loader,
+    build_train_loader,
+    compile_model,
+    compiles,
+    load_initial_weights,
+    micro_batch_size,
+    place_model,
+)
+from lgd.config.keys import flatten
+from lgd.config.load import dump_config
+from lgd.config.schema import Config
+from lgd.config.values import ConfigError
+from lgd.data.catalog import open_dataset, open_datasets
+from lgd.data.index import AnnotationIndex
+from lgd.engine.checkpoint import FORMAT, Checkpoint, attempt, find_newest, save_checkpoint, save_file
+from lgd.engine.loop import TrainState, train
+from lgd.engine.metrics import MetricsWriter
+from lgd.engine.progress import Progress
+from lgd.evaluation.results import Results, results_table
+from lgd.files import write_text_atomically
+from lgd.inference.test_sets import TestSet, assess
+from lgd.memory.worst_case import find_batch, tries_worst_shape, try_worst_shape
+from lgd.ranks import process_group
+from lgd.ranks.agreement import code_facts, require_equal
+from lgd.ranks.channel import Channel
+from lgd.ranks.interruption import Interrupted, Interruption
+from lgd.ranks.leaving import Leaving
+from lgd.ranks.process_group import LaunchInfo
+from lgd.run.evaluations import Evaluator, TrainingEvaluations
+from lgd.run.output import History, OutputFolder, log_to_file, set_earlier_run_aside, shorten
+from lgd.run.resume import Share, Starts, adapt_to_ranks, choose_seed, load_state, restore
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    cfg: Config,
+    interruption: Interruption,
+    *,
+    resume: bool = False,
+    eval_only: bool = False,
+    only_find_batch: bool = False,
+) -> Results | None:
+    """Train and evaluate as `cfg` says.
+
+    Args:
+        cfg: the whole configuration.
+        interruption: what asks the run to save and leave.
+        resume: go on from the newest checkpoint of OUTPUT_DIR, if there is one.
+        eval_only: evaluate MODEL.WEIGHTS (or, with `resume`, the newest checkpoint) and stop.
+        only_find_batch: say how large a batch fits into the memory, and stop.
+
+    Returns:
+        The last evaluation on rank 0, None on the others.
+
+    Raises:
+        Interrupted: it was asked to leave; what there is to save is saved.
+        ValueError: one of `USER_ERRORS`.
+    """
+    launch = LaunchInfo.from_environment()
+    device = process_group.select_device(cfg.model.device, launch.local_rank)
+    channel = process_group.init(device, cfg.train.process_group_timeout)
+    history = History(OutputFolder(Path(cfg.output_dir)).history)
+    with history, channel.explaining(lambda: "the start"):
+        channel.meet("the start")
+        require_equal({**code_facts(), **flatten(cfg)})
+        starts = Starts(Path(cfg.output_dir))
+        try:
+            if starts.has_left:
+                raise Interrupted("asked to leave, and started again nevertheless")
+            resume = resume or (starts.is_restart and not eval_only)
+            leaving = Leaving(interruption, channel)
+            results = None
+            if only_find_batch:
+                _find_batch(cfg, device)
+            else:
+                results = _run(cfg, device, channel, leaving, starts, history, resume, eval_only)
+        except Interrupted:
+            starts.note_left()
+            channel.close()
+            raise
+        channel.close()
+    if results:
+        logger.info("%s\n%s", OutputFolder(Path(cfg.output_dir)).results, results_table(results))
+    return results
+
+
+def _run(
+    cfg: Config,
+    device: torch.device,
+    channel: Channel,
+    leaving: Leaving,
+    starts: Starts,
+    history: History,
+    resume: bool,
+    eval_only: bool,
+) -> Results | None:
+    """What is done between the ranks' meeting and their parting."""
+    output = OutputFolder(Path(cfg.output_dir))
+    leaving.check("before the data was read")
+    root = Path(cfg.datasets.root)
+    train_index = (
+        None if eval_only else process_group.on_main_first(partial(open_datasets, cfg.datasets.train, root))
+    )
+    test_indices = {
+        name: process_group.on_main_first(partial(open_dataset, name, root)) for name in cfg.datasets.test
+    }
+    leaving.check("before the model was built")
+    indices = [*([train_index] if train_index else []), *test_indices.values()]
+    require_equal({f"data set {index.name}": f"content {index.content_hash[:12]}" for index in indices})
+    cfg = _settle_classes(cfg, indices)
+    checkpoint = find_newest(output.checkpoints) if resume else None
+    cfg, share, changes = adapt_to_ranks(cfg, checkpoint, process_group.get_world_size())
+    cfg = replace(cfg, seed=choose_seed(cfg.seed, checkpoint))
+    model = _make_model(cfg, device, checkpoint, eval_only)
+    if train_index is not None:
+        compile_model(cfg, model, device)
+    fitting = []
+    if train_index is not None and tries_worst_shape(cfg, device):
+        fitting = try_worst_shape(cfg, model, train_index, device)
+    leaving.check("before the first step")
+    if process_group.is_main():
+        _open_output(cfg, output, keep=resume or eval_only)
+        if not eval_only:
+            history.begin(checkpoint.step if checkpoint else 0, process_group.get_world_size())
+    if not eval_only:
+        starts.note_opened()
+    for line in [*changes, *_describe(cfg, model, indices, device), *fitting]:
+        logger.info("%s", line)
+    test_sets = [
+        TestSet(name, index, partial(build_test_loader, cfg, index, pin_memory=device.type == "cuda"))
+        for name, index in test_indices.items()
+    ]
+    evaluator = _make_evaluator(cfg, model, test_sets, device, output, channel, leaving)
+    if train_index is None:
+        return evaluator.evaluate(0, None)
+    return _train(cfg, share, model, train_index, evaluator, device, output, checkpoint, channel, leaving)
+
+
+def _make_evaluator(
+    cfg: Config,
+    model: Model,
+    test_sets: Sequence[TestSet],
+    device: torch.device,
+    output: OutputFolder,
+    channel: Channel,
+    leaving: Leaving,
+) -> Evaluator:
+    detect = partial(
+        assess,
+        model,
+        test_sets,
+        device=device,
+        with_teacher=cfg.model.distillator.eval_teacher,
+        mixed_precision=cfg.solver.amp.enabled,
+        num_examples=cfg.test.vis_images,
+        shall_abandon=leaving.during_evaluation,
+    )
+    return Evaluator(detect, channel, output, backend=cfg.train.eval_backend, image_format=cfg.input.format)
+
+
+def _find_batch(cfg: Config, device: torch.device) -> None:
+    """Log the largest batch that fits; no file is written but the data set's cache."""
+    if device.type == "cpu":
+        raise ConfigError("--find-batch needs CUDA: memory on the CPU has no such limit to be found")
+    index = process_group.on_main_first(partial(open_datasets, cfg.datasets.train, Path(cfg.datasets.root)))
+    cfg = _settle_classes(cfg, [index])
+    logger.info("%s", find_batch(cfg, place_model(cfg, build_model(cfg), device), index, device))
+
+
+def _train(
+    cfg: Config,
+    share: Share,
+    model: Model,
+    index: AnnotationIndex,
+    evaluator: Evaluator,
+    device: torch.device,
+    output: OutputFolder,
+    checkpoint: Checkpoint | None,
+    channel: Channel,
+    leaving: Leaving,
+) -> Results | None:
+    """Run the loop from the checkpoint or from the start; return the last evaluation."""
+    classes = {"names": list(index.class_names), "category_ids": list(index.category_ids)}
+    state = TrainState(model, build_sides(cfg, model, device), Progress(device))
+    if checkpoint is not None:
+        restore(cfg, state, checkpoint, classes)
+    metrics = MetricsWriter(
+        output.root if process_group.is_main() else None,
+        cfg.solver.max_iter,
+        first_iteration=state.step,
+        repeats_evaluation=state.owes_evaluation,
+    )
+    metrics.log_text("config", dump_config(cfg))
+    about = {"config": flatten(cfg), "classes": classes, "version": __version__}
+    last_step = cfg.solver.max_iter
+    evaluations = TrainingEvaluations(evaluator, state, metrics, last_step=last_step, about=about)
+
+    def save(state: TrainState) -> None:
+        owing = evaluations.before_save()
+        content = {**state.state_dict(), **owing, **about, "seed": cfg.seed, "share": asdict(share)}
+        if process_group.is_main():
+            write = partial(save_checkpoint, output.checkpoints, state.step, content)
+            attempt(partial(write, keep=cfg.train.keep_checkpoints), must=state.step == last_step)
+
+    def shall_leave() -> bool:
+        leaves = leaving.after_step()
+        evaluations.after_step(leaves)
+        return leaves
+
+    if state.step < last_step or state.owes_evaluation:
+        batches = iter(build_train_loader(cfg, index, first_step=state.step, device=device))
+        with channel.explaining(lambda: f"step {state.step + 1} of {last_step}"), evaluations:
+            train(
+                state,
+                batches,
+                build_schedule(cfg),
+                replace(build_loop_options(cfg), compiled=compiles(cfg, device)),
+                device=device,
+                report=metrics.log,
+                evaluate=lambda state: evaluations.evaluate(),
+                save=save,
+                shall_leave=shall_leave,
+            )
+        results = evaluations.results
+    else:
+        # The evaluation of this step came before its checkpoint, so it is in the metrics already.
+        logger.info("step %d of %d: nothing left to train", state.step, last_step)
+        results = evaluator.evaluate(state.step, None)
+    if process_group.is_main():
+        save_file(output.final_model, {"format": FORMAT, "model": model.state_dict(), **about})
+    metrics.close()
+    return results
+
+
+def _settle_classes(cfg: Config, indices: Sequence[AnnotationIndex]) -> Config:
+    """Hold every data set's classes against NUM_CLASSES; 0 takes their number from the first set."""
+    if not indices:
+        raise ConfigError("there is nothing to do: DATASETS.TRAIN and DATASETS.TEST are empty")
+    names = indices[0].class_names
+    if cfg.num_classes == 0:
+        cfg = replace(cfg, num_classes=len(names))
+    for index in indices:
+        if len(index.class_names) != cfg.num_classes:
+            raise ConfigError(
+                f"{index.name} has {len(index.class_names)} classes ({shorten(index.class_names)}) but "
+                f"NUM_CLASSES is {cfg.num_classes}; set NUM_CLASSES {len(index.class_names)}, or 0 for "
+                "as many as the data has"
+            )
+        if index.class_names != names:
+            raise ConfigError(
+                f"{index.name} and {indices[0].name} name their classes differently: "
+                f"{shorten(index.class_names)} and {shorten(names)}"
+            )
+    return cfg
+
+
+def _make_model(cfg: Config, device: torch.device, checkpoint: Checkpoint | None, eval_only: bool) -> Model:
+    """Build the model and fill it from MODEL.WEIGHTS, or for an evaluation from the checkpoint."""
+    if eval_only and checkpoint is None and not cfg.model.weights:
+        raise ConfigError("--eval-only needs MODEL.WEIGHTS, the weights or checkpoint to evaluate")
+    torch.manual_seed(cfg.seed)
+    model = build_model(cfg)
+    if checkpoint is None:
+        load_initial_weights(cfg, model, to_evaluate=eval_only)
+    elif eval_only:
+        load_state(model, checkpoint)
+    return place_model(cfg, model, device)
+
+
+def _open_output(cfg: Config, output: OutputFolder, keep: bool) -> None:
+    output.root.mkdir(parents=True, exist_ok=True)
+    if not keep:
+        set_earlier_run_aside(output.root)
+    log_to_file(output.root / "log.txt")
+    write_text_atomically(output.config, dump_config(cfg))
+
+
+def _describe(
+    cfg: Config, model: Model, indices: Sequence[AnnotationIndex], device: torch.device
+) -> Iterator[str]:
+    """Yield the lines that a run begins with: machine, data, classes, model, batch."""
+    ranks, micro_steps = process_group.get_world_size(), cfg.train.accumulate_steps
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    yield f"lgd {__version__}, torch {torch.__version__}, {ranks} x {where}, output in {cfg.output_dir}"
+    for index in indices:
+        yield f"{index.name}: {len(index)} images, {int(index.counts.sum())} objects"
+        yield from (f"  {warning}" for warning in index.warnings)
+    pairs = zip(indices[0].class_names, indices[0].category_ids, strict=True)
+    yield f"{cfg.num_classes} classes (label: name, id): " + shorten(
+        [f"{label}: {name}, {category_id}" for label, (name, category_id) in enumerate(pairs)], "; ", 20
+    )
+    counts = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
+    yield f"{cfg.model.meta_architecture}: " + ", ".join(f"{name} {n:.1f} M" for name, n in counts.items())
+    solver = cfg.solver
+    yield (
+        f"{solver.ims_per_batch} images a step = {ranks} rank(s) x {micro_steps} micro-batch(es) x "
+        f"{micro_batch_size(cfg)}, {solver.max_iter} steps, seed {cfg.seed}"
+    )
