@@ -249,14 +249,14 @@ def score_beside(gt_json: Path, results_json: Path, iou_type: str) -> dict[str, 
     job = ScoringJob(index, {"student": found}, iou_type == "segm", "hotcoco", paths)
     process = ScoringProcess()
     process.submit([])
-    process.collect()  # it has started
+    process.result()  # it has started
     can_weigh = reset_peak_resident()
     before = read_status("VmRSS") if can_weigh else 0
     begin = time.perf_counter()
     process.submit([job])
     held = time.perf_counter() - begin
     peak = read_status("VmHWM") - before if can_weigh else None
-    (scores,) = process.collect()
+    (scores,) = process.result()
     seconds = time.perf_counter() - begin
     numbers = scores["student"][iou_type]
     assert numbers is not None

@@ -24,7 +24,7 @@ from lgd.config.load import load_config
 from lgd.distill.schedule import DistillSchedule
 from lgd.engine.loop import LoopOptions, TrainState, train
 from lgd.engine.progress import Progress
-from lgd.inference.detect import run_inference
+from lgd.inference.detect import detect
 from lgd.memory.worst_batch import worst_batch
 from tests.training import REPOSITORY
 
@@ -203,6 +203,6 @@ def test_every_tensor_is_made_on_a_device_that_is_named(recipe):
         model.eval()
         categories = range(cfg.num_classes)
         with torch.no_grad():
-            run_inference(model.student, [batch], categories, device=CPU, teach=model.teach)
+            detect(model.student, [batch], categories, device=CPU, teach=model.teach)
     assert made.num_made > 5
     assert made.homeless == set()

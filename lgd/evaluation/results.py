@@ -1,4 +1,4 @@
-"""Results of evaluations on disk and on the terminal."""
+"""Write: results of evaluations, on disk and on the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detections held against a data set's ground truth, by the rules of its kind."""
+"""Score: detections held against a data set's ground truth, by the rules of its kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a detector's tensors to columns on the host.
+"""Collect, between detecting and scoring: from a detector's tensors to columns on the host.
 
 Legend: B images, R detections of them together.
 """
@@ -15,7 +15,7 @@ from lgd.evaluation.predictions import Masks, Predictions
 from lgd.structures import Batch, Detections
 
 
-def to_predictions(
+def collect_predictions(
     detections: Sequence[Detections], batch: Batch, category_ids: Sequence[int]
 ) -> Predictions:
     """Take the detections of a batch to the host, all boxes in one transfer.

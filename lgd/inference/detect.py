@@ -1,4 +1,4 @@
-"""Run a detector (and its teacher) over a test set and collect what it finds on rank 0."""
+"""Detect: a detector (and its teacher) over the batches of one test set, gathered on rank 0."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lgd.detectors.protocol import Detector
 from lgd.evaluation.predictions import Predictions
-from lgd.inference.collect import to_predictions
+from lgd.inference.collect import collect_predictions
 from lgd.ranks import process_group
 from lgd.ranks.interruption import Interrupted
 from lgd.structures import Batch, Detections, Features, Outlines
@@ -61,7 +61,7 @@ class Inference:
 
 
 @torch.no_grad()
-def run_inference(
+def detect(
     student: Detector,
     batches: Iterable[Batch],
     category_ids: Sequence[int],
@@ -103,9 +103,9 @@ def run_inference(
         num_skipped += len(host_batch.skipped)
         batch = host_batch.to(device, non_blocking=True)
         with _without_trials(), torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
-            detections = dict(zip(names, _detect(student, teach, batch), strict=True))
+            detections = dict(zip(names, _detect_batch(student, teach, batch), strict=True))
         for name in names:
-            found[name].append(to_predictions(detections[name], host_batch, category_ids))
+            found[name].append(collect_predictions(detections[name], host_batch, category_ids))
         with_masks |= any(each.masks is not None for each in detections["student"])
         wanted = num_examples - len(examples) if process_group.is_main() else 0
         examples += [
@@ -138,7 +138,7 @@ def _without_trials() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def _detect(student: Detector, teach: Teach | None, batch: Batch) -> Iterator[list[Detections]]:
+def _detect_batch(student: Detector, teach: Teach | None, batch: Batch) -> Iterator[list[Detections]]:
     """Yield the student's detections, then the teacher's."""
     features = student.extract_features(batch)
     yield student.detect(features, batch)

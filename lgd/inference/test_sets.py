@@ -1,4 +1,4 @@
-"""What a model finds on its test sets: detect, draw."""
+"""Detect on every test set of a run, and draw examples of what was found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lgd.data.index import AnnotationIndex
 from lgd.distill.distiller import LabelGuidedDistiller, PlainStudent
-from lgd.inference.detect import Example, Inference, run_inference
+from lgd.inference.detect import Example, Inference, detect
 from lgd.inference.draw import draw_detections
 from lgd.structures import Batch
 
@@ -35,20 +35,7 @@ class TestSet:
     make_batches: Callable[[], Iterable[Batch]]
 
 
-@dataclass(frozen=True)
-class Assessment:
-    """What a model found on one test set.
-
-    Attributes:
-        test_set: the set.
-        inference: detections.
-    """
-
-    test_set: TestSet
-    inference: Inference
-
-
-def assess(
+def detect_on_test_sets(
     model: LabelGuidedDistiller | PlainStudent,
     test_sets: Sequence[TestSet],
     *,
@@ -57,7 +44,7 @@ def assess(
     mixed_precision: bool,
     num_examples: int,
     shall_abandon: Callable[[], bool] = lambda: False,
-) -> Iterator[Assessment]:
+) -> Iterator[tuple[TestSet, Inference]]:
     """Detect on every test set, all ranks together; rank 0 yields what was found.
 
     Args:
@@ -67,7 +54,7 @@ def assess(
         with_teacher: detect with the teacher too, where the model has one and the set has labels.
         mixed_precision: detect under bfloat16 autocast.
         num_examples: images to keep for drawing.
-        shall_abandon: asked before every batch, see `run_inference`.
+        shall_abandon: asked before every batch, see `detect`.
 
     Raises:
         Interrupted: on every rank, because one of them was asked to leave.
@@ -76,7 +63,7 @@ def assess(
         index = test_set.index
         teach = model.teach if isinstance(model, LabelGuidedDistiller) else None
         model.eval()
-        inference = run_inference(
+        inference = detect(
             model.student,
             test_set.make_batches(),
             index.category_ids,
@@ -91,13 +78,12 @@ def assess(
             continue
         if inference.num_skipped:
             logger.warning("%s: %d unreadable images left out", test_set.name, inference.num_skipped)
-        yield Assessment(test_set, inference)
+        yield test_set, inference
 
 
-def draw_examples(assessment: Assessment, image_format: str) -> list[Tensor]:
+def draw_examples(test_set: TestSet, inference: Inference, image_format: str) -> list[Tensor]:
     """Draw ground truth beside the student's detections: (3, h, w) uint8 RGB each."""
-    class_names = assessment.test_set.index.class_names
-    return [_draw(example, class_names, image_format) for example in assessment.inference.examples]
+    return [_draw(example, test_set.index.class_names, image_format) for example in inference.examples]
 
 
 def _draw(example: Example, class_names: Sequence[str], image_format: str) -> Tensor:

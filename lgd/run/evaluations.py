@@ -1,4 +1,4 @@
-"""The evaluations of a run: all ranks detect, rank 0 scores and writes, at once or beside the training."""
+"""Detect, score, write: the evaluations of a run, scored at once or beside the training."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lgd.engine.loop import TrainState
 from lgd.engine.metrics import MetricsWriter
 from lgd.evaluation.coco import Backend
 from lgd.evaluation.results import Results, headline, write_results_json
-from lgd.inference.test_sets import Assessment, draw_examples
+from lgd.inference.detect import Inference
+from lgd.inference.test_sets import TestSet, draw_examples
 from lgd.ranks import process_group
-from lgd.ranks.channel import Channel
-from lgd.run.output import OutputFolder
-from lgd.run.scoring import Scores, ScoringJob, ScoringProcess, run_job
+from lgd.run.context import RunContext
+from lgd.run.scoring import Scores, ScoringJob, ScoringProcess, score_and_write
 
 logger = logging.getLogger(__name__)
 
@@ -29,25 +29,23 @@ class Evaluator:
     """Evaluates the model as it is on every test set.
 
     Args:
-        detect: detects on every test set; see `assess`.
-        channel: where the ranks meet before.
-        output: where predictions and results go.
+        detect: detects on every test set; see `detect_on_test_sets`.
+        context: where the ranks meet before, and where predictions and results go.
         backend: what counts the matches.
         image_format: order of the channels of the images to draw.
     """
 
     def __init__(
         self,
-        detect: Callable[[], Iterator[Assessment]],
-        channel: Channel,
-        output: OutputFolder,
+        detect: Callable[[], Iterator[tuple[TestSet, Inference]]],
+        context: RunContext,
         *,
         backend: Backend,
         image_format: str,
     ) -> None:
-        self.output = output
-        self._assess = detect
-        self._channel = channel
+        self.output = context.output
+        self._detect = detect
+        self._channel = context.channel
         self._backend: Backend = backend
         self._image_format = image_format
 
@@ -63,7 +61,7 @@ class Evaluator:
         """
         results = {}
         for name, job in self.detect(step, metrics):
-            results[name] = run_job(job)
+            results[name] = score_and_write(job)
             self._report(step, name, results[name], metrics)
         return self._write(results)
 
@@ -74,10 +72,10 @@ class Evaluator:
             Interrupted: on every rank, because one of them was asked to leave.
         """
         self._channel.meet(f"the evaluation after step {step}")
-        for assessment in self._assess():
-            test_set, inference = assessment.test_set, assessment.inference
+        for test_set, inference in self._detect():
             if metrics is not None:
-                metrics.log_images(test_set.name, step, draw_examples(assessment, self._image_format))
+                examples = draw_examples(test_set, inference, self._image_format)
+                metrics.log_images(test_set.name, step, examples)
             paths = {model: self.output.predictions(test_set.name, model) for model in inference.found}
             yield (
                 test_set.name,
@@ -168,7 +166,7 @@ class TrainingEvaluations:
             Interrupted: on every rank, because one of them was asked to leave.
             Exception: what scoring this evaluation or the one before raises.
         """
-        self.collect()
+        self.finish()
         step = self._state.step
         if step == self._last_step:
             self._take(step, self._evaluator.evaluate(step, self._metrics), self._state.model.state_dict())
@@ -189,23 +187,23 @@ class TrainingEvaluations:
         assert self._process is not None
         # Not at the evaluated step itself: what its checkpoint holds must not depend on a race.
         if leaves or (self._state.step > pending.step and self._process.is_ready()):
-            self.collect()
+            self.finish()
 
     def before_save(self) -> dict[str, Any]:
         """Wait for the score unless it is this step's; what a checkpoint has to hold besides the state."""
         if self._pending is not None and self._pending.step == self._state.step:
             self._pending.is_saved = True
             return {"owes_evaluation": True}
-        self.collect()
+        self.finish()
         return {}
 
-    def collect(self) -> None:
+    def finish(self) -> None:
         """Wait for the score that is missing, if any, and write what comes of it."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
         assert self._process is not None
-        scores = dict(zip(pending.names, self._process.collect(), strict=True))
+        scores = dict(zip(pending.names, self._process.result(), strict=True))
         results = self._evaluator.report(pending.step, scores, self._metrics)
         self._metrics.release()
         self._take(pending.step, results, pending.weights)
@@ -223,7 +221,7 @@ class TrainingEvaluations:
         """Collect what is missing, unless the user wants to leave at once, and end the process."""
         try:
             if error is None or isinstance(error, Exception):
-                self.collect()
+                self.finish()
         except Exception as another:
             if error is None:
                 raise

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,14 +38,14 @@ from lgd.engine.metrics import MetricsWriter
 from lgd.engine.progress import Progress
 from lgd.evaluation.results import Results, results_table
 from lgd.files import write_text_atomically
-from lgd.inference.test_sets import TestSet, assess
+from lgd.inference.test_sets import TestSet, detect_on_test_sets
 from lgd.memory.worst_case import find_batch, tries_worst_shape, try_worst_shape
 from lgd.ranks import process_group
 from lgd.ranks.agreement import code_facts, require_equal
-from lgd.ranks.channel import Channel
 from lgd.ranks.interruption import Interrupted, Interruption
 from lgd.ranks.leaving import Leaving
 from lgd.ranks.process_group import LaunchInfo
+from lgd.run.context import RunContext
 from lgd.run.evaluations import Evaluator, TrainingEvaluations
 from lgd.run.output import History, OutputFolder, log_to_file, set_earlier_run_aside, shorten
 from lgd.run.resume import Share, Starts, adapt_to_ranks, choose_seed, load_state, restore
@@ -79,103 +80,103 @@ def run(
     launch = LaunchInfo.from_environment()
     device = process_group.select_device(cfg.model.device, launch.local_rank)
     channel = process_group.init(device, cfg.train.process_group_timeout)
-    history = History(OutputFolder(Path(cfg.output_dir)).history)
+    output = OutputFolder(Path(cfg.output_dir))
+    history = History(output.history)
     with history, channel.explaining(lambda: "the start"):
         channel.meet("the start")
         require_equal({**code_facts(), **flatten(cfg)})
-        starts = Starts(Path(cfg.output_dir))
+        starts = Starts(output.root)
+        context = RunContext(device, channel, Leaving(interruption, channel), output, history, starts)
         try:
             if starts.has_left:
                 raise Interrupted("asked to leave, and started again nevertheless")
-            resume = resume or (starts.is_restart and not eval_only)
-            leaving = Leaving(interruption, channel)
-            results = None
             if only_find_batch:
                 _find_batch(cfg, device)
+                results = None
             else:
-                results = _run(cfg, device, channel, leaving, starts, history, resume, eval_only)
+                resume = resume or (starts.is_restart and not eval_only)
+                results = _run(cfg, context, resume, eval_only)
         except Interrupted:
             starts.note_left()
             channel.close()
             raise
         channel.close()
     if results:
-        logger.info("%s\n%s", OutputFolder(Path(cfg.output_dir)).results, results_table(results))
+        logger.info("%s\n%s", output.results, results_table(results))
     return results
 
 
-def _run(
-    cfg: Config,
-    device: torch.device,
-    channel: Channel,
-    leaving: Leaving,
-    starts: Starts,
-    history: History,
-    resume: bool,
-    eval_only: bool,
-) -> Results | None:
+def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Results | None:
     """What is done between the ranks' meeting and their parting."""
-    output = OutputFolder(Path(cfg.output_dir))
-    leaving.check("before the data was read")
-    root = Path(cfg.datasets.root)
-    train_index = (
-        None if eval_only else process_group.on_main_first(partial(open_datasets, cfg.datasets.train, root))
-    )
-    test_indices = {
-        name: process_group.on_main_first(partial(open_dataset, name, root)) for name in cfg.datasets.test
-    }
-    leaving.check("before the model was built")
-    indices = [*([train_index] if train_index else []), *test_indices.values()]
-    require_equal({f"data set {index.name}": f"content {index.content_hash[:12]}" for index in indices})
-    cfg = _settle_classes(cfg, indices)
-    checkpoint = find_newest(output.checkpoints) if resume else None
+    device = context.device
+    context.leaving.check("before the data was read")
+    data = _open_data(cfg, with_training=not eval_only)
+    context.leaving.check("before the model was built")
+    require_equal({f"data set {index.name}": f"content {index.content_hash[:12]}" for index in data.sets})
+    cfg = _settle_classes(cfg, data.sets)
+    checkpoint = find_newest(context.output.checkpoints) if resume else None
     cfg, share, changes = adapt_to_ranks(cfg, checkpoint, process_group.get_world_size())
     cfg = replace(cfg, seed=choose_seed(cfg.seed, checkpoint))
     model = _make_model(cfg, device, checkpoint, eval_only)
-    if train_index is not None:
-        compile_model(cfg, model, device)
     fitting = []
-    if train_index is not None and tries_worst_shape(cfg, device):
-        fitting = try_worst_shape(cfg, model, train_index, device)
-    leaving.check("before the first step")
-    if process_group.is_main():
-        _open_output(cfg, output, keep=resume or eval_only)
-        if not eval_only:
-            history.begin(checkpoint.step if checkpoint else 0, process_group.get_world_size())
+    if data.train is not None:
+        compile_model(cfg, model, device)
+        if tries_worst_shape(cfg, device):
+            fitting = try_worst_shape(cfg, model, data.train, device)
+    context.leaving.check("before the first step")
+    _open_output(cfg, context, keep=resume or eval_only)
     if not eval_only:
-        starts.note_opened()
-    for line in [*changes, *_describe(cfg, model, indices, device), *fitting]:
+        if process_group.is_main():
+            context.history.begin(checkpoint.step if checkpoint else 0, process_group.get_world_size())
+        context.starts.note_opened()
+    for line in [*changes, *_describe(cfg, model, data.sets, device), *fitting]:
         logger.info("%s", line)
-    test_sets = [
-        TestSet(name, index, partial(build_test_loader, cfg, index, pin_memory=device.type == "cuda"))
-        for name, index in test_indices.items()
-    ]
-    evaluator = _make_evaluator(cfg, model, test_sets, device, output, channel, leaving)
-    if train_index is None:
+    evaluator = _make_evaluator(cfg, model, data.tests, context)
+    if data.train is None:
         return evaluator.evaluate(0, None)
-    return _train(cfg, share, model, train_index, evaluator, device, output, checkpoint, channel, leaving)
+    return _train(_Training(cfg, share, model, data.train, checkpoint), evaluator, context)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The data sets of a run: the training sets as one (None for an evaluation alone), and the test sets."""
+
+    train: AnnotationIndex | None
+    tests: Mapping[str, AnnotationIndex]
+
+    @property
+    def sets(self) -> list[AnnotationIndex]:
+        return [*([] if self.train is None else [self.train]), *self.tests.values()]
+
+
+def _open_data(cfg: Config, *, with_training: bool) -> _Data:
+    root = Path(cfg.datasets.root)
+    opens = partial(open_datasets, cfg.datasets.train, root)
+    return _Data(
+        process_group.on_main_first(opens) if with_training else None,
+        {name: process_group.on_main_first(partial(open_dataset, name, root)) for name in cfg.datasets.test},
+    )
 
 
 def _make_evaluator(
-    cfg: Config,
-    model: Model,
-    test_sets: Sequence[TestSet],
-    device: torch.device,
-    output: OutputFolder,
-    channel: Channel,
-    leaving: Leaving,
+    cfg: Config, model: Model, tests: Mapping[str, AnnotationIndex], context: RunContext
 ) -> Evaluator:
+    on_cuda = context.device.type == "cuda"
+    test_sets = [
+        TestSet(name, index, partial(build_test_loader, cfg, index, pin_memory=on_cuda))
+        for name, index in tests.items()
+    ]
     detect = partial(
-        assess,
+        detect_on_test_sets,
         model,
         test_sets,
-        device=device,
+        device=context.device,
         with_teacher=cfg.model.distillator.eval_teacher,
         mixed_precision=cfg.solver.amp.enabled,
         num_examples=cfg.test.vis_images,
-        shall_abandon=leaving.during_evaluation,
+        shall_abandon=context.leaving.during_evaluation,
     )
-    return Evaluator(detect, channel, output, backend=cfg.train.eval_backend, image_format=cfg.input.format)
+    return Evaluator(detect, context, backend=cfg.train.eval_backend, image_format=cfg.input.format)
 
 
 def _find_batch(cfg: Config, device: torch.device) -> None:
@@ -187,69 +188,88 @@ def _find_batch(cfg: Config, device: torch.device) -> None:
     logger.info("%s", find_batch(cfg, place_model(cfg, build_model(cfg), device), index, device))
 
 
-def _train(
-    cfg: Config,
-    share: Share,
-    model: Model,
-    index: AnnotationIndex,
-    evaluator: Evaluator,
-    device: torch.device,
-    output: OutputFolder,
-    checkpoint: Checkpoint | None,
-    channel: Channel,
-    leaving: Leaving,
-) -> Results | None:
+@dataclass(frozen=True)
+class _Training:
+    """What is trained, on what, and from where: the checkpoint, or the start."""
+
+    cfg: Config
+    share: Share
+    model: Model
+    index: AnnotationIndex
+    checkpoint: Checkpoint | None
+
+    def about(self) -> dict[str, Any]:
+        """What a file of weights says besides them."""
+        classes = {"names": list(self.index.class_names), "category_ids": list(self.index.category_ids)}
+        return {"config": flatten(self.cfg), "classes": classes, "version": __version__}
+
+
+def _train(training: _Training, evaluator: Evaluator, context: RunContext) -> Results | None:
     """Run the loop from the checkpoint or from the start; return the last evaluation."""
-    classes = {"names": list(index.class_names), "category_ids": list(index.category_ids)}
-    state = TrainState(model, build_sides(cfg, model, device), Progress(device))
-    if checkpoint is not None:
-        restore(cfg, state, checkpoint, classes)
+    cfg, output = training.cfg, context.output
+    about, last_step = training.about(), cfg.solver.max_iter
+    state = TrainState(
+        training.model, build_sides(cfg, training.model, context.device), Progress(context.device)
+    )
+    if training.checkpoint is not None:
+        restore(cfg, state, training.checkpoint, about["classes"])
     metrics = MetricsWriter(
         output.root if process_group.is_main() else None,
-        cfg.solver.max_iter,
+        last_step,
         first_iteration=state.step,
         repeats_evaluation=state.owes_evaluation,
     )
     metrics.log_text("config", dump_config(cfg))
-    about = {"config": flatten(cfg), "classes": classes, "version": __version__}
-    last_step = cfg.solver.max_iter
-    evaluations = TrainingEvaluations(evaluator, state, metrics, last_step=last_step, about=about)
-
-    def save(state: TrainState) -> None:
-        owing = evaluations.before_save()
-        content = {**state.state_dict(), **owing, **about, "seed": cfg.seed, "share": asdict(share)}
-        if process_group.is_main():
-            write = partial(save_checkpoint, output.checkpoints, state.step, content)
-            attempt(partial(write, keep=cfg.train.keep_checkpoints), must=state.step == last_step)
-
-    def shall_leave() -> bool:
-        leaves = leaving.after_step()
-        evaluations.after_step(leaves)
-        return leaves
-
     if state.step < last_step or state.owes_evaluation:
-        batches = iter(build_train_loader(cfg, index, first_step=state.step, device=device))
-        with channel.explaining(lambda: f"step {state.step + 1} of {last_step}"), evaluations:
-            train(
-                state,
-                batches,
-                build_schedule(cfg),
-                replace(build_loop_options(cfg), compiled=compiles(cfg, device)),
-                device=device,
-                report=metrics.log,
-                evaluate=lambda state: evaluations.evaluate(),
-                save=save,
-                shall_leave=shall_leave,
-            )
+        evaluations = TrainingEvaluations(evaluator, state, metrics, last_step=last_step, about=about)
+        _run_loop(training, state, evaluations, metrics, context)
         results = evaluations.results
     else:
         # The evaluation of this step came before its checkpoint, so it is in the metrics already.
         logger.info("step %d of %d: nothing left to train", state.step, last_step)
         results = evaluator.evaluate(state.step, None)
     if process_group.is_main():
-        save_file(output.final_model, {"format": FORMAT, "model": model.state_dict(), **about})
+        save_file(output.final_model, {"format": FORMAT, "model": state.model.state_dict(), **about})
     metrics.close()
     return results
+
+
+def _run_loop(
+    training: _Training,
+    state: TrainState,
+    evaluations: TrainingEvaluations,
+    metrics: MetricsWriter,
+    context: RunContext,
+) -> None:
+    """Train from `state` on, with evaluations and checkpoints at their steps."""
+    cfg, device, last_step = training.cfg, context.device, training.cfg.solver.max_iter
+
+    def save(state: TrainState) -> None:
+        owing = evaluations.before_save()
+        about = {**training.about(), "seed": cfg.seed, "share": asdict(training.share)}
+        content = {**state.state_dict(), **owing, **about}
+        if process_group.is_main():
+            write = partial(save_checkpoint, context.output.checkpoints, state.step, content)
+            attempt(partial(write, keep=cfg.train.keep_checkpoints), must=state.step == last_step)
+
+    def shall_leave() -> bool:
+        leaves = context.leaving.after_step()
+        evaluations.after_step(leaves)
+        return leaves
+
+    batches = iter(build_train_loader(cfg, training.index, first_step=state.step, device=device))
+    with context.channel.explaining(lambda: f"step {state.step + 1} of {last_step}"), evaluations:
+        train(
+            state,
+            batches,
+            build_schedule(cfg),
+            replace(build_loop_options(cfg), compiled=compiles(cfg, device)),
+            device=device,
+            report=metrics.log,
+            evaluate=lambda state: evaluations.evaluate(),
+            save=save,
+            shall_leave=shall_leave,
+        )
 
 
 def _settle_classes(cfg: Config, indices: Sequence[AnnotationIndex]) -> Config:
@@ -287,7 +307,10 @@ def _make_model(cfg: Config, device: torch.device, checkpoint: Checkpoint | None
     return place_model(cfg, model, device)
 
 
-def _open_output(cfg: Config, output: OutputFolder, keep: bool) -> None:
+def _open_output(cfg: Config, context: RunContext, keep: bool) -> None:
+    if not process_group.is_main():
+        return
+    output = context.output
     output.root.mkdir(parents=True, exist_ok=True)
     if not keep:
         set_earlier_run_aside(output.root)

@@ -1,4 +1,4 @@
-"""Scoring in a process beside the training.
+"""Score and write, in a process beside the training.
 
 The process is a fresh interpreter (never forked: the trainer has threads and a GPU) that imports numpy and
 what counts the matches, but no torch. It is started once and kept; a job goes to it through a socket as a few
@@ -54,7 +54,7 @@ class ScoringJob:
     paths: Mapping[str, Path]
 
 
-def run_job(job: ScoringJob) -> Scores:
+def score_and_write(job: ScoringJob) -> Scores:
     """Score, and write the detections.
 
     Raises:
@@ -68,7 +68,7 @@ def run_job(job: ScoringJob) -> Scores:
 
 
 class ScoringProcess:
-    """A process that does `run_job` for this one, which goes on meanwhile."""
+    """A process that does `score_and_write` for this one, which goes on meanwhile."""
 
     def __init__(self) -> None:
         """Start it; it needs a moment before it can take its first job, which waits for that."""
@@ -92,7 +92,7 @@ class ScoringProcess:
         return self._process.pid
 
     def submit(self, jobs: Sequence[ScoringJob]) -> None:
-        """Hand the jobs over; `collect` has to be called before the next ones are.
+        """Hand the jobs over; `result` has to be called before the next ones are.
 
         Raises:
             ScoringError: the process is gone.
@@ -103,10 +103,10 @@ class ScoringProcess:
             raise self._explain() from error
 
     def is_ready(self) -> bool:
-        """Whether `collect` would not wait."""
+        """Whether `result` would not wait."""
         return self._connection.poll()
 
-    def collect(self) -> list[Scores]:
+    def result(self) -> list[Scores]:
         """Wait for the scores of the jobs that were handed over last.
 
         What the process logged meanwhile is logged here.
@@ -159,7 +159,7 @@ def _answer(connection: Connection) -> list[Scores] | Exception:
     try:
         jobs = pickle.loads(data)
         del data  # the arrays are copies
-        return [run_job(job) for job in jobs]
+        return [score_and_write(job) for job in jobs]
     except Exception as error:
         error.add_note("in the process that scores:\n" + traceback.format_exc())
         try:

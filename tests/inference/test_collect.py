@@ -6,7 +6,7 @@ import torch
 from hotcoco import mask as mask_tools
 
 from lgd.evaluation.masks import paste_masks
-from lgd.inference.collect import to_predictions
+from lgd.inference.collect import collect_predictions
 from lgd.structures import Batch, Detections, Targets
 
 
@@ -34,7 +34,7 @@ def test_boxes():
         labels=torch.tensor([1, 0]),
     )
     batch = make_batch([42, 7, 9], [[20, 30]] * 3)
-    found = to_predictions([detections, nothing(), detections], batch, [3, 90])
+    found = collect_predictions([detections, nothing(), detections], batch, [3, 90])
     tenth = float(torch.tensor(0.1))
     assert found.to_results() == [
         result
@@ -52,9 +52,9 @@ def test_masks_are_pasted_and_encoded():
     boxes = torch.tensor([[1.5, 2.0, 14.5, 18.0], [0.0, 0.0, 30.0, 20.0], [25.0, 10.0, 30.0, 20.0]])
     detections = Detections(boxes, torch.tensor([0.9, 0.75, 0.5]), torch.tensor([1, 0, 1]), masks)
     batch = make_batch([1, 2, 3], [[20, 30], [5, 5], [20, 31]])
-    results = to_predictions([detections, nothing(28, 28), detections], batch, [3, 90]).to_results()
+    results = collect_predictions([detections, nothing(28, 28), detections], batch, [3, 90]).to_results()
     for part, size in ((results[:3], (20, 30)), (results[3:], (20, 31))):
         bitmaps = mask_tools.decode([result["segmentation"] for result in part])
         assert torch.equal(torch.from_numpy(bitmaps).permute(2, 0, 1).bool(), paste_masks(masks, boxes, size))
     assert json.loads(json.dumps(results)) == results
-    assert to_predictions([nothing(28, 28)], make_batch([1], [[5, 5]]), [3]).masks is not None
+    assert collect_predictions([nothing(28, 28)], make_batch([1], [[5, 5]]), [3]).masks is not None

@@ -9,8 +9,8 @@ from lgd.evaluation.coco import read_ground_truth
 from lgd.evaluation.masks import encode_masks, paste_masks
 from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.score import score
-from lgd.inference.detect import run_inference
-from lgd.inference.test_sets import Assessment, TestSet, draw_examples
+from lgd.inference.detect import detect
+from lgd.inference.test_sets import TestSet, draw_examples
 from lgd.structures import Batch, Detections, Outlines, Targets
 from tests.data.sets import annotation, image_record, open_coco, write_coco
 
@@ -60,7 +60,7 @@ def detections(num, seed, with_masks=True):
 
 
 def infer(found, batches, **more):
-    return run_inference(Student(found), batches, CATEGORY_IDS, device=CPU, **more)
+    return detect(Student(found), batches, CATEGORY_IDS, device=CPU, **more)
 
 
 def test_masks_are_pasted_at_the_original_size():
@@ -121,10 +121,10 @@ def test_examples_are_drawn_with_masks(tmp_path):
     found = {1: replace(detections(1, 1), scores=torch.ones(1), boxes=torch.tensor([[8.0, 8.0, 40.0, 40.0]]))}
     inference = infer(found, [make_batch([1])], num_examples=1)
     test_set = TestSet("val", open_coco(path), list)
-    (with_masks,) = draw_examples(Assessment(test_set, inference), "BGR")
+    (with_masks,) = draw_examples(test_set, inference, "BGR")
     (example,) = inference.examples
     example = replace(example, detections=replace(example.detections, masks=None))
-    (without,) = draw_examples(Assessment(test_set, replace(inference, examples=[example])), "BGR")
+    (without,) = draw_examples(test_set, replace(inference, examples=[example]), "BGR")
     half = with_masks.shape[2] // 2
     assert torch.equal(with_masks[..., :half], without[..., :half])
     assert not torch.equal(with_masks[..., half:], without[..., half:])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lgd.build import build_model, find_batch, tries_worst_shape
+from lgd.build import build_model
 from lgd.config.load import load_config
 from lgd.config.values import ConfigError
 from lgd.data.catalog import open_dataset

@@ -12,7 +12,7 @@ import torch
 from lgd import exits, train
 from lgd.engine.checkpoint import load_newest
 from lgd.run import evaluations
-from lgd.run.scoring import ScoringError, ScoringProcess, run_job
+from lgd.run.scoring import ScoringError, ScoringProcess, score_and_write
 from tests.forked import Forked, start_ranks
 from tests.test_resume import assert_same_run
 from tests.training import REPOSITORY, read_metrics, small_settings
@@ -45,9 +45,9 @@ class PatientProcess:
         self.left -= 1
         return self.left < 0
 
-    def collect(self):
+    def result(self):
         jobs, self.jobs = self.jobs, None
-        return [run_job(job) for job in jobs]
+        return [score_and_write(job) for job in jobs]
 
     def close(self):
         pass
@@ -56,7 +56,7 @@ class PatientProcess:
 def at_once(evaluate):
     def evaluate_and_wait(self):
         evaluate(self)
-        self.collect()
+        self.finish()
 
     return evaluate_and_wait
 
@@ -119,11 +119,11 @@ def test_training_goes_on_meanwhile(small_data, tmp_path, monkeypatch):
     class Watching(PatientProcess):
         questions = 2
 
-        def collect(self):
+        def result(self):
             lines = metrics.read_text().splitlines()
             text = (tmp_path / "log.txt").read_text()
             seen.append((len(lines), [f"[{step:>2}/12]" in text for step in (4, 5, 6, 7, 8)]))
-            return super().collect()
+            return super().result()
 
     monkeypatch.setattr(evaluations, "ScoringProcess", Watching)
     settings = settings_of(small_data, tmp_path, "together")
@@ -244,7 +244,7 @@ def test_errors_of_scoring_end_the_run(small_data, tmp_path, monkeypatch, capsys
     class Failing(PatientProcess):
         error = ValueError("the detections name 1 image id(s) that are not there (7)")
 
-        def collect(self):
+        def result(self):
             raise self.error
 
     monkeypatch.setattr(evaluations, "ScoringProcess", Failing)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lgd.evaluation.predictions import Predictions
-from lgd.run.scoring import ScoringError, ScoringJob, ScoringProcess, run_job
+from lgd.run.scoring import ScoringError, ScoringJob, ScoringProcess, score_and_write
 from tests.data.sets import annotation, image_record, open_coco, write_coco
 from tests.training import REPOSITORY
 
@@ -39,19 +39,19 @@ def test_scores_and_predictions_are_those_of_this_process(tmp_path, process):
     for name, shift in (("a", 0), ("b", 2)):
         (tmp_path / name).mkdir()
         jobs.append(make_job(tmp_path / name, box=(8 + shift, 8, 20, 10)))
-    expected = [run_job(job) for job in jobs]
+    expected = [score_and_write(job) for job in jobs]
     texts = [job.paths["student"].read_text() for job in jobs]
     for _ in range(2):
         for job in jobs:
             job.paths["student"].unlink()
         process.submit(jobs)
-        assert process.collect() == expected
+        assert process.result() == expected
         assert [job.paths["student"].read_text() for job in jobs] == texts
 
 
 def test_it_needs_no_torch(tmp_path, process):
     process.submit([make_job(tmp_path)])
-    process.collect()
+    process.result()
     libraries = Path(f"/proc/{process.process_id}/maps").read_text()
     assert "hotcoco" in libraries
     assert "torch" not in libraries
@@ -60,22 +60,22 @@ def test_it_needs_no_torch(tmp_path, process):
 def test_what_it_logs_is_logged_here(tmp_path, process, caplog):
     path = write_coco(tmp_path, [image_record(1)], None)
     process.submit([ScoringJob(open_coco(path), {}, False, "hotcoco", {})])
-    assert process.collect() == [{}]
+    assert process.result() == [{}]
     nothing = {"student": Predictions.from_results([])}
     paths = {"student": tmp_path / "predictions.json"}
     process.submit([ScoringJob(open_coco(path), nothing, False, "hotcoco", paths)])
     with caplog.at_level(logging.INFO):
-        assert process.collect() == [{"student": {"bbox": None}}]
+        assert process.result() == [{"student": {"bbox": None}}]
     assert f"{path} has no annotations: only predictions are written, there is no AP" in caplog.text
 
 
 def test_errors_are_those_of_this_process(tmp_path, process):
     wrong = make_job(tmp_path, image_id=7)
     with pytest.raises(ValueError, match=r"1 image id\(s\) that are not there \(7\)") as expected:
-        run_job(wrong)
+        score_and_write(wrong)
     process.submit([wrong])
     with pytest.raises(ValueError, match="evaluate on the set that the images were read from") as error:
-        process.collect()
+        process.result()
     assert str(error.value) == str(expected.value)
     assert "in the process that scores" in error.value.__notes__[0]
 
@@ -84,17 +84,17 @@ def test_errors_are_those_of_this_process(tmp_path, process):
     job.paths["student"] = tmp_path / "file" / "predictions.json"
     process.submit([job])
     with pytest.raises(OSError, match=r"Not a directory|File exists") as disk_error:
-        process.collect()
+        process.result()
     assert disk_error.value.errno in (errno.ENOTDIR, errno.EEXIST)
     assert str(tmp_path) in str(disk_error.value.filename)
 
     process.submit([make_job(tmp_path)])  # it goes on
-    assert process.collect()[0]["student"]["bbox"] is not None
+    assert process.result()[0]["student"]["bbox"] is not None
 
 
 def hand_over_and_wait(process, job):
     process.submit([job])  # whether it notices here hangs on how soon the process is gone
-    process.collect()
+    process.result()
 
 
 @pytest.mark.parametrize("when", ["before the job", "after the job"])
@@ -106,14 +106,14 @@ def test_a_lost_process_is_reported(tmp_path, process, when):
     os.kill(process.process_id, signal.SIGKILL)
     text = rf"process that scores the detections \(pid {process.process_id}\) was killed by SIGKILL; the "
     with pytest.raises(ScoringError, match=text + "machine may have run out of memory"):
-        process.collect() if when == "after the job" else hand_over_and_wait(process, job)
+        process.result() if when == "after the job" else hand_over_and_wait(process, job)
 
 
 def test_signals_to_all_processes_of_a_job_are_the_trainers_own(tmp_path, process):
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         os.kill(process.process_id, number)
     process.submit([make_job(tmp_path)])
-    assert len(process.collect()) == 1
+    assert len(process.result()) == 1
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
@@ -122,7 +122,7 @@ import time
 from lgd.run.scoring import ScoringProcess
 process = ScoringProcess()
 process.submit([])
-process.collect()
+process.result()
 print(process.process_id, flush=True)
 time.sleep(600)
 """

@@ -1,0 +1,33 @@
+"""What a run stands on, passed whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lgd.ranks.channel import Channel
+from lgd.ranks.leaving import Leaving
+from lgd.run.output import History, OutputFolder
+from lgd.run.resume import Starts
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What every part of a run on this rank may need, whatever its model and data.
+
+    Attributes:
+        device: where the model runs.
+        channel: by which the ranks talk besides the model's collectives.
+        leaving: whether and when the ranks leave.
+        output: where files go.
+        history: of the starts and ends in there.
+        starts: which launchers have started the run in there.
+    """
+
+    device: torch.device
+    channel: Channel
+    leaving: Leaving
+    output: OutputFolder
+    history: History
+    starts: Starts
