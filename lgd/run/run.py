@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lgd import __version__
 from lgd.build import (
     Model,
-    build_loop_options,
     build_model,
-    build_schedule,
-    build_sides,
     build_test_loader,
-    build_train_loader,
     compile_model,
-    compiles,
     load_initial_weights,
     micro_batch_size,
     place_model,
@@ -32,10 +26,7 @@ from lgd.config.schema import Config
 from lgd.config.values import ConfigError
 from lgd.data.catalog import open_dataset, open_datasets
 from lgd.data.index import AnnotationIndex
-from lgd.engine.checkpoint import FORMAT, Checkpoint, attempt, find_newest, save_checkpoint, save_file
-from lgd.engine.loop import TrainState, train
-from lgd.engine.metrics import MetricsWriter
-from lgd.engine.progress import Progress
+from lgd.engine.checkpoint import Checkpoint, find_newest
 from lgd.evaluation.results import Results, results_table
 from lgd.files import write_text_atomically
 from lgd.inference.test_sets import TestSet, detect_on_test_sets
@@ -46,9 +37,10 @@ from lgd.ranks.interruption import Interrupted, Interruption
 from lgd.ranks.leaving import Leaving
 from lgd.ranks.process_group import LaunchInfo
 from lgd.run.context import RunContext
-from lgd.run.evaluations import Evaluator, TrainingEvaluations
+from lgd.run.evaluations import Evaluator
 from lgd.run.output import History, OutputFolder, log_to_file, set_earlier_run_aside, shorten
-from lgd.run.resume import Share, Starts, adapt_to_ranks, choose_seed, load_state, restore
+from lgd.run.resume import Starts, adapt_to_ranks, choose_seed, load_state
+from lgd.run.training import Training, train_and_evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +126,7 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
     evaluator = _make_evaluator(cfg, model, data.tests, context)
     if data.train is None:
         return evaluator.evaluate(0, None)
-    return _train(_Training(cfg, share, model, data.train, checkpoint), evaluator, context)
+    return train_and_evaluate(Training(cfg, share, model, data.train, checkpoint), evaluator, context)
 
 
 @dataclass(frozen=True)
@@ -186,90 +178,6 @@ def _find_batch(cfg: Config, device: torch.device) -> None:
     index = process_group.on_main_first(partial(open_datasets, cfg.datasets.train, Path(cfg.datasets.root)))
     cfg = _settle_classes(cfg, [index])
     logger.info("%s", find_batch(cfg, place_model(cfg, build_model(cfg), device), index, device))
-
-
-@dataclass(frozen=True)
-class _Training:
-    """What is trained, on what, and from where: the checkpoint, or the start."""
-
-    cfg: Config
-    share: Share
-    model: Model
-    index: AnnotationIndex
-    checkpoint: Checkpoint | None
-
-    def about(self) -> dict[str, Any]:
-        """What a file of weights says besides them."""
-        classes = {"names": list(self.index.class_names), "category_ids": list(self.index.category_ids)}
-        return {"config": flatten(self.cfg), "classes": classes, "version": __version__}
-
-
-def _train(training: _Training, evaluator: Evaluator, context: RunContext) -> Results | None:
-    """Run the loop from the checkpoint or from the start; return the last evaluation."""
-    cfg, output = training.cfg, context.output
-    about, last_step = training.about(), cfg.solver.max_iter
-    state = TrainState(
-        training.model, build_sides(cfg, training.model, context.device), Progress(context.device)
-    )
-    if training.checkpoint is not None:
-        restore(cfg, state, training.checkpoint, about["classes"])
-    metrics = MetricsWriter(
-        output.root if process_group.is_main() else None,
-        last_step,
-        first_iteration=state.step,
-        repeats_evaluation=state.owes_evaluation,
-    )
-    metrics.log_text("config", dump_config(cfg))
-    if state.step < last_step or state.owes_evaluation:
-        evaluations = TrainingEvaluations(evaluator, state, metrics, last_step=last_step, about=about)
-        _run_loop(training, state, evaluations, metrics, context)
-        results = evaluations.results
-    else:
-        # The evaluation of this step came before its checkpoint, so it is in the metrics already.
-        logger.info("step %d of %d: nothing left to train", state.step, last_step)
-        results = evaluator.evaluate(state.step, None)
-    if process_group.is_main():
-        save_file(output.final_model, {"format": FORMAT, "model": state.model.state_dict(), **about})
-    metrics.close()
-    return results
-
-
-def _run_loop(
-    training: _Training,
-    state: TrainState,
-    evaluations: TrainingEvaluations,
-    metrics: MetricsWriter,
-    context: RunContext,
-) -> None:
-    """Train from `state` on, with evaluations and checkpoints at their steps."""
-    cfg, device, last_step = training.cfg, context.device, training.cfg.solver.max_iter
-
-    def save(state: TrainState) -> None:
-        owing = evaluations.before_save()
-        about = {**training.about(), "seed": cfg.seed, "share": asdict(training.share)}
-        content = {**state.state_dict(), **owing, **about}
-        if process_group.is_main():
-            write = partial(save_checkpoint, context.output.checkpoints, state.step, content)
-            attempt(partial(write, keep=cfg.train.keep_checkpoints), must=state.step == last_step)
-
-    def shall_leave() -> bool:
-        leaves = context.leaving.after_step()
-        evaluations.after_step(leaves)
-        return leaves
-
-    batches = iter(build_train_loader(cfg, training.index, first_step=state.step, device=device))
-    with context.channel.explaining(lambda: f"step {state.step + 1} of {last_step}"), evaluations:
-        train(
-            state,
-            batches,
-            build_schedule(cfg),
-            replace(build_loop_options(cfg), compiled=compiles(cfg, device)),
-            device=device,
-            report=metrics.log,
-            evaluate=lambda state: evaluations.evaluate(),
-            save=save,
-            shall_leave=shall_leave,
-        )
 
 
 def _settle_classes(cfg: Config, indices: Sequence[AnnotationIndex]) -> Config:

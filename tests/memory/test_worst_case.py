@@ -7,6 +7,7 @@ from lgd.build import build_model
 from lgd.config.load import load_config
 from lgd.config.values import ConfigError
 from lgd.data.catalog import open_dataset
+from lgd.memory.worst_case import find_batch, tries_worst_shape
 from tests.test_worst_case import DEMO, full_memory  # noqa: F401
 from tests.training import small_settings
 
