@@ -45,12 +45,17 @@ def four_pictures(data_set, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data_set", ["synthetic", *further("coco_mini")], indirect=True)
-def test_mask_rcnn_overfits_four_pictures(four_pictures, tmp_path):
+@pytest.mark.parametrize(
+    ("data_set", "least_ap"),
+    [("synthetic", 80), *((name, 60) for name in further("coco_mini"))],
+    indirect=["data_set"],
+)
+def test_mask_rcnn_overfits_four_pictures(four_pictures, least_ap, tmp_path):
+    """Measured: mask AP 90 and box AP 98 on the synthetic scenes, 72 and 91 on coco_mini's photographs."""
     spec = f"('coco:{four_pictures}:train',)"
     settings = SETTINGS | {"DATASETS.TRAIN": spec, "DATASETS.TEST": spec, "OUTPUT_DIR": tmp_path / "out"}
     options = [str(x) for pair in settings.items() for x in pair]
     assert train.main(["--config-file", str(RECIPE), *options]) == 0
     (models,) = json.loads((tmp_path / "out" / "results.json").read_text()).values()
-    assert models["student"]["segm"]["AP"] > 60
-    assert models["student"]["bbox"]["AP"] > 60
+    assert models["student"]["segm"]["AP"] > least_ap
+    assert models["student"]["bbox"]["AP"] > least_ap
