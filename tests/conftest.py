@@ -1,7 +1,11 @@
 """Shared by all tests."""
 
+import shutil
+
 import pytest
 import torch
+
+from tests.samples import BCCD, folder_of
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,3 +23,28 @@ def small_data(tmp_path_factory):
     write_synthetic(folder, "train", num_images=12)
     write_synthetic(folder, "val", num_images=5)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sample_data(tmp_path_factory):
+    """A copy of the photographs that lie here: what is read from a set leaves its columns beside it."""
+    return shutil.copytree(BCCD, tmp_path_factory.mktemp("sample_data") / "bccd")
+
+
+@pytest.fixture(scope="session")
+def nasty_data(tmp_path_factory):
+    """Folder of awkward image files: images/ and instances.json."""
+    from tests.data.nasty import write_nasty
+
+    folder = tmp_path_factory.mktemp("nasty_data")
+    write_nasty(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_set(request):
+    """Folder of the set that a test names: "sample", "synthetic", "made" (awkward files) or a further one."""
+    fixtures = {"sample": "sample_data", "synthetic": "small_data", "made": "nasty_data"}
+    if request.param in fixtures:
+        return request.getfixturevalue(fixtures[request.param])
+    return folder_of(request.param)

@@ -1,4 +1,4 @@
-"""Mask R-CNN with LGD learns four real photographs by heart; minutes, so it is marked slow."""
+"""Mask R-CNN with LGD learns four pictures by heart; minutes, so it is marked slow."""
 
 import json
 import shutil
@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 
 from lgd import train
+from tests.samples import further
 from tests.training import REPOSITORY
 
-COCO_MINI = REPOSITORY.parent / "shared" / "data" / "coco_mini"
 RECIPE = REPOSITORY / "configs" / "examples" / "mask_rcnn_small.yaml"
 SETTINGS = {
     "INPUT.MIN_SIZE_TRAIN": 224,
@@ -26,16 +26,16 @@ SETTINGS = {
 
 
 @pytest.fixture
-def four_photographs(tmp_path):
-    """A data set of the first four images of coco_mini with some, but not many, objects."""
-    annotations = json.loads((COCO_MINI / "annotations" / "instances_train.json").read_text())
+def four_pictures(data_set, tmp_path):
+    """A data set of the first four images with some, but not many, objects."""
+    annotations = json.loads((data_set / "annotations" / "instances_train.json").read_text())
     counts = Counter(each["image_id"] for each in annotations["annotations"] if not each["iscrowd"])
     images = [image for image in annotations["images"] if 3 <= counts[image["id"]] <= 12][:4]
     kept = {image["id"] for image in images}
     (tmp_path / "annotations").mkdir()
     (tmp_path / "train").mkdir()
     for image in images:
-        shutil.copy(COCO_MINI / "train" / image["file_name"], tmp_path / "train")
+        shutil.copy(data_set / "train" / image["file_name"], tmp_path / "train")
     annotations |= {
         "images": images,
         "annotations": [each for each in annotations["annotations"] if each["image_id"] in kept],
@@ -45,12 +45,17 @@ def four_photographs(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="needs ../shared/data/coco_mini")
-def test_mask_rcnn_overfits_four_photographs(four_photographs, tmp_path):
-    spec = f"('coco:{four_photographs}:train',)"
+@pytest.mark.parametrize(
+    ("data_set", "least_ap"),
+    [("synthetic", 80), *((name, 60) for name in further("coco_mini"))],
+    indirect=["data_set"],
+)
+def test_mask_rcnn_overfits_four_pictures(four_pictures, least_ap, tmp_path):
+    """Measured: mask AP 90 and box AP 98 on the synthetic scenes, 72 and 91 on coco_mini's photographs."""
+    spec = f"('coco:{four_pictures}:train',)"
     settings = SETTINGS | {"DATASETS.TRAIN": spec, "DATASETS.TEST": spec, "OUTPUT_DIR": tmp_path / "out"}
     options = [str(x) for pair in settings.items() for x in pair]
     assert train.main(["--config-file", str(RECIPE), *options]) == 0
     (models,) = json.loads((tmp_path / "out" / "results.json").read_text()).values()
-    assert models["student"]["segm"]["AP"] > 60
-    assert models["student"]["bbox"]["AP"] > 60
+    assert models["student"]["segm"]["AP"] > least_ap
+    assert models["student"]["bbox"]["AP"] > least_ap

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from lgd.config.keys import flatten, known_keys, known_sections
 from lgd.config.load import config_hash, dump_config, load_config
 from lgd.config.schema import ALIASES, Config
 from lgd.config.solver import resolve_solver
-from tests.config.reference_recipes import EARLIER, REFERENCE_RECIPES, RELEASED
+from tests.config.reference_recipes import ADDED_KEYS, BASES, EARLIER, REFERENCE_RECIPES, RELEASED, SETTINGS
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 OURS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 RECIPES = [name for name in OURS if not name.startswith(("Base-", "bases/"))]
-RECIPES_JSON = ROOT.parent / "shared" / "parity" / "recipes.json"
 
 
 def place(folder: Path, name: str, text: str) -> Path:
@@ -228,66 +225,25 @@ def test_a_recipe_of_the_reference_means_the_same_as_ours(theirs: str, ours: str
     assert meaning(cfg) == meaning(load_config(CONFIGS / ours))
 
 
-def reference_settings() -> list[Any]:
-    if not RECIPES_JSON.is_file():
-        return []
-    groups = json.loads(RECIPES_JSON.read_text())
-    recipes = {**groups["earlier"], **groups["released"]}
-    return [pytest.param(name, settings, id=Path(name).stem) for name, settings in recipes.items()]
-
-
-def spell(value: Any) -> Any:
-    """A value as the reference's files write it."""
-    if isinstance(value, list) and not isinstance(value[0], list):
-        return f"({', '.join(map(repr, value))},)"
-    return f"{value:e}" if isinstance(value, float) else value
-
-
-def nest(settings: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, value in settings.items():
-        *sections, last = name.split(".")
-        section = nested
-        for part in sections:
-            section = section.setdefault(part, {})
-        section[last] = spell(value)
-    return nested
-
-
-@pytest.mark.skipif(not RECIPES_JSON.is_file(), reason="needs ../shared/parity/recipes.json")
-@pytest.mark.parametrize(("name", "settings"), reference_settings())
-def test_every_setting_of_every_recipe_of_the_reference(
-    name: str, settings: dict[str, Any], tmp_path: Path
-) -> None:
-    path = place(tmp_path, "Detector/recipe", yaml.safe_dump(nest(settings)))
-    values = flatten(load_config(path))
-    for key, value in settings.items():
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_of_every_recipe_of_the_reference(name: str, tmp_path: Path) -> None:
+    values = flatten(load_config(place(tmp_path, name, REFERENCE_RECIPES[name])))
+    for key, value in SETTINGS[name].items():
         if key not in known_sections() and key != "_BASE_":
             assert values[key] == known_keys()[key].coerce(value, key), key
 
 
-@pytest.mark.skipif(not RECIPES_JSON.is_file(), reason="needs ../shared/parity/recipes.json")
-@pytest.mark.parametrize("name", REFERENCE_RECIPES)
-def test_our_copies_of_the_references_recipes_say_the_same(name: str, tmp_path: Path) -> None:
-    groups = json.loads(RECIPES_JSON.read_text())
-    recorded = groups["released" if name in RELEASED else "earlier"][f"configs/Distillation/{name}.yaml"]
-    copy = load_config(place(tmp_path / "copy", name, REFERENCE_RECIPES[name]))
-    record = load_config(place(tmp_path / "record", name, yaml.safe_dump(nest(recorded))))
-    assert meaning(copy) == meaning(record)
+@pytest.mark.parametrize("name", BASES)
+def test_our_bases_say_what_the_references_do(name: str) -> None:
+    values = flatten(load_config(CONFIGS / name))
+    for key, value in BASES[name].items():
+        if key not in known_sections():
+            assert values[key] == known_keys()[key].coerce(value, key), key
 
 
-@pytest.mark.skipif(not RECIPES_JSON.is_file(), reason="needs ../shared/parity/recipes.json")
-def test_every_released_recipe_has_a_counterpart() -> None:
-    recorded = json.loads(RECIPES_JSON.read_text())["released"]
-    names = {path.removeprefix("configs/Distillation/").removesuffix(".yaml") for path in recorded}
-    assert {name for name in names if "Base-" not in name} == set(RELEASED)
-
-
-@pytest.mark.skipif(not RECIPES_JSON.is_file(), reason="needs ../shared/parity/recipes.json")
 def test_every_key_that_the_reference_adds_is_here_with_its_default() -> None:
-    added = json.loads(RECIPES_JSON.read_text())["added_keys_and_defaults"]
     keys = known_keys()
-    for name, default in added.items():
+    for name, default in ADDED_KEYS.items():
         name = ALIASES.get(name, name)
         sides_fall_back = ".SOLVER." in name and keys[name].default is None
         assert sides_fall_back or keys[name].default == keys[name].coerce(default, name), name

@@ -7,15 +7,14 @@ import torch
 from PIL import Image
 
 from lgd.data.errors import ImageError
-from lgd.data.images import Jpeg, decode_jpegs, read_image, read_jpeg_or_image
+from lgd.data.images import Jpeg, decode_jpegs, read_image, read_jpeg_or_image, read_size
+from tests.data.nasty import DOTS, GREY, HALF, NASTY, NOTHING, OTHER, PICTURE, names_of
+from tests.samples import further
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Truncated File Read:UserWarning"),
 ]
-
-NASTY = Path(__file__).parents[2].parent / "shared" / "data" / "nasty"
-UNREADABLE = ("truncated.jpg", "truncated.png", "empty.jpg", "not_an_image.jpg", "bomb.png")
 
 
 def picture(height: int = 30, width: int = 40) -> np.ndarray:
@@ -206,60 +205,56 @@ def test_nvjpeg_differs_by_a_few_levels(tmp_path):
         assert (image.cpu().int() - read_image(path).int()).abs().max() <= 8
 
 
-@pytest.mark.skipif(not NASTY.exists(), reason="the nasty set is not there")
+@pytest.mark.parametrize("data_set", ["made", *further("nasty")], indirect=True)
 class TestNasty:
-    records = (
-        {
-            record["file_name"]: record
-            for record in json.loads((NASTY / "instances.json").read_text())["images"]
-        }
-        if NASTY.exists()
-        else {}
-    )
+    """Files of all kinds that the world has: what is read is what they show."""
 
-    @pytest.mark.parametrize("name", [name for name in records if name not in UNREADABLE])
-    def test_readable(self, name):
-        image = read_image(NASTY / "images" / name)
-        record = self.records[name]
+    def test_both_sets_have_the_same_kinds(self, data_set):
+        assert {record["file_name"] for record in self.records(data_set)} == set(NASTY)
+
+    @pytest.mark.parametrize("name", names_of(PICTURE, GREY, DOTS, HALF, OTHER))
+    def test_readable(self, data_set, name):
+        (record,) = (each for each in self.records(data_set) if each["file_name"] == name)
+        image = read_image(data_set / "images" / name)
         assert image.dtype == torch.uint8
         assert image.shape == (3, record["height"], record["width"])
+        assert read_size(data_set / "images" / name) == image.shape[1:]
 
-    @pytest.mark.parametrize("name", UNREADABLE)
-    def test_unreadable(self, name):
+    @pytest.mark.parametrize("name", names_of(NOTHING))
+    def test_unreadable(self, data_set, name):
         with pytest.raises(ImageError, match=name):
-            read_image(NASTY / "images" / name)
+            read_image(data_set / "images" / name)
 
-    @pytest.mark.parametrize(
-        "name",
-        [
-            "progressive.jpg",
-            "cmyk.jpg",
-            "rgba.png",
-            "rgb16.png",
-            "palette_transparent.png",
-            "exif_2.jpg",
-            "exif_3.jpg",
-            "exif_6.jpg",
-            "lossy.webp",
-            "UPPER case ü.JPG",
-        ],
-    )
-    def test_same_picture_as_the_plain_one(self, name):
-        plain = read_image(NASTY / "images" / "plain.jpg").float()
-        assert (read_image(NASTY / "images" / name).float() - plain).abs().mean() < 8
+    @pytest.mark.parametrize("name", names_of(PICTURE))
+    def test_same_picture_as_the_plain_one(self, data_set, name):
+        assert (self.read(data_set, name) - self.read(data_set, "plain.jpg")).abs().mean() < 6
 
-    @pytest.mark.parametrize("name", ["gray.jpg", "gray_alpha.png", "gray16.png"])
-    def test_same_grey_picture(self, name):
-        plain = read_image(NASTY / "images" / "plain.jpg").float()
-        weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
-        image = read_image(NASTY / "images" / name).float()
+    @pytest.mark.parametrize("name", names_of(GREY))
+    def test_same_grey_picture(self, data_set, name):
+        image = self.read(data_set, name)
         assert torch.equal(image[0], image[2])
-        assert (image[0] - (plain * weights).sum(0)).abs().mean() < 4
+        assert (image[0] - self.read_grey(data_set)).abs().mean() < 2
 
-    def test_halves(self):
-        halves = [
-            read_image(NASTY / "images" / name).float() for name in ("png_named.jpg", "lzw.tif", "alpha.webp")
-        ]
-        assert all((half - halves[0]).abs().mean() < 8 for half in halves)
-        frame = read_image(NASTY / "images" / "animated.gif").float()
-        assert (frame - halves[0]).abs().mean() < 12
+    @pytest.mark.parametrize("name", names_of(DOTS))
+    def test_dots_are_black_and_white_and_as_bright(self, data_set, name):
+        image = self.read(data_set, name)
+        assert set(image.unique().tolist()) == {0, 255}
+        assert (image[0].mean() - self.read_grey(data_set).mean()).abs() < 2
+
+    @pytest.mark.parametrize("name", names_of(HALF))
+    def test_same_picture_at_half_size(self, data_set, name):
+        half = torch.nn.functional.avg_pool2d(self.read(data_set, "plain.jpg"), 2)
+        assert (self.read(data_set, name) - half).abs().mean() < 6
+
+    @staticmethod
+    def records(data_set):
+        return json.loads((data_set / "instances.json").read_text())["images"]
+
+    @staticmethod
+    def read(data_set, name):
+        return read_image(data_set / "images" / name).float()
+
+    @classmethod
+    def read_grey(cls, data_set):
+        weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+        return (cls.read(data_set, "plain.jpg") * weights).sum(0)

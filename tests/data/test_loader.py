@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from lgd.data.canvases import static_canvases
+from lgd.data.coco import load_coco
 from lgd.data.collate import Layout
 from lgd.data.errors import DataError, ImageError
 from lgd.data.index import AnnotationIndex
@@ -23,14 +24,13 @@ from lgd.data.samples import Preparation
 from lgd.data.transforms import Crop, resize_image
 from lgd.ops.polygons import rasterize_in_boxes, rasterize_on_grid
 from lgd.structures import Batch
+from tests.data.nasty import NASTY, NOTHING, names_of
 from tests.data.sets import annotation, image_record, open_coco, write_coco
+from tests.samples import further
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The image decoding and encoding capabilities:DeprecationWarning"
 )
-
-NASTY = Path(__file__).parents[2].parent / "shared" / "data" / "nasty"
-UNREADABLE = ("truncated.jpg", "truncated.png", "empty.jpg", "not_an_image.jpg", "bomb.png")
 
 TRAIN: dict[str, Any] = {
     "batch_size": 4,
@@ -616,15 +616,13 @@ def test_workers_survive_the_trainers_signals(index):
     assert not any(worker.is_alive() for worker in workers)
 
 
-@pytest.mark.skipif(not NASTY.exists(), reason="the nasty set is not there")
-def test_nasty_set_with_skipping(tmp_path):
-    from lgd.data.coco import load_coco
-
-    index = load_coco(NASTY / "instances.json", NASTY / "images", name="nasty")
-    readable = [index.file_name(i) for i in range(len(index)) if index.file_name(i) not in UNREADABLE]
+@pytest.mark.parametrize("data_set", ["made", *further("nasty")], indirect=True)
+def test_nasty_set_with_skipping(data_set):
+    index = load_coco(data_set / "instances.json", data_set / "images", name="nasty")
     batches = list(test_loader(index, **TEST | {"min_size": 96, "max_size": 160}, on_bad_image="skip"))
-    ids = {i for batch in batches for i in batch.image_ids.tolist()}
-    assert len(ids) == len(readable)
+    names = {index.image(i).id: index.file_name(i) for i in range(len(index))}
+    read = sorted(names[number] for batch in batches for number in batch.image_ids.tolist())
+    assert read == sorted(set(NASTY) - set(names_of(NOTHING)))
     options = TRAIN | {"min_sizes": (96,), "max_size": 160, "on_bad_image": "skip"}
     batches = take(train_loader(index, **options, filter_empty=False), 20)
     assert any(batch.skipped for batch in batches)

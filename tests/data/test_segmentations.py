@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
+from pycocotools import mask as mask_api
 
 from lgd.data.segmentations import decode_run_lengths
-
-mask_api = pytest.importorskip("pycocotools.mask")
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.98])

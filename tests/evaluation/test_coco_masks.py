@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +12,9 @@ from lgd.evaluation.coco import evaluate_coco, read_ground_truth
 from lgd.evaluation.masks import encode_masks
 from lgd.evaluation.predictions import Predictions
 from tests.evaluation.test_coco import TWELVE, assert_same, detection, evaluate, write_ground_truth
+from tests.samples import further
 
 BACKENDS = ("hotcoco", "pycocotools")
-DATA = Path(__file__).parents[3] / "shared" / "data"
 HEIGHT, WIDTH = 480, 640
 
 
@@ -115,11 +114,9 @@ def test_backends_agree_on_random_masks(tmp_path, seed):
     assert subset != metrics
 
 
-@pytest.mark.parametrize("name", ["nuclei", "coco_mini"])
-def test_backends_agree_on_real_masks(name):
-    path = DATA / name / "annotations" / "instances_val.json"
-    if not path.exists():
-        pytest.skip(f"{name} is not there")
+@pytest.mark.parametrize("data_set", ["synthetic", *further("nuclei", "coco_mini")], indirect=True)
+def test_backends_agree_on_whole_sets(data_set):
+    path = data_set / "annotations" / "instances_val.json"
     ground_truth = read_ground_truth(path, with_masks=True)
     used = [image["id"] for image in ground_truth["images"]][:20]
     ground_truth["annotations"] = [a for a in ground_truth["annotations"] if a["image_id"] in used]

@@ -75,7 +75,7 @@ def make_config(case: Case, changes: Mapping[str, Any] | None = None) -> Config:
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "case.yaml"
-        path.write_text(yaml.safe_dump(_nest(settings)))
+        path.write_text(yaml.safe_dump(nest(settings)))
         cfg = load_config(path)
     _check_settings(case, cfg)
     return cfg
@@ -147,6 +147,18 @@ def make_batch(
     )
 
 
+def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flattened settings as sections within sections."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        *sections, last = key.split(".")
+        section = nested
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return nested
+
+
 def _make_outlines(
     inputs: Sequence[Mapping[str, Any]], drop_objects_of: Sequence[int], num_slots: int, dtype: torch.dtype
 ) -> Outlines | None:
@@ -190,17 +202,6 @@ def _recipe_settings(recipes: Mapping[str, Any], name: str) -> dict[str, Any]:
         return settings
     base_name = posixpath.normpath(posixpath.join(posixpath.dirname(name), base))
     return _recipe_settings(recipes, base_name) | settings
-
-
-def _nest(settings: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in settings.items():
-        *sections, last = key.split(".")
-        section = nested
-        for name in sections:
-            section = section.setdefault(name, {})
-        section[last] = value
-    return nested
 
 
 def _check_settings(case: Case, cfg: Config) -> None:

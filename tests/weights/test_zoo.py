@@ -15,7 +15,7 @@ from tests.training import REPOSITORY
 from tests.weights.modules import small_resnet, student_with
 from tests.weights.test_round_trip import make
 
-OPEN_CASES = REPOSITORY.parent / "shared" / "parity" / "open"
+CASES = REPOSITORY / "tests" / "parity" / "cases"
 REFERENCE_NAMES = {
     "a_retinanet_r50": "retinanet/r50_2x_ms_lgd.yaml",
     "b_faster_r50": "faster_rcnn/r50_2x_ms_lgd.yaml",
@@ -31,10 +31,9 @@ RGB = {
 }
 
 
-@pytest.mark.skipif(not OPEN_CASES.exists(), reason="the recorded cases are not beside this repository")
 @pytest.mark.parametrize("case", REFERENCE_NAMES)
 def test_our_export_has_the_references_names(case):
-    entries = json.loads((OPEN_CASES / f"{case}.json").read_text())["state_dict"]
+    entries = json.loads((CASES / f"{case}.json").read_text())["state_dict"]
     _, model = make(REFERENCE_NAMES[case], seed=1)
     anchors = find_cell_anchors(model)
     pixels = {"pixel_mean": (1.0, 1.0, 1.0), "pixel_std": (1.0, 1.0, 1.0)}
