@@ -6,15 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
+from lgd.data import images
 from lgd.data.errors import ImageError
 from lgd.data.images import Jpeg, decode_jpegs, read_image, read_jpeg_or_image, read_size
 from tests.data.nasty import DOTS, GREY, HALF, NASTY, NOTHING, OTHER, PICTURE, names_of
 from tests.samples import further
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Truncated File Read:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Truncated File Read:UserWarning")
 
 
 def picture(height: int = 30, width: int = 40) -> np.ndarray:
@@ -71,6 +69,31 @@ def test_exif_orientation(tmp_path, orientation, name):
     options = {} if name in ("a.png", "a.tif") else {"quality": 95}
     path = save(tmp_path / name, np.ascontiguousarray(turn(picture())), exif=exif, **options)
     assert difference(read_image(path), picture()) < 3
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning")
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_pixels_are_torchvisions_where_torchcodec_is_not_installed(
+    tmp_path, monkeypatch, mode, subsampling, orientation
+):
+    exif = Image.Exif()
+    exif[274] = orientation
+    options = {} if mode == "L" else {"subsampling": subsampling}
+    for progressive in (False, True):
+        path = save(tmp_path / "a.jpg", picture(33, 47), mode, exif=exif, progressive=progressive, **options)
+        expected = read_image(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "_decode_with_torchcodec", None)
+            assert torch.equal(read_image(path), expected)
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_deprecated_is_used(tmp_path):
+    path = save(tmp_path / "a.jpg", picture())
+    assert images._decode_with_torchcodec is not None
+    assert torch.equal(read_image(path), decode_jpegs([read_jpeg_or_image(path)], torch.device("cpu"))[0])
 
 
 def test_grey_becomes_three_equal_channels(tmp_path):

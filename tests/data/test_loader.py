@@ -28,10 +28,6 @@ from tests.data.nasty import NASTY, NOTHING, names_of
 from tests.data.sets import annotation, image_record, open_coco, write_coco
 from tests.samples import further
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The image decoding and encoding capabilities:DeprecationWarning"
-)
-
 TRAIN: dict[str, Any] = {
     "batch_size": 4,
     "world_size": 1,

@@ -14,10 +14,7 @@ from tests.samples import further
 
 SETS = ["sample", "synthetic", *further("bccd", "dice", "nuclei", "coco_mini")]
 OPTIONS = {"batch_size": 4, "world_size": 1, "rank": 0, "max_size": 160, "num_workers": 0}
-pytestmark = [
-    pytest.mark.parametrize("data_set", SETS, indirect=True),
-    pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning"),
-]
+pytestmark = pytest.mark.parametrize("data_set", SETS, indirect=True)
 
 
 def read_json(folder, split):
