@@ -18,7 +18,7 @@ WORKDIR /workspace/lgd
 # Dependencies first: they are gigabytes and change less often than the code.
 COPY setup.py setup.cfg README.md LICENSE ./
 COPY lgd/__init__.py lgd/__init__.py
-RUN pip install . && pip uninstall -y lgd
+RUN mkdir configs && pip install . && pip uninstall -y lgd
 
 COPY lgd lgd
 COPY jobs jobs

@@ -50,7 +50,7 @@ def train(
 
     Args:
         settings: KEY VALUE pairs over the recipe's
-        config: the recipe, a YAML file
+        config: the recipe, a YAML file or a name that `lgd recipes` lists
         j: nodes x processes on each (one for each GPU), such as 2x8
         data: DATASETS.ROOT, mounted read-only: a /FOLDER of the hosts, or CLAIM:/PATH for a volume
         output: OUTPUT_DIR, mounted: /FOLDER, CLAIM:/PATH, or a relative path that needs no mount
@@ -112,7 +112,7 @@ def evaluate(
 
     Args:
         settings: KEY VALUE pairs over the recipe's
-        config: the recipe, a YAML file
+        config: the recipe, a YAML file or a name that `lgd recipes` lists
         weights: MODEL.WEIGHTS, a checkpoint or weights of any kind that can be read
         j: nodes x processes on each (one for each GPU), such as 2x8
         data: DATASETS.ROOT, mounted read-only: a /FOLDER of the hosts, or CLAIM:/PATH for a volume
@@ -170,7 +170,7 @@ def preflight(
 
     Args:
         arguments: further ones of lgd.preflight, such as KEY VALUE pairs over the recipe's
-        config: a recipe, to look at its data and disks too
+        config: a recipe, as for train, to look at its data and disks too
         j: nodes x processes on each (one for each GPU), such as 2x8
         data: DATASETS.ROOT, mounted read-only: a /FOLDER of the hosts, or CLAIM:/PATH for a volume
         output: OUTPUT_DIR, mounted: /FOLDER, CLAIM:/PATH, or a relative path that needs no mount
@@ -229,7 +229,7 @@ def sweep(
 
     Args:
         settings: KEY VALUE pairs over every recipe's
-        configs: the recipes, separated by commas
+        configs: the recipes, as for train, separated by commas
         seeds: values of SEED, separated by commas (none: each recipe's own)
         j: nodes x processes on each (one for each GPU), such as 2x8
         data: DATASETS.ROOT, mounted read-only: a /FOLDER of the hosts, or CLAIM:/PATH for a volume

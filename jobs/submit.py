@@ -47,7 +47,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="Jobs always go on from the newest checkpoint of OUTPUT_DIR.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config-file", metavar="FILE", help="a YAML recipe")
+    what.add_argument("--config-file", metavar="RECIPE", help="a YAML file, or a name of lgd recipes")
     what.add_argument(
         "--array",
         nargs="+",
@@ -69,7 +69,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_intermixed_args(argv)
     options.recipes = [options.config_file] if options.config_file else []
     for place, word in enumerate(options.array or []):
-        if not word.endswith((".yaml", ".yml")) and not Path(word).is_dir():
+        if word.isupper() and not Path(word).is_dir():
             options.settings = options.array[place:] + options.settings
             break
         options.recipes += _recipes_of(word)
@@ -107,9 +107,12 @@ def _add_scheduling(parser: argparse.ArgumentParser) -> None:
 
 
 def _recipes_of(place: str) -> list[str]:
-    if not Path(place).is_dir():
+    from lgd.config.recipes import find_folder
+
+    folder = find_folder(place)
+    if folder is None:
         return [place]
-    found = sorted(str(path) for path in Path(place).glob("*.yaml"))
+    found = sorted(str(path) for path in folder.glob("*.yaml"))
     if not found:
         raise ValueError(f"--array {place}: no *.yaml in this folder")
     return found

@@ -21,7 +21,8 @@ def runs_of_sweep(configs: Sequence[str], seeds: Sequence[str]) -> list[tuple[st
     """
     runs: dict[str, list[str]] = {}
     for config in configs:
-        parts = [part for part in PurePosixPath(config).with_suffix("").parts if part.strip("/.")]
+        path = PurePosixPath(config.removesuffix(".yaml").removesuffix(".yml"))
+        parts = [part for part in path.parts if part.strip("/.")]
         recipe = "-".join([part for part in parts if part != "configs"][-2:])
         for seed in seeds or [""]:
             if seed and not seed.isdecimal():

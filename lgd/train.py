@@ -20,7 +20,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         f"Exit codes: {exits.DONE} done, {exits.USER_ERROR} what you can mend, {exits.RUN_AGAIN} asked to "
         f"leave by SIGUSR2 or SIGTERM (saved, run me again), {exits.CTRL_C} Ctrl-C; others are faults.",
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a YAML recipe")
+    parser.add_argument(
+        "--config-file", required=True, metavar="RECIPE", help="a YAML file, or a name of lgd recipes"
+    )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint of OUTPUT_DIR"
     )

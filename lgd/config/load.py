@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,6 +13,7 @@ import yaml
 from lgd.config.check import check_config, find_doubtful
 from lgd.config.keys import flatten, with_values
 from lgd.config.read import read_file, read_overrides
+from lgd.config.recipes import find_recipe
 from lgd.config.schema import Config
 from lgd.config.values import ConfigError
 
@@ -22,11 +22,12 @@ __all__ = ["ConfigError", "config_hash", "dump_config", "load_config"]
 logger = logging.getLogger(__name__)
 
 
-def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+def load_config(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """Load a recipe.
 
     Args:
-        path: YAML file; `_BASE_` in it names the file it builds on, relative to itself.
+        recipe: a YAML file, or the name of a recipe of the package (see `find_recipe`). `_BASE_` in it names
+            what it builds on likewise, relative to itself.
         overrides: KEY VALUE pairs, which win over the file: ["SOLVER.MAX_ITER", "1000"].
 
     Returns:
@@ -35,7 +36,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     Raises:
         ConfigError: one line naming file, key, value and what to write instead.
     """
-    settings = {**read_file(Path(path)), **read_overrides(overrides)}
+    settings = {**read_file(find_recipe(recipe)), **read_overrides(overrides)}
     cfg = with_values(Config(), {name: setting.value for name, setting in settings.items()})
     check_config(cfg)
     for line in find_doubtful(cfg, settings):

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from lgd.config.keys import known_keys, known_sections, unknown_key
+from lgd.config.recipes import find_recipe
 from lgd.config.schema import ALIASES
 from lgd.config.values import ConfigError
 
@@ -80,8 +81,6 @@ def _override(key: str, text: str) -> Iterator[Setting]:
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a YAML file (not text in UTF-8)") from None
     except OSError as error:
@@ -111,9 +110,10 @@ def _base_paths(path: Path, key: yaml.Node, value: yaml.Node, above: tuple[Path,
             raise ConfigError(
                 f"{place}: {_BASE} expects the path of a YAML file or a list of them, got {named!r}"
             )
-        base = path.parent / Path(name).expanduser()
-        if not base.is_file():
-            raise ConfigError(f"{place}: {_BASE} names {name}, but there is no file {base}")
+        try:
+            base = find_recipe(name, path.parent)
+        except ConfigError as error:
+            raise ConfigError(f"{place}: {_BASE} names {name}: {error}") from None
         if base.resolve() in above:
             ring = " -> ".join(file.name for file in (*above, base))
             raise ConfigError(f"{place}: {_BASE} leads in a ring: {ring}")

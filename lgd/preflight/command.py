@@ -65,7 +65,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Look at the machines of a job before it trains; started as the training would be.",
         epilog=f"Exit codes: {exits.DONE} all well, {FINDINGS} findings, {exits.USER_ERROR} wrong arguments.",
     )
-    parser.add_argument("--config-file", metavar="FILE", help="a recipe: look at its data and disks too")
+    parser.add_argument("--config-file", metavar="RECIPE", help="a recipe: look at its data and disks too")
     parser.add_argument("--json", metavar="FILE", help="write everything there too")
     parser.add_argument(
         "--timeout", type=float, default=45.0, metavar="SECONDS", help="how long to wait for ranks to come"

@@ -137,7 +137,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="student: it alone, as safetensors; detectron2, reference: by their names; full: a checkpoint",
     )
     parser.add_argument(
-        "--config-file", metavar="FILE", help="recipe of the model, where IN does not hold its settings"
+        "--config-file", metavar="RECIPE", help="recipe of the model, where IN does not hold its settings"
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the recipe's")
     return parser.parse_intermixed_args(argv)

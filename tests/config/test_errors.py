@@ -102,8 +102,8 @@ IN_FILE = {
     "SOLVER:\n  STEPS:\n    - !!python/int 5": ":2: SOLVER.STEPS has the tag !!python/int, refused",
     "SEED: !include x": ":1: SEED has the tag !include, refused",
     # bases
-    "_BASE_: nowhere.yaml": ":1: _BASE_ names nowhere.yaml, but there is no file {folder}/nowhere.yaml",
-    "_BASE_: [nowhere.yaml]": ":1: _BASE_ names nowhere.yaml, but there is no file {folder}/nowhere.yaml",
+    "_BASE_: nowhere.yaml": ":1: _BASE_ names nowhere.yaml: {folder}/nowhere.yaml: no such file or recipe",
+    "_BASE_: [nowhere.yaml]": ":1: _BASE_ names nowhere.yaml: {folder}/nowhere.yaml: no such file or recipe",
     "_BASE_: [5]": ":1: _BASE_ expects the path of a YAML file or a list of them, got [5]",
     "_BASE_: recipe.yaml": ":1: _BASE_ leads in a ring: recipe.yaml -> recipe.yaml",
 }
@@ -238,7 +238,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}: cannot be read: Is a directory")):
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}: a folder, not a recipe")):
         load_config(tmp_path)
 
 

@@ -128,10 +128,26 @@ def test_table_of_recipes_and_seeds(capsys, monkeypatch):
     assert options["output"].endswith("%A_%a_0_log.out")
 
 
+def test_names_of_recipes_are_handed_on_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ((name, job),) = plan(parse_arguments(["--config-file", "fcos/r50_2x_ms_lgd"]))
+    assert (name, job.arguments) == ("r50_2x_ms_lgd", ("--config-file", "fcos/r50_2x_ms_lgd", "--resume"))
+    options = parse_arguments(["--array", "demo", "configs/fcos", "fcos", "SEED", "3"])
+    fcos = [str(path) for path in sorted((REPOSITORY / "configs" / "fcos").glob("*.yaml"))]
+    assert options.recipes == ["demo", *fcos, *fcos]
+    assert options.settings == ["SEED", "3"]
+    jobs = plan(parse_arguments(["--array", "demo", "fcos/r50_2x_ms", "SEED", "3"]))
+    assert [(name, job.arguments[1]) for name, job in jobs] == [
+        ("demo", "demo"),
+        ("fcos-r50_2x_ms", "fcos/r50_2x_ms"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--config-file", DEMO], "--time is missing"),
+        (["--array", "demmo", "SEED", "3", "--time", "5"], "did you mean demo"),
         (["--config-file", DEMO, "--time", "1h"], "--time '1h' must be a time"),
         (["--config-file", DEMO, "--time", "5", "SOLVER.MAXITER", "3"], "did you mean SOLVER.MAX_ITER"),
         (["--config-file", DEMO, "--time", "5", "SOLVER.MAX_ITER"], "SOLVER.MAX_ITER has no value"),

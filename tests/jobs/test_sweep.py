@@ -42,6 +42,12 @@ def test_recipes_keep_their_seed_unless_told():
     assert runs_of_sweep(["/x/y/a/b.yaml"], []) == [("a-b", ["--config-file", "/x/y/a/b.yaml"])]
 
 
+def test_names_of_recipes_lack_an_ending_which_is_no_part_of_a_version():
+    runs = runs_of_sweep(["fcos/r50_2x_ms_lgd", "configs/demo", "a/v1.5", "a/v1.6.yml"], [])
+    assert [name for name, _ in runs] == ["fcos-r50_2x_ms_lgd", "demo", "a-v1.5", "a-v1.6"]
+    assert runs[0][1] == ["--config-file", "fcos/r50_2x_ms_lgd"]
+
+
 @pytest.mark.parametrize(
     ("configs", "seeds", "message"),
     [
