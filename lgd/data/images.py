@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +16,30 @@ import torchvision.io
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from lgd.data.errors import ImageError
+from lgd.data.errors import DataError, ImageError
 
 _JPEG = ("JPEG", "MPO")
-"""Pillow's names of what torchvision decodes, 1.5 times as fast. Nothing else goes there: its PNG decoder
-(0.29) ends the process with a segmentation fault on one in five files with a few damaged bytes."""
+"""Pillow's names of what torchcodec decodes, 1.4 times as fast. Nothing else goes there: torchvision, which
+may stand for it, ends the process with a segmentation fault on one in five PNGs with a few damaged bytes."""
 
-
-_MODE = torchvision.io.ImageReadMode.RGB
 _END = b"\xff\xd9"
+
+
+def _find_decoder() -> Callable[..., Any]:
+    """What makes RGB of JPEGs and turns them upright: torchcodec, or torchvision where that cannot be had.
+
+    Both stand on libjpeg-turbo, and give the same pixels; torchvision's is deprecated since 0.29.
+    A torchcodec built for another torch (for CUDA's, where this one has none) fails to load: an OSError.
+    """
+    try:
+        from torchcodec.decoders import decode_jpeg  # type: ignore[attr-defined, unused-ignore]
+    except (ImportError, OSError):
+        rgb = torchvision.io.ImageReadMode.RGB
+        return partial(torchvision.io.decode_jpeg, mode=rgb, apply_exif_orientation=True)
+    return decode_jpeg
+
+
+_decode_jpeg = _find_decoder()
 
 
 @dataclass(frozen=True)
@@ -86,19 +103,24 @@ def decode_jpegs(jpegs: Sequence[Jpeg], device: torch.device) -> list[Tensor | I
 
     Returns:
         Of each (3, H, W) uint8, RGB in [0, 255], on the device; or an error that names the damaged file.
+
+    Raises:
+        DataError: the device is CUDA's, and the decoder was built without nvJPEG.
     """
     buffers = [_buffer(jpeg.content) for jpeg in jpegs]
     if device.type == "cuda" and jpegs:
-        # nvJPEG writes from a stream of its own, which does not wait for those that still read what lay in
-        # this memory before.
+        # nvJPEG does not wait for what is queued on a stream and still reads what lay in this memory before:
+        # torchvision gives it one of its own, the JPEG engine of an H100 heeds none.
         torch.cuda.current_stream(device).synchronize()
-        with suppress(RuntimeError):  # it does not say which file is to blame
-            return list(torchvision.io.decode_jpeg(buffers, _MODE, device))
+        try:
+            return list(_decode_jpeg(buffers, device=device))
+        except RuntimeError as error:  # it does not say which file is to blame
+            _require_nvjpeg(error, device)
     images: list[Tensor | ImageError] = []
     for jpeg, buffer in zip(jpegs, buffers, strict=True):
         try:
             with _naming(jpeg.path):
-                images.append(torchvision.io.decode_jpeg(buffer, _MODE).to(device))
+                images.append(_decode_jpeg(buffer).to(device))
         except ImageError as error:
             images.append(error)
     return images
@@ -140,6 +162,15 @@ def _is_plain(image: Image.Image, content: bytes) -> bool:
     )
 
 
+def _require_nvjpeg(error: RuntimeError, device: torch.device) -> None:
+    """Refuse a decoder that was built without nvJPEG, rather than decode on the CPU unasked."""
+    if "not compiled with nvJPEG" in str(error):
+        raise DataError(
+            f"JPEGs cannot be decoded on {device}: the decoder was built without nvJPEG; install the "
+            f"torchcodec that goes with torch {torch.__version__}, or set DATALOADER.DECODE_ON_GPU False"
+        ) from error
+
+
 def _buffer(content: bytes) -> Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
@@ -147,7 +178,7 @@ def _buffer(content: bytes) -> Tensor:
 def _decode(image: Image.Image, content: bytes) -> Tensor:
     if image.format not in _JPEG:
         return _decode_with_pillow(image)
-    pixels: Tensor = torchvision.io.decode_jpeg(_buffer(content), _MODE, apply_exif_orientation=True)
+    pixels: Tensor = _decode_jpeg(_buffer(content))
     return pixels
 
 
@@ -162,10 +193,13 @@ def _decode_with_pillow(image: Image.Image) -> Tensor:
 
 
 def _reason(error: Exception) -> str:
-    """Why, in one line, without torchvision's source locations."""
+    """Why, in one line, without the decoders' source locations."""
     if isinstance(error, UnidentifiedImageError):
         return "it is empty, or no image of a known format"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).rpartition(".cpp:")[2].partition(", ")[2] if ".cpp:" in str(error) else str(error)
-    return text.partition("\n")[0] or type(error).__name__
+    reason = text.partition("\n")[0].rstrip(".")
+    if reason.startswith("Skipped over more data"):  # torchcodec, of a file that ends within a segment
+        return "Image is incomplete or truncated"
+    return reason or type(error).__name__

@@ -25,10 +25,6 @@ from lgd.ops.polygons import rasterize_in_boxes, rasterize_on_grid
 from lgd.structures import Batch
 from tests.data.sets import annotation, image_record, open_coco, write_coco
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The image decoding and encoding capabilities:DeprecationWarning"
-)
-
 NASTY = Path(__file__).parents[2].parent / "shared" / "data" / "nasty"
 UNREADABLE = ("truncated.jpg", "truncated.png", "empty.jpg", "not_an_image.jpg", "bomb.png")
 

@@ -14,10 +14,6 @@ from lgd.data.outlines import pad_outlines, read_outlines
 from lgd.data.synthetic import CLASS_NAMES, make_scene, write_synthetic
 from lgd.ops.polygons import rasterize_on_grid
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The image decoding and encoding capabilities:DeprecationWarning"
-)
-
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
