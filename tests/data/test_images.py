@@ -1,5 +1,8 @@
 import json
+import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ import torch
 from PIL import Image
 
 from lgd.data import images
-from lgd.data.errors import ImageError
+from lgd.data.errors import DataError, ImageError
 from lgd.data.images import Jpeg, decode_jpegs, read_image, read_jpeg_or_image, read_size
 from tests.data.nasty import DOTS, GREY, HALF, NASTY, NOTHING, OTHER, PICTURE, names_of
 from tests.samples import further
@@ -71,29 +74,30 @@ def test_exif_orientation(tmp_path, orientation, name):
     assert difference(read_image(path), picture()) < 3
 
 
-@pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning")
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("subsampling", [0, 1, 2])
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/"{}/></rdf:RDF></x:xmpmeta>'
+)
+
+
+def put_xmp_first(content: bytes, attribute: str = "") -> bytes:
+    """A JPEG with a packet of XMP before everything else, as editors write it."""
+    packet = b"http://ns.adobe.com/xap/1.0/\0" + XMP.format(attribute).encode()
+    return content[:2] + b"\xff\xe1" + (len(packet) + 2).to_bytes(2, "big") + packet + content[2:]
+
+
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_pixels_are_torchvisions_where_torchcodec_is_not_installed(
-    tmp_path, monkeypatch, mode, subsampling, orientation
-):
-    exif = Image.Exif()
-    exif[274] = orientation
-    options = {} if mode == "L" else {"subsampling": subsampling}
-    for progressive in (False, True):
-        path = save(tmp_path / "a.jpg", picture(33, 47), mode, exif=exif, progressive=progressive, **options)
-        expected = read_image(path)
-        with monkeypatch.context() as patch:
-            patch.setattr(images, "_decode_with_torchcodec", None)
-            assert torch.equal(read_image(path), expected)
-
-
-@pytest.mark.filterwarnings("error")
-def test_nothing_deprecated_is_used(tmp_path):
-    path = save(tmp_path / "a.jpg", picture())
-    assert images._decode_with_torchcodec is not None
-    assert torch.equal(read_image(path), decode_jpegs([read_jpeg_or_image(path)], torch.device("cpu"))[0])
+def test_orientation_behind_or_in_xmp(tmp_path, orientation):
+    """The decoders look at the first such segment alone: a picture must not stay turned for that."""
+    stored = np.ascontiguousarray(np.rot90(picture(), {1: 0, 3: 2, 6: 1}[orientation]))
+    behind, inside = tmp_path / "behind.jpg", tmp_path / "inside.jpg"
+    content = save(behind, stored, quality=95, exif=exif(orientation)).read_bytes()
+    behind.write_bytes(put_xmp_first(content))
+    content = save(inside, stored, quality=95).read_bytes()
+    inside.write_bytes(put_xmp_first(content, f' tiff:Orientation="{orientation}"'))
+    for path in (behind, inside):
+        assert difference(read_image(path), picture()) < 3
+        assert read_size(path) == (30, 40)
 
 
 def test_grey_becomes_three_equal_channels(tmp_path):
@@ -195,6 +199,111 @@ def test_flipped_bytes_never_end_in_another_error(tmp_path, seed):
             assert str(path) in str(error)  # noqa: PT017 (either outcome is right)
 
 
+def test_jpeg_that_ends_within_a_segment(tmp_path):
+    path = save(tmp_path / "a.jpg", picture())
+    path.write_bytes(path.read_bytes()[:-2] + b"\xff\xfe\xff\xff a comment of 65533 bytes, it says")
+    with pytest.raises(ImageError, match=r"a\.jpg: Image is incomplete or truncated$"):
+        read_image(path)
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[274] = orientation
+    return tags
+
+
+JPEGS = {
+    "rgb": {},
+    "grey": {"mode": "L"},
+    "cmyk": {"mode": "CMYK"},
+    "progressive": {"progressive": True},
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "4:2:0": {"subsampling": 2},
+    "4:2:0, progressive": {"subsampling": 2, "progressive": True},
+    "stored as RGB": {"keep_rgb": True},
+    "restart markers": {"restart_marker_blocks": 1},
+    "restart markers in grey": {"mode": "L", "restart_marker_rows": 1},
+    "several pictures": {"format": "MPO", "save_all": True, "append_images": [Image.new("RGB", (40, 30))]},
+    **{f"orientation {k}": {"exif": exif(k), "subsampling": 2} for k in range(1, 9)},
+    "cmyk, turned": {"mode": "CMYK", "exif": exif(6)},
+}
+
+
+def without_torchcodec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    """Let the rest of the test decode as if torchcodec could not be imported."""
+    for module in ("torchcodec", "torchcodec.decoders"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    if reason == "absent":
+        monkeypatch.setitem(sys.modules, "torchcodec", None)
+    else:
+        (tmp_path / "torchcodec").mkdir()
+        (tmp_path / "torchcodec" / "__init__.py").write_text("raise OSError('Could not load this library')")
+        monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(images, "_decode_jpeg", images._find_decoder())
+
+
+def outcome(path: Path) -> torch.Tensor | str:
+    try:
+        return read_image(path)
+    except ImageError as error:
+        return str(error)
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning")
+class TestTorchvisionStandsForTorchcodec:
+    @pytest.mark.parametrize("reason", ["absent", "built for another torch"])
+    def test_where_it_cannot_be_imported(self, tmp_path, monkeypatch, reason):
+        path = save(tmp_path / "a.jpg", picture(), quality=95, exif=exif(3))
+        expected = read_image(path)
+        without_torchcodec(tmp_path, monkeypatch, reason)
+        calls = []
+        decode = torch.ops.image.decode_jpeg
+        monkeypatch.setattr(
+            torch.ops.image, "decode_jpeg", lambda *given: calls.append(given) or decode(*given)
+        )
+        assert torch.equal(read_image(path), expected)
+        assert len(calls) == 1
+
+    @pytest.mark.parametrize("size", [(30, 40), (1, 1), (17, 9)])
+    @pytest.mark.parametrize("kind", JPEGS)
+    def test_with_the_same_pixels(self, tmp_path, monkeypatch, kind, size):
+        noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+        path = save(tmp_path / "a.jpg", noise, **JPEGS[kind])
+        image = read_image(path)
+        without_torchcodec(tmp_path, monkeypatch, "absent")
+        other = read_image(path)
+        assert torch.equal(image, other)
+        assert image.stride() == other.stride()
+
+    @pytest.mark.parametrize(
+        "kind", ["rgb", "grey", "cmyk", "progressive", "restart markers", "orientation 6"]
+    )
+    def test_with_the_same_errors(self, tmp_path, monkeypatch, kind):
+        content = save(tmp_path / "a.jpg", picture(), **JPEGS[kind]).read_bytes()
+        generator = np.random.default_rng(0)
+        paths = [tmp_path / f"{k}.jpg" for k in range(50)]
+        for path in paths:
+            damaged = bytearray(content)
+            for place in generator.integers(0, len(content), 3):
+                damaged[place] = generator.integers(256)
+            path.write_bytes(damaged[: generator.integers(len(content) // 2, 2 * len(content))])
+        ours = [outcome(path) for path in paths]
+        without_torchcodec(tmp_path, monkeypatch, "absent")
+        for image, other in zip(ours, map(outcome, paths), strict=True):
+            assert isinstance(other, str) is isinstance(image, str)
+            assert image == other if isinstance(image, str) else torch.equal(image, other)
+
+
+def test_nothing_warns(tmp_path):
+    paths = [save(tmp_path / "a.jpg", picture()), save(tmp_path / "b.jpg", picture(), "CMYK")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode_jpegs([read_jpeg_or_image(paths[0])], torch.device("cpu"))
+        for path in paths:
+            read_image(path)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_plain_jpegs_stay_encoded_and_decode_alike(tmp_path, mode):
     path = save(tmp_path / "a.jpg", picture(), mode, quality=90)
@@ -217,6 +326,21 @@ def test_what_decoders_may_read_differently_is_decoded_at_once(tmp_path):
     trailing.write_bytes(trailing.read_bytes() + b"something")
     for path in [*paths, trailing]:
         assert torch.equal(read_jpeg_or_image(path), read_image(path))
+
+
+def test_decoder_without_nvjpeg_is_refused(tmp_path, monkeypatch):
+    """As torchcodec is from an index of packages for CPUs; its words."""
+
+    def decode(*_, **__):
+        raise RuntimeError("decode_jpeg: torchcodec was not compiled with nvJPEG support, so JPEG images ...")
+
+    monkeypatch.setattr(images, "_decode_jpeg", decode)
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=lambda: None)
+    )
+    jpeg = read_jpeg_or_image(save(tmp_path / "a.jpg", picture()))
+    with pytest.raises(DataError, match=r"cannot be decoded on cuda:0.*DECODE_ON_GPU False"):
+        decode_jpegs([jpeg], torch.device("cuda:0"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
