@@ -262,7 +262,7 @@ class Hold:
 
         Whoever makes the guard, whose name hangs on the dead content, is the only one that may.
         """
-        guard = temporary_name(self.path, hashlib.sha256(dead).hexdigest()[:32])
+        guard = _guard(self.path, dead)
         try:
             os.close(self._write_new(guard))
         except FileExistsError:
@@ -326,6 +326,10 @@ class Hold:
             self._create()
         elif (holder := Holder.read(content)) is not None:
             self._problem = FolderError(f"{self.path.parent} was taken over by {holder.describe()}")
+
+
+def _guard(path: Path, dead: bytes) -> Path:
+    return temporary_name(path, hashlib.sha256(dead).hexdigest()[:32])
 
 
 def _look(path: Path) -> bytes | None:
