@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lgd.files import temporary_name
+from lgd.engine.checkpoint import say_resumable
+from lgd.files import FULL, temporary_name
 from lgd.ranks import process_group
 from lgd.ranks.interruption import Interrupted
 from lgd.ranks.leaving import Leaving
@@ -151,7 +152,8 @@ class Hold:
                 pass
         except OSError as error:
             reason = f"{error.strerror}: {error.filename or self.path}"
-            raise FolderError(f"OUTPUT_DIR {self.path.parent} cannot be used: {reason}") from error
+            stays = f"; {say_resumable(self.path.parent / 'checkpoints')}" if error.errno in FULL else ""
+            raise FolderError(f"OUTPUT_DIR {self.path.parent} cannot be used: {reason}{stays}") from error
         self._confirmed = time.monotonic()
         self._thread = threading.Thread(target=self._keep_beating, name="run.lock", daemon=True)
         self._thread.start()

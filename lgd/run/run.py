@@ -121,6 +121,8 @@ def _run_in_folder(cfg: Config, context: RunContext, resume: bool, eval_only: bo
         if resume and not eval_only:
             steps = process_group.broadcast_object(sealed_steps(checkpoints))
             starts.count(_digest(cfg), steps, cfg.train.max_starts_without_progress)
+        elif not eval_only:
+            starts.forget()
         with _naming_what_stays(checkpoints):
             results = _run(cfg, context, resume, eval_only)
         context.refused.require_none()
@@ -131,7 +133,7 @@ def _run_in_folder(cfg: Config, context: RunContext, resume: bool, eval_only: bo
         context.history.abandon()
         raise
     except (*USER_ERRORS, KeyboardInterrupt) as error:
-        if not isinstance(error, StartsError):
+        if not eval_only and not isinstance(error, StartsError):
             starts.forget()
         raise
     if not eval_only:

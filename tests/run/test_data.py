@@ -212,6 +212,16 @@ def test_the_hash_covers_every_column_but_the_annotations_ids(small_data, copy):
     assert set(index.hash_parts()) == set(_PARTS)
 
 
+def test_the_other_kinds_of_sets_have_the_same_columns(tmp_path):
+    from tests.data.boxes_sets import person, voc_object, write_crowdhuman, write_voc
+
+    for specification in (
+        write_crowdhuman(tmp_path / "crowd", {"a": [person((1, 2, 20, 30))], "b": [person((3, 3, 9, 9))]}),
+        write_voc(tmp_path / "voc", {"a": [voc_object("cat", (5, 6, 20, 30))], "b": []}),
+    ):
+        assert len(set(open_dataset(specification, Path()).hash_parts().values())) == 6
+
+
 def test_a_run_on_changed_data(small_data, copy, tmp_path, capsys):
     settings = small_settings(copy, tmp_path / "run", SOLVER__MAX_ITER=3)
     assert train.main(["--config-file", DEMO, *settings]) == 0
