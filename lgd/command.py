@@ -10,23 +10,18 @@ from collections.abc import Sequence
 
 from lgd import exits
 from lgd.config.load import load_config
-from lgd.config.values import ConfigError
-from lgd.data.errors import DataError, ImageError
-from lgd.engine.checkpoint import CheckpointError
+from lgd.data.errors import ImageError
 from lgd.engine.progress import NonFiniteError
 from lgd.launch import launch_workers, started_by_launcher
 from lgd.ranks import process_group
 from lgd.ranks.channel import RanksError
 from lgd.ranks.interruption import Interrupted, Interruption
 from lgd.ranks.process_group import LaunchInfo
+from lgd.run.lock import FolderLostError
 from lgd.run.output import start_logging
-from lgd.run.run import run
-from lgd.weights.report import WeightsError
+from lgd.run.run import USER_ERRORS, run
 
 logger = logging.getLogger(__name__)
-
-USER_ERRORS = (ConfigError, DataError, WeightsError, CheckpointError, NonFiniteError)
-"""What the user can mend: one line, exit code 2."""
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)
 
@@ -72,7 +67,7 @@ def execute(options: argparse.Namespace, argv: Sequence[str], interruption: Inte
         # What all ranks run into is said once a machine; an image or a loss is one rank's own.
         is_own = isinstance(error, NonFiniteError)
         return _fail(error, rank) if is_own or launch.local_rank == 0 else exits.USER_ERROR
-    except RanksError as error:
+    except (RanksError, FolderLostError) as error:
         are_together = False
         return _fail(error, rank, exits.FAULT)
     except OSError as error:

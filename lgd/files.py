@@ -1,13 +1,26 @@
-"""Files that are either the old one or the whole new one, whatever happens while they are written."""
+"""Files that a full disk or a kill leaves whole: replaced as one, or grown by whole entries."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import logging
 import os
+import re
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+logger = logging.getLogger(__name__)
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a disk, or a quota, without room."""
+
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+"""What `temporary_name` gives."""
 
 
 @contextmanager
@@ -21,7 +34,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         OSError: the disk is full or the folder read-only.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = temporary_name(path, uuid.uuid4().hex)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -38,6 +51,77 @@ def write_text_atomically(path: Path, text: str) -> None:
     """Write `text` as UTF-8 through `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def temporary_name(path: Path, mark: str) -> Path:
+    """A name beside `path` that only the holder of `mark` (32 hexadecimal digits) uses."""
+    return path.with_name(f".{path.name}.{mark}.tmp")
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written in `folder`, where nobody may be writing."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _LEFTOVER.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+class GrowingFile:
+    """A file to which whole entries are appended.
+
+    What the disk refuses is kept in memory, and written before the next entry once there is room; nothing is
+    raised. An entry is never there in part.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open `path` behind what it holds already; raises OSError where that cannot be."""
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab", buffering=0)
+        self._waiting: deque[bytes] = deque()
+        self._reason = ""
+
+    def append(self, entry: bytes) -> None:
+        """Write `entry` behind those that wait."""
+        self._waiting.append(entry)
+        self.flush()
+
+    def flush(self) -> str:
+        """Try to write what waits; return why some of it still does, or ""."""
+        before = self._reason
+        try:
+            while self._waiting:
+                self._write(self._waiting[0])
+                self._waiting.popleft()
+            self._reason = ""
+        except OSError as error:
+            self._reason = error.strerror or type(error).__name__
+        if self._reason and not before:
+            logger.error("cannot write to %s: %s; kept until there is room", self.path, self._reason)
+        elif before and not self._reason:
+            logger.info("%s can be written to again; nothing is missing", self.path)
+        return self._reason
+
+    def waiting(self) -> list[bytes]:
+        """The entries that are not on the disk."""
+        return list(self._waiting)
+
+    def close(self) -> None:
+        """Write what the disk takes, and close."""
+        self.flush()
+        self._file.close()
+
+    def _write(self, entry: bytes) -> None:
+        """Append the whole entry, or nothing of it."""
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            written = 0
+            while written < len(entry):
+                written += self._file.write(entry[written:])
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+            raise
 
 
 def _flush_folder(folder: Path) -> None:

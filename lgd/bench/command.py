@@ -22,7 +22,6 @@ from lgd.bench.pictures import write_pictures
 from lgd.bench.step import Step, make_batch, make_step
 from lgd.build import build_train_loader, micro_batch_size
 from lgd.build.training import reads_masks
-from lgd.command import USER_ERRORS
 from lgd.config.keys import with_values
 from lgd.config.load import load_config
 from lgd.config.schema import Config
@@ -34,6 +33,7 @@ from lgd.data.index import AnnotationIndex
 from lgd.data.synthetic import write_synthetic
 from lgd.preflight.report import align
 from lgd.ranks import process_group
+from lgd.run.run import USER_ERRORS
 
 STUDENT, DISTILLED = "student", "with LGD"
 

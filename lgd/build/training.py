@@ -26,6 +26,7 @@ from lgd.engine.loop import LoopOptions, Side
 from lgd.engine.optim import LRSchedule, build_optimizer
 from lgd.ranks.process_group import get_rank, get_world_size
 from lgd.structures import Batch
+from lgd.weights.classes import Classes
 from lgd.weights.report import LoadReport, WeightsError, list_names
 
 logger = logging.getLogger(__name__)
@@ -185,12 +186,15 @@ def build_test_loader(cfg: Config, index: AnnotationIndex, *, pin_memory: bool) 
     )
 
 
-def load_initial_weights(cfg: Config, model: Model, *, to_evaluate: bool = False) -> None:
+def load_initial_weights(
+    cfg: Config, model: Model, classes: Classes | None = None, *, to_evaluate: bool = False
+) -> None:
     """Fill the model from MODEL.WEIGHTS, if any, and FGFI's teacher; say what was loaded and what not.
 
     Args:
         cfg: the configuration.
         model: as built from it.
+        classes: of the data; None takes the weights' as they are.
         to_evaluate: whether the model is evaluated as it then is, so that nothing may be left to training.
 
     Raises:
@@ -200,7 +204,7 @@ def load_initial_weights(cfg: Config, model: Model, *, to_evaluate: bool = False
         load_teacher(cfg, model)
     if not cfg.model.weights:
         return
-    report = fill_model(cfg, model, cfg.model.weights)
+    report = fill_model(cfg, model, cfg.model.weights, classes)
     logger.info("%s", report.summary())
     if to_evaluate:
         _refuse_untrained(cfg, model, report)

@@ -8,12 +8,13 @@ from torch import nn
 
 from lgd.config.schema import Config
 from lgd.ranks.process_group import on_first_of_node
+from lgd.weights.classes import Classes
 from lgd.weights.load import load_weights
 from lgd.weights.report import LoadReport
 from lgd.weights.sources import fetch_weights
 
 
-def fill_model(cfg: Config, model: nn.Module, source: str) -> LoadReport:
+def fill_model(cfg: Config, model: nn.Module, source: str, classes: Classes | None = None) -> LoadReport:
     """Load a file or a download into `model`; every rank calls this.
 
     Args:
@@ -21,6 +22,8 @@ def fill_model(cfg: Config, model: nn.Module, source: str) -> LoadReport:
         model: parameters under `student.`, and `teacher.` and `adapter.` where it distills.
         source: as MODEL.WEIGHTS: a path, https://, detectron2:// or torchvision://. One rank of each node
             downloads, the others wait.
+        classes: of the data, into whose order the weights' classes are put where these are known; None takes
+            them as they are.
 
     Raises:
         WeightsError: the weights cannot be had, read or used.
@@ -33,5 +36,6 @@ def fill_model(cfg: Config, model: nn.Module, source: str) -> LoadReport:
         pixel_mean=cfg.model.pixel_mean,
         pixel_std=cfg.model.pixel_std,
         image_format=cfg.input.format,
+        classes=classes,
         ignore_classes=cfg.model.weights_ignore_classes,
     )

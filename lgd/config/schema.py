@@ -206,6 +206,13 @@ class TrainConfig:
         "Pad training batches to one of a few canvases; auto: where training steps are compiled on CUDA.",
     ] = "auto"
     process_group_timeout: Annotated[PositiveInt, "Seconds that a rank waits for the others."] = 600
+    accept_changed_data: Annotated[
+        bool, "Resume on other data than the run began with, if its classes are the same."
+    ] = False
+    max_starts_without_progress: Annotated[
+        NonNegativeInt,
+        "Resumes in a row that come to no new checkpoint, before no further one is made; 0: any.",
+    ] = 5
     eval_backend: Annotated[Literal["hotcoco", "pycocotools"], "What computes the COCO metrics."] = "hotcoco"
 
 

@@ -10,8 +10,9 @@ run_offsets (A + 1,) into runs.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +64,17 @@ class RunLengths:
 
 Segmentation = tuple[Floats, ...] | RunLengths | None
 """Polygons, each (2 n,) x and y in turn, pixels; or run lengths; or None where there is no mask."""
+
+
+_PARTS = {
+    "images": ("image_ids", "heights", "widths"),
+    "file names": ("file_names", "file_name_offsets"),
+    "boxes": ("annotation_offsets", "boxes", "areas"),
+    "labels": ("labels",),
+    "crowds": ("crowd", "difficult"),
+    "masks": ("polygon_offsets", "point_offsets", "points", "run_offsets", "runs"),
+}
+"""Columns by what they say, but for the annotations' ids, on which nothing hangs."""
 
 
 class AnnotationIndex:
@@ -163,6 +175,18 @@ class AnnotationIndex:
         """Masks of image `i`'s annotations: G of them."""
         start, end = self.columns["annotation_offsets"][i : i + 2]
         return [self._segmentation(i, annotation) for annotation in range(start, end)]
+
+    def hash_parts(self) -> dict[str, str]:
+        """SHA-256, hexadecimal, of each part of what the columns say, wherever and however it is kept."""
+        return {part: self._hash_columns(names) for part, names in _PARTS.items()}
+
+    def _hash_columns(self, names: Sequence[str]) -> str:
+        digest = hashlib.sha256()
+        for name in names:
+            column = np.ascontiguousarray(self.columns[name])
+            digest.update(f"{name} {column.dtype.str} {column.shape}\n".encode())
+            digest.update(column.data.cast("B") if column.size else b"")
+        return digest.hexdigest()
 
     def _of_image(self, column: str, i: int) -> Array:
         start, end = self.columns["annotation_offsets"][i : i + 2]

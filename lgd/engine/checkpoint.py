@@ -7,23 +7,33 @@ becomes known after it was written, the score of its step, is written into the s
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 
-from lgd.files import replacing, write_text_atomically
+from lgd.files import FULL, replacing, write_text_atomically
 from lgd.ranks import process_group
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 FORMAT = "lgd"
+
+AMENDABLE = ("best", "owes_evaluation")
+"""What a checkpoint's score changes of the state of its step."""
+
+SECONDS_TO_SEE = 30.0
+"""How long a shared file system may take to show every node what one has written."""
 
 
 class CheckpointError(ValueError):
@@ -52,16 +62,76 @@ def save_file(path: Path, content: dict[str, Any]) -> None:
         CheckpointError: the disk is full or the folder not writable; an older `path` stays.
     """
     try:
-        with replacing(path) as file:
-            torch.save(content, file)
+        write_file(path, content)
     except OSError as error:
         raise CheckpointError(f"could not write {path}: {_reason(error)}") from error
-    except RuntimeError as error:  # what torch's zip writer makes of a failing disk
-        raise CheckpointError(f"could not write {path}: the disk is full or failing") from error
+
+
+def write_file(path: Path, content: dict[str, Any]) -> None:
+    """`save_file`, but raises OSError, with the reason that torch keeps for itself."""
+    with replacing(path) as file:
+        witness = _Witness(file)
+        try:
+            torch.save(content, witness)  # type: ignore[arg-type]
+        except RuntimeError as error:  # what torch's zip writer makes of a failing disk
+            reason = witness.error or OSError(errno.EIO, f"the disk is failing ({_reason(error)})")
+            raise OSError(reason.errno, reason.strerror, str(path)) from error
+
+
+class _Witness:
+    """A file that remembers what the disk said: torch's zip writer does not hand it on."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def with_room(folder: Path, write: Callable[[], T]) -> T:
+    """Return what `write` does; while it finds the disk full, the oldest checkpoint makes room for it.
+
+    Args:
+        folder: where the checkpoints lie. The newest whole one always stays.
+        write: may be called several times.
+
+    Raises:
+        OSError: the disk is full all the same, or something else is wrong with it.
+    """
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            if error.errno not in FULL or not _give_up_oldest(folder):
+                raise
+
+
+def _give_up_oldest(folder: Path) -> bool:
+    """Remove the least useful checkpoint, if it is not the only one to resume from; whether there was one."""
+    paths = _steps_on_disk(folder)
+    newest = _newest_whole(folder)
+    others = [path for path in paths if path != newest]
+    broken = [path for path in others if not path.with_suffix(".json").exists()]
+    for path in [*broken, *reversed(others)]:
+        logger.warning("the disk is full: %s is given up to make room", path)
+        if _discard(path.with_suffix(".json")) and _discard(path):
+            return True
+    return False
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
     """Write and seal the checkpoint of `step`, then drop all but the newest `keep`.
+
+    On a full disk the oldest ones are given up for it, never the newest whole one. A whole checkpoint of
+    `step` that is there already, of the run that this one goes on from, stays; only `AMENDABLE` is renewed.
 
     Args:
         folder: where the checkpoints lie.
@@ -73,24 +143,57 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
         CheckpointError: it could not be written; the earlier ones stay as they are.
     """
     path = _checkpoint_path(folder, step)
-    seal = path.with_suffix(".json")
+    if path.exists() and check_seal(path) is None:
+        # Not written anew: on a full disk that could cost the one that is there.
+        attempt(
+            lambda: amend_checkpoint(folder, step, {key: state[key] for key in AMENDABLE if key in state})
+        )
+        return path
     for leftover in folder.glob(".step_*.tmp"):  # of a run that was killed while it wrote
         _discard(leftover)
-    # A seal must never outlive its file: take an old one away before the file is replaced.
     try:
-        seal.unlink(missing_ok=True)
-        save_file(path, {"format": FORMAT, "step": step, **state})
-        record = {"step": step, "bytes": path.stat().st_size, "sha256": _sha256(path)}
-        write_text_atomically(seal, json.dumps(record))
-    except (CheckpointError, OSError) as error:
-        kept = _newest_path(folder, before=step)
-        stays = f"{kept.name} stays" if kept else "there is no earlier checkpoint"
-        reason = str(error) if isinstance(error, CheckpointError) else f"{path}: {_reason(error)}"
-        raise CheckpointError(f"checkpoint of step {step} not saved ({reason}); {stays}") from error
-    for old in _steps_on_disk(folder)[keep:]:
+        with_room(folder, lambda: _write_and_seal(path, {"format": FORMAT, "step": step, **state}))
+    except OSError as error:
+        reason = f"could not write {path}: {_reason(error)}"
+        raise CheckpointError(
+            f"checkpoint of step {step} not saved ({reason}); {say_resumable(folder)}"
+        ) from error
+    # Those of later steps were passed over as damaged; they count for nothing.
+    earlier = [old for old in _steps_on_disk(folder) if _step_of(old) <= step]
+    for old in earlier[keep:]:
         _discard(old.with_suffix(".json"))
         _discard(old)
     return path
+
+
+def _write_and_seal(path: Path, content: dict[str, Any]) -> None:
+    seal = path.with_suffix(".json")
+    # A seal must never outlive its file: take an old one away before the file is replaced.
+    seal.unlink(missing_ok=True)
+    try:
+        write_file(path, content)
+        record = {"step": content["step"], "bytes": path.stat().st_size, "sha256": _sha256(path)}
+        write_text_atomically(seal, json.dumps(record))
+    except OSError:
+        _discard(path)  # without a seal it only takes room
+        raise
+
+
+def say_resumable(folder: Path) -> str:
+    """Say which checkpoint there is to go on from."""
+    path = _newest_whole(folder)
+    if path is None:
+        return "there is no checkpoint to resume from"
+    return f"{path.name} stays: --resume goes on from step {_step_of(path)}"
+
+
+def sealed_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints that are sealed, newest first; their content is not looked at."""
+    return [_step_of(path) for path in _steps_on_disk(folder) if path.with_suffix(".json").exists()]
+
+
+def _newest_whole(folder: Path) -> Path | None:
+    return next((path for path in _steps_on_disk(folder) if check_seal(path) is None), None)
 
 
 def amend_checkpoint(folder: Path, step: int, changes: Mapping[str, Any]) -> None:
@@ -113,14 +216,14 @@ def amend_checkpoint(folder: Path, step: int, changes: Mapping[str, Any]) -> Non
         raise CheckpointError(f"could not write {seal}: {_reason(error)}") from error
 
 
-def attempt(write: Callable[[], object], *, must: bool = False) -> None:
-    """Write a checkpoint; one that fails is reported and training goes on, unless it `must` succeed."""
+def attempt(write: Callable[[], object]) -> bool:
+    """Write a checkpoint; whether that was done. One that fails is reported and training goes on."""
     try:
         write()
     except CheckpointError as error:
-        if must:
-            raise
         logger.error("%s; training goes on", error)
+        return False
+    return True
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
@@ -168,7 +271,7 @@ def find_newest(folder: Path) -> Checkpoint | None:
     )
     if problem is not None:
         raise problem
-    views = process_group.all_gather_objects((socket.gethostname(), path is None or path.exists()))
+    views = process_group.all_gather_objects((socket.gethostname(), path is None or _shows(path)))
     blind = [f"rank {rank} on {host}" for rank, (host, sees) in enumerate(views) if not sees]
     if blind:
         raise CheckpointError(f"{path} is not visible on {', '.join(blind)}: all nodes must share OUTPUT_DIR")
@@ -176,6 +279,16 @@ def find_newest(folder: Path) -> Checkpoint | None:
         return found
     state = read_file(path) | amended
     return Checkpoint(path, int(state["step"]), state)
+
+
+def _shows(path: Path) -> bool:
+    """Whether a file is there; a shared file system gets some time to show it."""
+    deadline = time.monotonic() + SECONDS_TO_SEE
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -218,12 +331,12 @@ def _checkpoint_path(folder: Path, step: int) -> Path:
 
 def _steps_on_disk(folder: Path) -> list[Path]:
     """The checkpoint files, newest first."""
-    return sorted(folder.glob("step_*.pth"), reverse=True) if folder.is_dir() else []
+    paths = [path for path in folder.glob("step_*.pth") if path.stem.removeprefix("step_").isdecimal()]
+    return sorted(paths, key=_step_of, reverse=True)
 
 
-def _newest_path(folder: Path, before: int) -> Path | None:
-    earlier = (path for path in _steps_on_disk(folder) if path.stem < f"step_{before:07d}")
-    return next((path for path in earlier if path.with_suffix(".json").exists()), None)
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step_"))
 
 
 def _sha256(path: Path) -> str:
@@ -231,11 +344,13 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _discard(path: Path) -> None:
+def _discard(path: Path) -> bool:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
         logger.warning("could not remove %s: %s", path, error)
+        return False
+    return True
 
 
 def _reason(error: BaseException) -> str:

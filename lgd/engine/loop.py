@@ -127,7 +127,7 @@ def train(
     device: torch.device,
     report: Callable[[StepRecord], None],
     evaluate: Callable[[TrainState], None],
-    save: Callable[[TrainState], None],
+    save: Callable[[TrainState, bool], None],
     shall_leave: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train `state` from its step to `options.max_iter`.
@@ -140,7 +140,8 @@ def train(
         device: where the model lies.
         report: called on every rank at the end of each log period.
         evaluate: called on every rank when an evaluation is due; may raise Interrupted on all of them.
-        save: called on every rank when a checkpoint is due, or before leaving early.
+        save: called on every rank when a checkpoint is due, or before leaving early, with whether it leaves;
+            then, and after the last step, it returns once the checkpoint is on the disk, or raises on all.
         shall_leave: called on every rank after every step but the last; the answer is the same on all.
 
     Raises:
@@ -190,7 +191,7 @@ def _finish_step(
     state: TrainState,
     options: LoopOptions,
     evaluate: Callable[[TrainState], None],
-    save: Callable[[TrainState], None],
+    save: Callable[[TrainState, bool], None],
     shall_leave: Callable[[], bool],
 ) -> None:
     """Evaluate and save where that is due; save and raise `Interrupted` where the run shall leave."""
@@ -204,9 +205,8 @@ def _finish_step(
             leaves = True
     leaves = leaves or (not last and shall_leave())
     if leaves or last or _is_due(state.step, options.checkpoint_period):
-        save(state)
+        save(state, leaves)
     if leaves:
-        process_group.barrier()  # nobody is gone before rank 0 has written
         raise Interrupted(f"asked to leave: saved step {state.step} of {options.max_iter}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import resource
 import statistics
 import sys
@@ -12,17 +13,15 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lgd.distill.schedule import Phase
+from lgd.engine.tensorboard import Scalar, TensorBoard
 from lgd.evaluation.results import replace_non_finite
-from lgd.files import write_text_atomically
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from lgd.files import GrowingFile, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +95,7 @@ class MetricsWriter:
         max_iter: int,
         first_iteration: int = 0,
         repeats_evaluation: bool = False,
+        unwritten: Sequence[str] = (),
     ) -> None:
         """Open the files.
 
@@ -106,6 +106,7 @@ class MetricsWriter:
                 there is of later steps is taken back.
             repeats_evaluation: the evaluation of `first_iteration` follows; what there is of it is
                 taken back.
+            unwritten: lines of metrics.jsonl that had not been written when the checkpoint was.
 
         Raises:
             ValueError: TensorBoard is not installed.
@@ -113,13 +114,14 @@ class MetricsWriter:
         """
         self._max_iter = max_iter
         self._step_seconds: deque[float] = deque(maxlen=_PERIODS_FOR_ETA)
-        self._files: tuple[_LineFile, _TensorBoard] | None = None
+        self._files: tuple[_LineFile, TensorBoard] | None = None
         if output_dir is not None:
             output_dir.mkdir(parents=True, exist_ok=True)
             self._files = (
                 _LineFile(output_dir / "metrics.jsonl", first_iteration, repeats_evaluation),
-                _TensorBoard(output_dir, first_iteration + 1),
+                TensorBoard(output_dir, first_iteration + 1),
             )
+            self._files[0].add_missing(unwritten)
 
     def log(self, record: StepRecord) -> None:
         """Write the numbers of a log period everywhere."""
@@ -129,7 +131,8 @@ class MetricsWriter:
         eta_seconds = statistics.median(self._step_seconds) * (self._max_iter - record.iteration)
         lines, board = self._files
         lines.write_in_turn(_flatten(record) | {"eta_seconds": eta_seconds})
-        board.add_record(record)
+        board.add_scalars(record.iteration, _scalars(record))
+        board.add_phase(record.iteration, record.phase_name)
         logger.info("%s", format_progress(record, self._max_iter, eta_seconds))
 
     def log_evaluation(self, iteration: int, dataset: str, results: ModelMetrics) -> None:
@@ -145,7 +148,7 @@ class MetricsWriter:
             return
         lines, board = self._files
         lines.write({"iteration": iteration, "eval": {dataset: results}})
-        board.add_evaluation(iteration, dataset, results)
+        board.add_scalars(iteration, _evaluation_scalars(dataset, results))
 
     def hold(self) -> None:
         """Keep back the log periods that come now: an evaluation before them is still being scored."""
@@ -166,6 +169,14 @@ class MetricsWriter:
         """Show a preformatted text, such as the configuration, in TensorBoard."""
         if self._files is not None:
             self._files[1].add_text(tag, f"```\n{text}\n```", 0)
+
+    def waiting(self) -> list[str]:
+        """The lines of metrics.jsonl that the disk has refused so far, for a checkpoint."""
+        return self._files[0].waiting() if self._files is not None else []
+
+    def flush(self) -> dict[Path, str]:
+        """Try again to write what the disk has refused; why it still does, by file."""
+        return {} if self._files is None else self._files[0].flush() | self._files[1].flush()
 
     def close(self) -> None:
         """Flush and close the files."""
@@ -245,18 +256,24 @@ def _flatten(record: StepRecord) -> dict[str, Any]:
 
 
 class _LineFile:
-    """metrics.jsonl: a JSON object a line, each on disk before training goes on."""
+    """metrics.jsonl: a JSON object a line, each on disk before training goes on, if the disk takes it."""
 
     def __init__(self, path: Path, first_iteration: int, repeats_evaluation: bool) -> None:
         if path.exists():
             _drop_lines_after(path, first_iteration, repeats_evaluation)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = GrowingFile(path)
         self._held: list[Mapping[str, Any]] | None = None
+
+    def add_missing(self, lines: Sequence[str]) -> None:
+        """Append those lines that are not there."""
+        present = set(self._file.path.read_bytes().splitlines(keepends=True)) if lines else set()
+        for line in lines:
+            if line.encode() not in present:
+                self._file.append(line.encode())
 
     def write(self, entry: Mapping[str, Any]) -> None:
         """Append `entry` with every digit of its numbers; NaN and infinity become null."""
-        self._file.write(json.dumps(replace_non_finite(entry)) + "\n")
-        self._file.flush()
+        self._file.append((json.dumps(replace_non_finite(entry)) + "\n").encode())
 
     def write_in_turn(self, entry: Mapping[str, Any]) -> None:
         """Append `entry`, or keep it until the lines before it are there."""
@@ -275,6 +292,16 @@ class _LineFile:
         for entry in held:
             self.write(entry)
 
+    def waiting(self) -> list[str]:
+        """The lines that the disk has refused."""
+        return [entry.decode() for entry in self._file.waiting()]
+
+    def flush(self) -> dict[Path, str]:
+        """Write what there is; why the disk refuses some of it."""
+        self.release()
+        reason = self._file.flush()
+        return {self._file.path: reason} if reason else {}
+
     def close(self) -> None:
         self.release()
         self._file.close()
@@ -282,87 +309,29 @@ class _LineFile:
 
 def _drop_lines_after(path: Path, iteration: int, with_evaluation: bool) -> None:
     """Take back the lines of later steps, its own evaluation if asked, and what a crash left half-written."""
+    content = path.read_bytes()
     kept, num_damaged = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    for line in content.split(b"\n"):
         try:
             if line:
                 entry = json.loads(line)
                 is_evaluation_again = with_evaluation and entry["iteration"] == iteration and "eval" in entry
                 if entry["iteration"] <= iteration and not is_evaluation_again:
-                    kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
+                    kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError, RecursionError):
             num_damaged += 1
     if num_damaged:
         logger.warning("%s: dropped %d damaged line(s)", path, num_damaged)
-    write_text_atomically(path, "".join(kept))
+    text = b"".join(kept)
+    if content.startswith(text):  # as ever, but for damage in its middle; needs no room on a full disk
+        os.truncate(path, len(text))
+    else:
+        with replacing(path) as file:
+            file.write(text)
 
 
-class _TensorBoard:
-    """The runs OUTPUT_DIR (student and all that is shared) and OUTPUT_DIR/teacher."""
-
-    def __init__(self, output_dir: Path, first_step: int) -> None:
-        self._output_dir = output_dir
-        self._first_step = first_step
-        self._phase_name = ""
-        self._runs: dict[str, SummaryWriter] = {}
-        self._run("student")
-
-    def add_record(self, record: StepRecord) -> None:
-        """Add the scalars of a log period; the phase in words where it changes."""
-        for model, tag, value in _scalars(record):
-            self._run(model).add_scalar(tag, value, record.iteration)
-        if record.phase_name != self._phase_name:
-            self._phase_name = record.phase_name
-            self.add_text("phase", record.phase_name, record.iteration)
-        self._flush()
-
-    def add_evaluation(self, iteration: int, dataset: str, results: ModelMetrics) -> None:
-        """Add each metric that could be measured."""
-        for model, kinds in results.items():
-            for kind, metrics in kinds.items():
-                for name, value in (metrics or {}).items():
-                    if value is not None and math.isfinite(value):
-                        tag = _metric_tag(kind, dataset, name)
-                        self._run(model).add_scalar(tag, value, iteration)
-        self._flush()
-
-    def add_images(self, tag: str, iteration: int, images: Sequence[Tensor]) -> None:
-        """Add (3, H, W) uint8 images under tags with their index."""
-        for index, image in enumerate(images):
-            self._run("student").add_image(f"{tag}/{index}", image, iteration)
-        self._flush()
-
-    def add_text(self, tag: str, text: str, iteration: int) -> None:
-        """Add a Markdown text."""
-        self._run("student").add_text(tag, text, iteration)
-        self._flush()
-
-    def close(self) -> None:
-        for run in self._runs.values():
-            run.close()
-
-    def _flush(self) -> None:
-        for run in self._runs.values():
-            run.flush()
-
-    def _run(self, model: str) -> SummaryWriter:
-        if model not in self._runs:
-            folder = self._output_dir if model == "student" else self._output_dir / model
-            self._runs[model] = _open_summary_writer(folder, self._first_step)
-        return self._runs[model]
-
-
-def _open_summary_writer(folder: Path, first_step: int) -> SummaryWriter:
-    """Open a TensorBoard run whose earlier events from `first_step` on no longer count."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError("TensorBoard is not installed: pip install tensorboard") from error
-    return SummaryWriter(str(folder), purge_step=first_step)
-
-
-def _scalars(record: StepRecord) -> Iterator[tuple[str, str, float]]:
-    """Yield (model, tag, value); a teacher's loss has the tag of the student's, for one chart."""
+def _scalars(record: StepRecord) -> Iterator[Scalar]:
+    """Yield the curves' points; a teacher's loss has the tag of the student's, for one chart."""
     yield "student", "loss/total_loss", record.total_loss
     for name, value in record.losses.items():
         model = "teacher" if name.endswith(_TEACHER_SUFFIX) else "student"
@@ -377,6 +346,15 @@ def _scalars(record: StepRecord) -> Iterator[tuple[str, str, float]]:
     yield "student", "speed/data_seconds_per_iteration", record.data_seconds
     yield "student", "system/memory_MiB", record.memory
     yield "student", "system/skipped_images", float(record.skipped_images)
+
+
+def _evaluation_scalars(dataset: str, results: ModelMetrics) -> Iterator[Scalar]:
+    """Yield each metric that could be measured."""
+    for model, kinds in results.items():
+        for kind, metrics in kinds.items():
+            for name, value in (metrics or {}).items():
+                if value is not None and math.isfinite(value):
+                    yield model, _metric_tag(kind, dataset, name), value
 
 
 def _metric_tag(kind: str, dataset: str, name: str) -> str:

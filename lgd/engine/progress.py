@@ -106,6 +106,5 @@ class Progress:
         )
         raise NonFiniteError(
             f"non-finite loss at step {step}: {bad}; images {image_ids}. Lower the learning rate "
-            "(SOLVER.BASE_LR), lengthen SOLVER.WARMUP_ITERS, or look at these images; "
-            "the last checkpoint is whole (--resume)"
+            "(SOLVER.BASE_LR), lengthen SOLVER.WARMUP_ITERS, or look at these images"
         )

@@ -20,6 +20,11 @@ class Leaving:
         self._channel = channel
         self._next_question = 0.0
 
+    @property
+    def asked(self) -> bool:
+        """Whether this rank was asked to leave."""
+        return self._interruption.requested
+
     def check(self, place: str) -> None:
         """Leave if any rank was asked to; every rank calls it, and waits for the others.
 

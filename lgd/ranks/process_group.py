@@ -154,13 +154,6 @@ def is_main() -> bool:
     return get_rank() == 0
 
 
-def barrier() -> None:
-    """Wait for every rank."""
-    if is_initialized():
-        with collective("waiting for all ranks (barrier)"):
-            dist.barrier()
-
-
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Return the sum of `tensor` over the ranks, as a new tensor on its device; no gradient."""
     if not is_initialized():
@@ -232,27 +225,46 @@ def on_first_of_node(function: Callable[[], T]) -> T:
     """
     if not is_initialized():
         return function()
+    is_first = LaunchInfo.from_environment().local_rank == 0
+    result = _meet_while(function if is_first else None)
+    return result if is_first else function()  # type: ignore[return-value]
+
+
+def on_main_alone(function: Callable[[], T]) -> T | None:
+    """Run `function` on rank 0 while the others wait; its result there, None on the others.
+
+    It may take longer than the process group's time-out.
+
+    Raises:
+        Exception: whatever `function` raises, on every rank.
+    """
+    if not is_initialized():
+        return function()
+    return _meet_while(function if is_main() else None)
+
+
+def _meet_while(function: Callable[[], T] | None) -> T | None:
+    """Run `function`, on the ranks that have one, beside meetings of all ranks every few seconds."""
     outcome: dict[str, Any] = {}
 
     def work() -> None:
         try:
-            outcome["result"] = function()
+            outcome["result"] = function() if function else None
         except Exception as caught:
             outcome["error"] = caught
 
-    is_first = LaunchInfo.from_environment().local_rank == 0
     thread = threading.Thread(target=work, daemon=True)
-    if is_first:
+    if function:
         thread.start()
     while True:
-        if is_first:
+        if function:
             thread.join(_STEP_SECONDS)
-        states = all_gather_objects((is_first and thread.is_alive(), outcome.get("error")))
+        states = all_gather_objects((thread.is_alive(), outcome.get("error")))
         for _, error in states:
             if error is not None:
                 raise error
         if not any(busy for busy, _ in states):
-            return outcome["result"] if is_first else function()
+            return outcome.get("result")
 
 
 def all_gather_objects(value: Any) -> list[Any]:

@@ -1,1 +1,1 @@
-"""One run from its configuration to its results: output folder, resume, evaluations, scoring process."""
+"""One run from its configuration to its results: its folder, resume, evaluations, scoring process."""

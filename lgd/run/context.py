@@ -8,7 +8,9 @@ import torch
 
 from lgd.ranks.channel import Channel
 from lgd.ranks.leaving import Leaving
+from lgd.run.lock import Hold
 from lgd.run.output import History, OutputFolder
+from lgd.run.refused import Refused
 from lgd.run.resume import Starts
 
 
@@ -21,13 +23,17 @@ class RunContext:
         channel: by which the ranks talk besides the model's collectives.
         leaving: whether and when the ranks leave.
         output: where files go.
+        hold: on that folder.
+        refused: what the disk refused of the files in there.
         history: of the starts and ends in there.
-        starts: which launchers have started the run in there.
+        starts: which launchers have started the run in there, and how often in vain.
     """
 
     device: torch.device
     channel: Channel
     leaving: Leaving
     output: OutputFolder
+    hold: Hold
+    refused: Refused
     history: History
     starts: Starts

@@ -11,16 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
-from lgd.engine.checkpoint import FORMAT, amend_checkpoint, attempt, save_file
+from lgd.engine.checkpoint import FORMAT, amend_checkpoint, attempt, write_file
 from lgd.engine.loop import TrainState
 from lgd.engine.metrics import MetricsWriter
 from lgd.evaluation.coco import Backend
-from lgd.evaluation.results import Results, headline, write_results_json
+from lgd.evaluation.results import Results, headline, write_predictions, write_results_json
 from lgd.inference.detect import Inference
 from lgd.inference.test_sets import TestSet, draw_examples
 from lgd.ranks import process_group
 from lgd.run.context import RunContext
-from lgd.run.scoring import Scores, ScoringJob, ScoringProcess, score_and_write
+from lgd.run.scoring import Scored, Scores, ScoringJob, ScoringProcess, score_job
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class Evaluator:
         image_format: str,
     ) -> None:
         self.output = context.output
+        self.refused = context.refused
         self._detect = detect
         self._channel = context.channel
         self._backend: Backend = backend
@@ -61,7 +62,10 @@ class Evaluator:
         """
         results = {}
         for name, job in self.detect(step, metrics):
-            results[name] = score_and_write(job)
+            results[name] = score_job(job)
+            for model, predictions in job.found.items():
+                path = job.paths[model]
+                self.refused.attempt(path, partial(write_predictions, path, predictions))
             self._report(step, name, results[name], metrics)
         return self._write(results)
 
@@ -82,11 +86,13 @@ class Evaluator:
                 ScoringJob(test_set.index, inference.found, inference.with_masks, self._backend, paths),
             )
 
-    def report(self, step: int, scores: Mapping[str, Scores], metrics: MetricsWriter) -> Results | None:
-        """Write the scores of the evaluation after `step`, by test set."""
-        for name, each in scores.items():
-            self._report(step, name, each, metrics)
-        return self._write(scores)
+    def report(self, step: int, found: Mapping[str, Scored], metrics: MetricsWriter) -> Results | None:
+        """Write what came of the evaluation after `step`, by test set."""
+        for name, each in found.items():
+            for path, reason in each.refused.items():
+                self.refused.note(path, reason)
+            self._report(step, name, each.scores, metrics)
+        return self._write({name: each.scores for name, each in found.items()})
 
     def _report(self, step: int, name: str, scores: Scores, metrics: MetricsWriter | None) -> None:
         if metrics is not None:
@@ -99,7 +105,7 @@ class Evaluator:
     def _write(self, results: Results) -> Results | None:
         if not process_group.is_main():
             return None
-        write_results_json(self.output.results, results)
+        self.refused.attempt(self.output.results, partial(write_results_json, self.output.results, results))
         return results
 
 
@@ -203,8 +209,8 @@ class TrainingEvaluations:
         if pending is None:
             return
         assert self._process is not None
-        scores = dict(zip(pending.names, self._process.result(), strict=True))
-        results = self._evaluator.report(pending.step, scores, self._metrics)
+        found = dict(zip(pending.names, self._process.result(), strict=True))
+        results = self._evaluator.report(pending.step, found, self._metrics)
         self._metrics.release()
         self._take(pending.step, results, pending.weights)
         if pending.is_saved:
@@ -235,9 +241,13 @@ class TrainingEvaluations:
         self.results = results
         ap = _first_ap(results)
         if ap is not None and ap > self._state.best.get("AP", -1.0):
-            self._state.best = {"AP": ap, "step": step}
-            content = {"format": FORMAT, "model": weights, **self._about}
-            attempt(partial(save_file, self._evaluator.output.best_model, content))
+            path, content = (
+                self._evaluator.output.best_model,
+                {"format": FORMAT, "model": weights, **self._about},
+            )
+            # One that could not be written shall not be what later ones are held against.
+            if self._evaluator.refused.attempt(path, partial(write_file, path, content)):
+                self._state.best = {"AP": ap, "step": step}
 
 
 def _copy_to_host(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -14,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
+from lgd.files import GrowingFile, clear_leftovers
 from lgd.ranks.interruption import Interrupted
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,11 @@ class OutputFolder:
         name = "predictions.json" if model == "student" else f"predictions_{model}.json"
         return self.root / "inference" / folder / name
 
+    def clear_leftovers(self) -> None:
+        """Remove what killed runs left half-written; only for who holds the folder."""
+        for folder in (self.root, self.checkpoints, *self.root.glob("inference/*")):
+            clear_leftovers(folder)
+
 
 def set_earlier_run_aside(root: Path) -> None:
     """Move what an earlier run left in `root` to a folder of its own in there, so that nothing is lost."""
@@ -93,13 +98,20 @@ class History:
     def __init__(self, path: Path) -> None:
         """Write to `path`, nothing yet."""
         self._path = path
-        self._has_begun = False
+        self._file: GrowingFile | None = None
 
-    def begin(self, step: int, num_ranks: int) -> None:
-        """Write that a training starts, having done `step` steps."""
-        self._has_begun = True
+    def begin(self, step: int, num_ranks: int, notes: Sequence[str] = ()) -> None:
+        """Write that a training starts, having done `step` steps; `notes` say what is unusual about it."""
+        self._file = GrowingFile(self._path)
         where = {"host": socket.gethostname(), "pid": os.getpid(), "ranks": num_ranks}
-        self._write({"event": "start", "time": time.time(), "step": step, **where})
+        said = {"notes": list(notes)} if notes else {}
+        self._write({"event": "start", "time": time.time(), "step": step, **where, **said})
+
+    def abandon(self) -> None:
+        """Write no more: the folder is somebody else's."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def __enter__(self) -> History:
         """Wait for `begin`."""
@@ -109,20 +121,41 @@ class History:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Write how it ended: "finished", "saved" (asked to leave) or "failed", with what was said."""
-        if self._has_begun:
+        if self._file is not None:
             outcome = "finished" if error is None else "saved" if isinstance(error, Interrupted) else "failed"
             said = "" if error is None else " ".join(str(error).split())[:500] or type(error).__name__
-            with contextlib.suppress(OSError):  # the error that ended the run matters more
-                self._write({"event": "end", "time": time.time(), "outcome": outcome, "message": said})
+            self._write({"event": "end", "time": time.time(), "outcome": outcome, "message": said})
+            self.abandon()
 
     def _write(self, entry: dict[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        assert self._file is not None
+        self._file.append((json.dumps(entry) + "\n").encode())
+
+
+class _Terminal(logging.StreamHandler[TextIO]):
+    """Writes to the terminal, or to the file that stands in for it, which may lie on a full disk."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Lose the line where the disk refuses it: there is nowhere to say so."""
+        error = sys.exception()
+        if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
+            super().handleError(record)
+
+
+class _LogFile(logging.Handler):
+    """Writes to a file, for which lines wait where the disk refuses them."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = GrowingFile(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._file.append((self.format(record) + "\n").encode(errors="replace"))
 
 
 def start_logging(rank: int) -> None:
     """Send the library's log to the terminal: all of rank 0's, warnings of the others."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Terminal(sys.stdout)
     prefix = "" if rank == 0 else f"rank {rank}: "
     handler.setFormatter(logging.Formatter(f"[%(asctime)s] {prefix}%(message)s", "%H:%M:%S"))
     root = logging.getLogger("lgd")
@@ -133,8 +166,7 @@ def start_logging(rank: int) -> None:
 
 def log_to_file(path: Path) -> None:
     """Write the log to a file too, behind what it holds already."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("lgd").addHandler(handler)
 

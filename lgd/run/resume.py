@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,13 +20,20 @@ from lgd.engine.loop import TrainState
 from lgd.files import write_text_atomically
 from lgd.ranks import process_group
 from lgd.run.output import shorten
+from lgd.run.place import identify_agent
+from lgd.weights.classes import Classes, order_classes
 from lgd.weights.load import load_into
+from lgd.weights.report import WeightsError
 
 logger = logging.getLogger(__name__)
 
 
+class StartsError(ConfigError):
+    """A run that was started again and again in vain."""
+
+
 class Starts:
-    """OUTPUT_DIR/launch.json: which elastic agents started the run there, so that it knows them again.
+    """OUTPUT_DIR/launch.json: how often the run there was started in vain, and by which elastic agents.
 
     An agent that starts its workers again (after a lost one, or when a machine joins) does so with the same
     arguments. Whether the run in OUTPUT_DIR is theirs cannot be told from these; nor from the agent's count
@@ -38,16 +43,49 @@ class Starts:
     def __init__(self, output_dir: Path) -> None:
         """Read what the last start left; every rank calls it."""
         self._path = output_dir / "launch.json"
-        self._agents = _merge(process_group.all_gather_objects(_identify_agent()))
+        self.agents = gather_agents()
         before = process_group.broadcast_object(_read(self._path) if process_group.is_main() else {})
-        known = {agent: count for agent, count in before.get("agents", {}).items() if agent in self._agents}
+        known = {agent: count for agent, count in before["agents"].items() if agent in self.agents}
         self.is_restart: bool = bool(known) and before["opened"]
         """Whether one of the agents has already started the run that lies in OUTPUT_DIR."""
-        self.has_left: bool = before.get("left", False) and any(
-            self._agents[agent] > count for agent, count in known.items()
+        self.has_left: bool = before["left"] and any(
+            self.agents[agent] > count for agent, count in known.items()
         )
         """Whether the run left with `exits.RUN_AGAIN` and was started again as if that were a fault."""
         self._opened = False
+        self._vain: dict[str, Any] | None = before["vain"]
+
+    def count(self, settings: str, steps: list[int], limit: int) -> None:
+        """Count this start to go on, until `forget`: one that is killed, or leaves at once, was in vain.
+
+        Args:
+            settings: tells apart what may end otherwise: settings and code.
+            steps: of the checkpoints on the disk.
+            limit: starts in vain, with equal settings and no new checkpoint, after which there is no further
+                one; 0 for none.
+
+        Raises:
+            StartsError: there were as many.
+        """
+        here = {"settings": settings, "steps": steps}
+        before = self._vain or {}
+        starts = before["starts"] if {key: before.get(key) for key in here} == here else 0
+        if 0 < limit <= starts:
+            where = f"step {steps[0]}" if steps else "its first checkpoint"
+            raise StartsError(
+                f"{self._path.parent}: started {starts} times without coming from {where} to a new "
+                "checkpoint; each time it was lost, or asked to leave before there was anything to save. "
+                "See log.txt; save more often (SOLVER.CHECKPOINT_PERIOD), start with more time or memory, or "
+                "go on trying (TRAIN.MAX_STARTS_WITHOUT_PROGRESS 0)"
+            )
+        self._vain = {**here, "starts": starts + 1}
+        self._write(left=False)
+
+    def forget(self) -> None:
+        """Count from nothing again: this start ended as another would."""
+        if self._vain is not None:
+            self._vain = None
+            self._write(left=False)
 
     def note_opened(self) -> None:
         """Write down, on rank 0, that the run in OUTPUT_DIR is these agents'."""
@@ -59,31 +97,41 @@ class Starts:
         self._write(left=True)
 
     def _write(self, left: bool) -> None:
-        if self._agents and process_group.is_main():
-            content = {"agents": self._agents, "opened": self._opened or self.is_restart, "left": left}
-            write_text_atomically(self._path, json.dumps(content))
+        if not process_group.is_main():
+            return
+        opened = self._opened or self.is_restart
+        content = {"agents": self.agents, "opened": opened, "left": left, "vain": self._vain}
+        try:
+            if self.agents or self._vain:
+                write_text_atomically(self._path, json.dumps(content))
+            else:
+                self._path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.error("could not write %s: %s", self._path, error.strerror)
 
 
-def _identify_agent() -> dict[str, int]:
-    """The agent of torch's elastic launcher that started this process, and its restarts; none without."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return {}
-    process = os.getppid()
-    # The 22nd field is the start time; the second, the command in parentheses, may hold spaces.
-    began = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    return {f"{socket.gethostname()}:{process}:{began}": int(os.environ["TORCHELASTIC_RESTART_COUNT"])}
-
-
-def _merge(parts: list[dict[str, int]]) -> dict[str, int]:
+def gather_agents() -> dict[str, int]:
+    """The elastic agents that started the ranks, and how often they have started them again."""
+    parts = process_group.all_gather_objects(identify_agent())
     return {agent: count for part in parts for agent, count in part.items()}
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """What the file says, as far as it can be believed."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    except (OSError, ValueError, RecursionError):
+        content = None
+    content = content if isinstance(content, dict) else {}
+    agents, vain = content.get("agents"), content.get("vain")
+    is_sound = isinstance(vain, dict) and type(vain.get("starts")) is int and vain["starts"] >= 0
+    return {
+        "agents": {agent: count for agent, count in agents.items() if type(count) is int}
+        if isinstance(agents, dict) else {},
+        "opened": content.get("opened") is True,
+        "left": content.get("left") is True,
+        "vain": vain if is_sound else None,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -162,13 +210,13 @@ def restore(cfg: Config, state: TrainState, checkpoint: Checkpoint, classes: dic
         cfg: the settings now.
         state: of a new run; changed in place.
         checkpoint: where to go on.
-        classes: names and category ids of the data now, as the checkpoint keeps them.
+        classes: names and category ids of the data now, as files of weights keep them.
 
     Raises:
         CheckpointError: other classes, another batch, or another model.
     """
     saved = checkpoint.state
-    if saved["classes"] != classes:
+    if saved["classes"]["names"] != classes["names"]:
         raise CheckpointError(
             f"{checkpoint.path} was trained on other classes ({shorten(saved['classes']['names'])}) than "
             f"DATASETS.TRAIN has ({shorten(classes['names'])}); choose another OUTPUT_DIR"
@@ -196,4 +244,20 @@ def restore(cfg: Config, state: TrainState, checkpoint: Checkpoint, classes: dic
 
 def load_state(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Fill the model from a checkpoint of its own run; raises `WeightsError` where it does not fit."""
-    load_into(model, checkpoint.state["model"], source=str(checkpoint.path), kind="checkpoint of this run")
+    _load(model, checkpoint, checkpoint.state["model"])
+
+
+def load_to_evaluate(model: torch.nn.Module, checkpoint: Checkpoint, classes: Classes) -> None:
+    """`load_state` for an evaluation alone, on data whose classes may have another order."""
+    tensors = checkpoint.state["model"]
+    try:
+        trained = Classes.of_file(checkpoint.state)
+        if trained is not None:
+            tensors = order_classes(tensors, trained, classes, model)
+    except WeightsError as error:
+        raise WeightsError(f"{checkpoint.path}: {error}") from None
+    _load(model, checkpoint, tensors)
+
+
+def _load(model: torch.nn.Module, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> None:
+    load_into(model, tensors, source=str(checkpoint.path), kind="checkpoint of this run")

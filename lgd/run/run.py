@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,11 +27,13 @@ from lgd.config.keys import flatten
 from lgd.config.load import dump_config
 from lgd.config.schema import Config
 from lgd.config.values import ConfigError
-from lgd.data.catalog import open_dataset, open_datasets
+from lgd.data.catalog import open_datasets
+from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
-from lgd.engine.checkpoint import Checkpoint, find_newest
+from lgd.engine.checkpoint import Checkpoint, CheckpointError, find_newest, say_resumable, sealed_steps
+from lgd.engine.progress import NonFiniteError
 from lgd.evaluation.results import Results, results_table
-from lgd.files import write_text_atomically
+from lgd.files import FULL, write_text_atomically
 from lgd.inference.test_sets import TestSet, detect_on_test_sets
 from lgd.memory.worst_case import find_batch, tries_worst_shape, try_worst_shape
 from lgd.ranks import process_group
@@ -37,12 +42,21 @@ from lgd.ranks.interruption import Interrupted, Interruption
 from lgd.ranks.leaving import Leaving
 from lgd.ranks.process_group import LaunchInfo
 from lgd.run.context import RunContext
+from lgd.run.data import RunData, open_data, trace_data
 from lgd.run.evaluations import Evaluator
+from lgd.run.lock import FolderError, FolderLostError, hold_folder
 from lgd.run.output import History, OutputFolder, log_to_file, set_earlier_run_aside, shorten
-from lgd.run.resume import Starts, adapt_to_ranks, choose_seed, load_state
+from lgd.run.refused import Refused
+from lgd.run.resume import Starts, StartsError, adapt_to_ranks, choose_seed, load_to_evaluate
+from lgd.run.sharing import require_shared
 from lgd.run.training import Training, train_and_evaluate
+from lgd.weights.classes import Classes
+from lgd.weights.report import WeightsError
 
 logger = logging.getLogger(__name__)
+
+USER_ERRORS = (ConfigError, DataError, WeightsError, CheckpointError, NonFiniteError, FolderError)
+"""What the user can mend: one line, exit code 2."""
 
 
 def run(
@@ -73,23 +87,20 @@ def run(
     device = process_group.select_device(cfg.model.device, launch.local_rank)
     channel = process_group.init(device, cfg.train.process_group_timeout)
     output = OutputFolder(Path(cfg.output_dir))
-    history = History(output.history)
-    with history, channel.explaining(lambda: "the start"):
+    leaving = Leaving(interruption, channel)
+    with channel.explaining(lambda: "the start"):
         channel.meet("the start")
         require_equal({**code_facts(), **flatten(cfg)})
+        if only_find_batch:
+            _find_batch(cfg, device)
+            channel.close()
+            return None
         starts = Starts(output.root)
-        context = RunContext(device, channel, Leaving(interruption, channel), output, history, starts)
         try:
-            if starts.has_left:
-                raise Interrupted("asked to leave, and started again nevertheless")
-            if only_find_batch:
-                _find_batch(cfg, device)
-                results = None
-            else:
-                resume = resume or (starts.is_restart and not eval_only)
-                results = _run(cfg, context, resume, eval_only)
+            with hold_folder(output.root, starts.agents, leaving) as hold, History(output.history) as history:
+                context = RunContext(device, channel, leaving, output, hold, Refused(output), history, starts)
+                results = _run_in_folder(cfg, context, resume, eval_only)
         except Interrupted:
-            starts.note_left()
             channel.close()
             raise
         channel.close()
@@ -98,18 +109,73 @@ def run(
     return results
 
 
+def _run_in_folder(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Results | None:
+    """What is done while OUTPUT_DIR is held: the run, and notes of how it was started and how it ended."""
+    starts, checkpoints = context.starts, context.output.checkpoints
+    require_shared(context.output, context.hold)
+    resume = resume or (starts.is_restart and not eval_only)
+    try:
+        if starts.has_left:
+            raise Interrupted("asked to leave, and started again nevertheless")
+        context.leaving.check("before the data was read")
+        if resume and not eval_only:
+            steps = process_group.broadcast_object(sealed_steps(checkpoints))
+            starts.count(_digest(cfg), steps, cfg.train.max_starts_without_progress)
+        elif not eval_only:
+            starts.forget()
+        with _naming_what_stays(checkpoints):
+            results = _run(cfg, context, resume, eval_only)
+        context.refused.require_none()
+    except Interrupted:
+        starts.note_left()
+        raise
+    except (FolderError, FolderLostError):
+        context.history.abandon()
+        raise
+    except (*USER_ERRORS, KeyboardInterrupt) as error:
+        if not eval_only and not isinstance(error, StartsError):
+            starts.forget()
+        raise
+    if not eval_only:
+        starts.forget()
+    return results
+
+
+def _digest(cfg: Config) -> str:
+    """Tells settings, code and numbers of ranks apart."""
+    facts = {**code_facts(), **flatten(cfg), "ranks": process_group.get_world_size()}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _naming_what_stays(checkpoints: Path) -> Iterator[None]:
+    """Let errors that end a run although its command was right say from where it can go on."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error}; {say_resumable(checkpoints)}") from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise CheckpointError(
+            f"{error.strerror}: {error.filename or checkpoints.parent}; {say_resumable(checkpoints)}"
+        ) from error
+
+
 def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Results | None:
     """What is done between the ranks' meeting and their parting."""
-    device = context.device
-    context.leaving.check("before the data was read")
-    data = _open_data(cfg, with_training=not eval_only)
+    device, world_size = context.device, process_group.get_world_size()
+    data = open_data(cfg, with_training=not eval_only)
     context.leaving.check("before the model was built")
-    require_equal({f"data set {index.name}": f"content {index.content_hash[:12]}" for index in data.sets})
+    require_equal(
+        {f"data set {index.name}": f"content {index.content_hash[:12]}" for index in data.opened.values()}
+    )
     cfg = _settle_classes(cfg, data.sets)
     checkpoint = find_newest(context.output.checkpoints) if resume else None
-    cfg, share, changes = adapt_to_ranks(cfg, checkpoint, process_group.get_world_size())
+    origin = None if eval_only else trace_data(data, checkpoint, accept=cfg.train.accept_changed_data)
+    cfg, share, changes = adapt_to_ranks(cfg, checkpoint, world_size)
     cfg = replace(cfg, seed=choose_seed(cfg.seed, checkpoint))
-    model = _make_model(cfg, device, checkpoint, eval_only)
+    model = _make_model(cfg, context, data, checkpoint)
     fitting = []
     if data.train is not None:
         compile_model(cfg, model, device)
@@ -117,37 +183,17 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
             fitting = try_worst_shape(cfg, model, data.train, device)
     context.leaving.check("before the first step")
     _open_output(cfg, context, keep=resume or eval_only)
-    if not eval_only:
+    if origin is not None:
         if process_group.is_main():
-            context.history.begin(checkpoint.step if checkpoint else 0, process_group.get_world_size())
+            context.history.begin(checkpoint.step if checkpoint else 0, world_size, origin.news)
         context.starts.note_opened()
+        changes = [*changes, *origin.news]
     for line in [*changes, *_describe(cfg, model, data.sets, device), *fitting]:
         logger.info("%s", line)
     evaluator = _make_evaluator(cfg, model, data.tests, context)
-    if data.train is None:
+    if data.train is None or origin is None:
         return evaluator.evaluate(0, None)
-    return train_and_evaluate(Training(cfg, share, model, data.train, checkpoint), evaluator, context)
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The data sets of a run: the training sets as one (None for an evaluation alone), and the test sets."""
-
-    train: AnnotationIndex | None
-    tests: Mapping[str, AnnotationIndex]
-
-    @property
-    def sets(self) -> list[AnnotationIndex]:
-        return [*([] if self.train is None else [self.train]), *self.tests.values()]
-
-
-def _open_data(cfg: Config, *, with_training: bool) -> _Data:
-    root = Path(cfg.datasets.root)
-    opens = partial(open_datasets, cfg.datasets.train, root)
-    return _Data(
-        process_group.on_main_first(opens) if with_training else None,
-        {name: process_group.on_main_first(partial(open_dataset, name, root)) for name in cfg.datasets.test},
-    )
+    return train_and_evaluate(Training(cfg, share, model, data.train, origin, checkpoint), evaluator, context)
 
 
 def _make_evaluator(
@@ -202,24 +248,26 @@ def _settle_classes(cfg: Config, indices: Sequence[AnnotationIndex]) -> Config:
     return cfg
 
 
-def _make_model(cfg: Config, device: torch.device, checkpoint: Checkpoint | None, eval_only: bool) -> Model:
+def _make_model(cfg: Config, context: RunContext, data: RunData, checkpoint: Checkpoint | None) -> Model:
     """Build the model and fill it from MODEL.WEIGHTS, or for an evaluation from the checkpoint."""
+    eval_only = data.train is None
     if eval_only and checkpoint is None and not cfg.model.weights:
         raise ConfigError("--eval-only needs MODEL.WEIGHTS, the weights or checkpoint to evaluate")
     torch.manual_seed(cfg.seed)
     model = build_model(cfg)
+    classes = Classes(data.sets[0].class_names, data.sets[0].category_ids)
     if checkpoint is None:
-        load_initial_weights(cfg, model, to_evaluate=eval_only)
+        load_initial_weights(cfg, model, classes, to_evaluate=eval_only)
     elif eval_only:
-        load_state(model, checkpoint)
-    return place_model(cfg, model, device)
+        load_to_evaluate(model, checkpoint, classes)
+    return place_model(cfg, model, context.device)
 
 
 def _open_output(cfg: Config, context: RunContext, keep: bool) -> None:
     if not process_group.is_main():
         return
     output = context.output
-    output.root.mkdir(parents=True, exist_ok=True)
+    output.clear_leftovers()
     if not keep:
         set_earlier_run_aside(output.root)
     log_to_file(output.root / "log.txt")

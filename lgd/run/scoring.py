@@ -16,7 +16,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -54,17 +54,37 @@ class ScoringJob:
     paths: Mapping[str, Path]
 
 
-def score_and_write(job: ScoringJob) -> Scores:
+@dataclass(frozen=True)
+class Scored:
+    """What came of a job.
+
+    Attributes:
+        scores: metrics of each model.
+        refused: why the disk did not take detections, by the file that holds earlier ones, or none.
+    """
+
+    scores: Scores
+    refused: Mapping[Path, str] = field(default_factory=dict)
+
+
+def score_job(job: ScoringJob) -> Scores:
+    """Score; raises ValueError where the detections do not fit the test set."""
+    return score(job.index, job.found, with_masks=job.with_masks, backend=job.backend)
+
+
+def score_and_write(job: ScoringJob) -> Scored:
     """Score, and write the detections.
 
     Raises:
         ValueError: the detections do not fit the test set.
-        OSError: they cannot be written.
     """
-    scores = score(job.index, job.found, with_masks=job.with_masks, backend=job.backend)
+    scores, refused = score_job(job), {}
     for model, predictions in job.found.items():
-        write_predictions(job.paths[model], predictions)
-    return scores
+        try:
+            write_predictions(job.paths[model], predictions)
+        except OSError as error:
+            refused[job.paths[model]] = error.strerror or type(error).__name__
+    return Scored(scores, refused)
 
 
 class ScoringProcess:
@@ -106,8 +126,8 @@ class ScoringProcess:
         """Whether `result` would not wait."""
         return self._connection.poll()
 
-    def result(self) -> list[Scores]:
-        """Wait for the scores of the jobs that were handed over last.
+    def result(self) -> list[Scored]:
+        """Wait for what comes of the jobs that were handed over last.
 
         What the process logged meanwhile is logged here.
 
@@ -123,8 +143,8 @@ class ScoringProcess:
             logging.getLogger(record.name).handle(record)
         if isinstance(answer, Exception):
             raise answer
-        scores: list[Scores] = answer
-        return scores
+        found: list[Scored] = answer
+        return found
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -153,7 +173,7 @@ def serve() -> None:
             connection.send((answer, log.take()))
 
 
-def _answer(connection: Connection) -> list[Scores] | Exception:
+def _answer(connection: Connection) -> list[Scored] | Exception:
     """Take the next jobs and do them."""
     data = connection.recv_bytes()
     try:

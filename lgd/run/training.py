@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 from lgd import __version__
@@ -13,13 +12,14 @@ from lgd.config.keys import flatten
 from lgd.config.load import dump_config
 from lgd.config.schema import Config
 from lgd.data.index import AnnotationIndex
-from lgd.engine.checkpoint import FORMAT, Checkpoint, attempt, save_checkpoint, save_file
+from lgd.engine.checkpoint import FORMAT, Checkpoint, CheckpointError, save_checkpoint, write_file
 from lgd.engine.loop import TrainState, train
-from lgd.engine.metrics import MetricsWriter
+from lgd.engine.metrics import MetricsWriter, StepRecord
 from lgd.engine.progress import Progress
 from lgd.evaluation.results import Results
 from lgd.ranks import process_group
 from lgd.run.context import RunContext
+from lgd.run.data import Origin
 from lgd.run.evaluations import Evaluator, TrainingEvaluations
 from lgd.run.resume import Share, restore
 
@@ -35,6 +35,7 @@ class Training:
         share: how the images of a step are shared out.
         model: where it will run, with its first weights.
         index: the training sets as one.
+        origin: the data sets as the checkpoint and files of weights know them.
         checkpoint: where to go on; None begins anew.
     """
 
@@ -42,12 +43,14 @@ class Training:
     share: Share
     model: Model
     index: AnnotationIndex
+    origin: Origin
     checkpoint: Checkpoint | None
 
     def about(self) -> dict[str, Any]:
         """What a file of weights says besides them."""
         classes = {"names": list(self.index.class_names), "category_ids": list(self.index.category_ids)}
-        return {"config": flatten(self.cfg), "classes": classes, "version": __version__}
+        about = {"config": flatten(self.cfg), "classes": classes, "version": __version__}
+        return {**about, **self.origin.about()}
 
 
 def train_and_evaluate(training: Training, evaluator: Evaluator, context: RunContext) -> Results | None:
@@ -64,13 +67,18 @@ def train_and_evaluate(training: Training, evaluator: Evaluator, context: RunCon
     state = TrainState(
         training.model, build_sides(cfg, training.model, context.device), Progress(context.device)
     )
+    unwritten = []
     if training.checkpoint is not None:
         restore(cfg, state, training.checkpoint, about["classes"])
+        unwritten = training.checkpoint.state.get("unwritten_metrics", [])
+    if not training.origin.keeps_best:
+        state.best = {}  # of another test set
     metrics = MetricsWriter(
         output.root if process_group.is_main() else None,
         last_step,
         first_iteration=state.step,
         repeats_evaluation=state.owes_evaluation,
+        unwritten=unwritten,
     )
     metrics.log_text("config", dump_config(cfg))
     if state.step < last_step or state.owes_evaluation:
@@ -82,7 +90,10 @@ def train_and_evaluate(training: Training, evaluator: Evaluator, context: RunCon
         logger.info("step %d of %d: nothing left to train", state.step, last_step)
         results = evaluator.evaluate(state.step, None)
     if process_group.is_main():
-        save_file(output.final_model, {"format": FORMAT, "model": state.model.state_dict(), **about})
+        content = {"format": FORMAT, "model": state.model.state_dict(), **about}
+        context.refused.attempt(output.final_model, lambda: write_file(output.final_model, content))
+        for path, reason in metrics.flush().items():
+            context.refused.note(path, reason)
     metrics.close()
     return results
 
@@ -97,18 +108,33 @@ def _run_loop(
     """Train from `state` on, with evaluations and checkpoints at their steps."""
     cfg, device, last_step = training.cfg, context.device, training.cfg.solver.max_iter
 
-    def save(state: TrainState) -> None:
+    def save(state: TrainState, leaves: bool) -> None:
         owing = evaluations.before_save()
         about = {**training.about(), "seed": cfg.seed, "share": asdict(training.share)}
-        content = {**state.state_dict(), **owing, **about}
+        content = {**state.state_dict(), **owing, **about, "unwritten_metrics": metrics.waiting()}
+        problem, must = "", leaves or state.step == last_step
         if process_group.is_main():
-            write = partial(save_checkpoint, context.output.checkpoints, state.step, content)
-            attempt(partial(write, keep=cfg.train.keep_checkpoints), must=state.step == last_step)
+            context.hold.require()
+            try:
+                folder, keep = context.output.checkpoints, cfg.train.keep_checkpoints
+                save_checkpoint(folder, state.step, content, keep=keep)
+            except CheckpointError as error:
+                problem = str(error)
+                logger.error("%s", problem if must else f"{problem}; training goes on")
+        if must:
+            problem = process_group.broadcast_object(problem)  # nobody is gone before rank 0 has written
+            if problem:
+                raise CheckpointError(f"asked to leave, but {problem}" if leaves else problem)
 
     def shall_leave() -> bool:
         leaves = context.leaving.after_step()
+        context.hold.step = state.step
         evaluations.after_step(leaves)
         return leaves
+
+    def report(record: StepRecord) -> None:
+        context.hold.require()
+        metrics.log(record)
 
     batches = iter(build_train_loader(cfg, training.index, first_step=state.step, device=device))
     with context.channel.explaining(lambda: f"step {state.step + 1} of {last_step}"), evaluations:
@@ -118,7 +144,7 @@ def _run_loop(
             build_schedule(cfg),
             replace(build_loop_options(cfg), compiled=compiles(cfg, device)),
             device=device,
-            report=metrics.log,
+            report=report,
             evaluate=lambda state: evaluations.evaluate(),
             save=save,
             shall_leave=shall_leave,

@@ -13,7 +13,6 @@ from typing import Any
 from lgd import __version__
 from lgd.build import Model, build_model
 from lgd.build.weights import fill_model
-from lgd.command import USER_ERRORS
 from lgd.config.keys import flatten, known_keys, unknown_key, with_values
 from lgd.config.load import config_hash, load_config
 from lgd.config.read import read_overrides
@@ -21,6 +20,7 @@ from lgd.config.schema import Config
 from lgd.config.values import ConfigError
 from lgd.engine.checkpoint import FORMAT, save_file
 from lgd.run.output import start_logging
+from lgd.run.run import USER_ERRORS
 from lgd.weights import (
     LoadedWeights,
     WeightsError,

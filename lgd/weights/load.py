@@ -16,6 +16,7 @@ from lgd.weights.backbones import (
     backbone_from_detectron2_pkl,
     backbone_from_torchvision,
 )
+from lgd.weights.classes import CLASS_LAYER, Classes, depends_on_classes, order_classes
 from lgd.weights.convention import InputConvention, adapt_to_input, check_input_convention
 from lgd.weights.files import KIND_IN_WORDS, LoadedWeights, read_checkpoint_file
 from lgd.weights.reference import (
@@ -41,13 +42,6 @@ _NOT_IN_CLASSIFIERS = re.compile(re.escape(BACKBONE) + r"(.*\.conv2_offset\.\w+|
 """What detectors add to a classifier's backbone: offsets of deformable convolutions, norms of Swin's maps."""
 
 _COUNTER = ".num_batches_tracked"
-_CLASS_LAYER = re.compile(
-    r"(student\.(head\.cls_score"
-    r"|roi_heads\.box_predictor\.(cls_score|bbox_pred)"
-    r"|roi_heads\.mask_head\.predictor)"
-    r"|teacher\.label_encoder\.(conv1|stn_desc\.(conv1|fc3)))\.\w+$"
-)
-"""Layers whose width follows from the number of classes."""
 
 
 def load_weights(
@@ -58,6 +52,7 @@ def load_weights(
     pixel_mean: Sequence[float],
     pixel_std: Sequence[float],
     image_format: str,
+    classes: Classes | None = None,
     ignore_classes: bool = False,
 ) -> LoadReport:
     """Load a weights file into a distiller or a plain student, in place.
@@ -73,11 +68,13 @@ def load_weights(
         pixel_mean: (3,) subtracted from the pixels, in `image_format`'s channel order.
         pixel_std: (3,) the pixels are divided by.
         image_format: "BGR" or "RGB".
-        ignore_classes: leave layers as they are that have another width than the weights' because of another
-            number of classes.
+        classes: of the data. The layers of one of our own files, which names its classes, are put into their
+            order; None takes them as they are.
+        ignore_classes: leave the layers of the classes as they are, where the weights have others: other
+            names, or another number of them.
 
     Raises:
-        WeightsError: the file cannot be read, or its weights do not fit the model or its input.
+        WeightsError: the file cannot be read, or its weights do not fit the model, its input or its classes.
     """
     weights = read_checkpoint_file(path)
     convention = InputConvention(stride_in_1x1, image_format, tuple(pixel_mean), tuple(pixel_std))
@@ -91,7 +88,11 @@ def load_weights(
             raise WeightsError(problem)
         tensors, dropped = _to_our_names(weights, constants)
         tensors, note = adapt_to_input(weights, tensors, convention)
-        other_classes = _layers_of_other_classes(own, tensors)
+        trained = Classes.of_file(weights.metadata) if weights.kind == "lgd" else None
+        if trained is not None and classes is not None:
+            tensors, other_classes = _settle_classes(model, tensors, trained, classes, ignore_classes)
+        else:
+            other_classes = _layers_of_other_width(own, tensors)
         if other_classes and not ignore_classes:
             raise _other_classes_error(own, tensors, other_classes)
     except WeightsError as error:
@@ -164,12 +165,24 @@ def _to_our_names(weights: LoadedWeights, constants: Mapping[str, Tensor]) -> Re
     return _BACKBONE_READERS[weights.kind](weights.tensors)
 
 
-def _layers_of_other_classes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+def _settle_classes(
+    model: nn.Module, tensors: dict[str, Tensor], trained: Classes, wanted: Classes, ignore_classes: bool
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The weights with their classes in the data's order, and prefixes of the layers that cannot be used."""
+    if ignore_classes and wanted.places_in(trained) is None:
+        return tensors, _prefixes([name for name in tensors if depends_on_classes(name, tensors[name])])
+    tensors = order_classes(tensors, trained, wanted, model)
+    return tensors, _layers_of_other_width(model.state_dict(), tensors)
+
+
+def _layers_of_other_width(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Prefixes of the class layers that differ in shape; none where other layers differ too."""
     misshapen = _misshapen(own, tensors)
-    if not all(_CLASS_LAYER.match(name) for name in misshapen):
-        return ()
-    return tuple(dict.fromkeys(name.rpartition(".")[0] + "." for name in misshapen))
+    return _prefixes(misshapen) if all(CLASS_LAYER.match(name) for name in misshapen) else ()
+
+
+def _prefixes(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.rpartition(".")[0] + "." for name in names))
 
 
 def _other_classes_error(

@@ -28,7 +28,7 @@ def train_on(parts):
     )
     train(
         state, batches, SCHEDULE, options,
-        device=CPU, report=lambda _: None, evaluate=lambda _: None, save=lambda _: None,
+        device=CPU, report=lambda _: None, evaluate=lambda _: None, save=lambda *_: None,
     )  # fmt: skip
     return model.state_dict()
 

@@ -251,11 +251,9 @@ def test_errors_of_scoring_end_the_run(small_data, tmp_path, monkeypatch, capsys
     settings = settings_of(small_data, tmp_path, "together")
     with pytest.raises(ValueError, match="1 image id"):
         train.main(["--config-file", DEMO, *settings])
-    monkeypatch.setattr(
-        Failing, "error", OSError(errno.ENOSPC, "No space left on device", "predictions.json")
-    )
+    monkeypatch.setattr(Failing, "error", OSError(errno.ENOSPC, "No space left on device", "socket"))
     assert train.main(["--config-file", DEMO, *settings]) == exits.USER_ERROR
-    line = "error: No space left on device: predictions.json; what was saved before stays\n"
+    line = "error: No space left on device: socket; step_0000004.pth stays: --resume goes on from step 4\n"
     assert capsys.readouterr().err.endswith(line)
 
 

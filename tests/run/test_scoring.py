@@ -1,6 +1,5 @@
 """The process that scores beside the training."""
 
-import errno
 import logging
 import os
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lgd.evaluation.predictions import Predictions
-from lgd.run.scoring import ScoringError, ScoringJob, ScoringProcess, score_and_write
+from lgd.run.scoring import Scored, ScoringError, ScoringJob, ScoringProcess, score_and_write
 from tests.data.sets import annotation, image_record, open_coco, write_coco
 from tests.training import REPOSITORY
 
@@ -60,12 +59,12 @@ def test_it_needs_no_torch(tmp_path, process):
 def test_what_it_logs_is_logged_here(tmp_path, process, caplog):
     path = write_coco(tmp_path, [image_record(1)], None)
     process.submit([ScoringJob(open_coco(path), {}, False, "hotcoco", {})])
-    assert process.result() == [{}]
+    assert process.result() == [Scored({})]
     nothing = {"student": Predictions.from_results([])}
     paths = {"student": tmp_path / "predictions.json"}
     process.submit([ScoringJob(open_coco(path), nothing, False, "hotcoco", paths)])
     with caplog.at_level(logging.INFO):
-        assert process.result() == [{"student": {"bbox": None}}]
+        assert process.result() == [Scored({"student": {"bbox": None}})]
     assert f"{path} has no annotations: only predictions are written, there is no AP" in caplog.text
 
 
@@ -79,17 +78,18 @@ def test_errors_are_those_of_this_process(tmp_path, process):
     assert str(error.value) == str(expected.value)
     assert "in the process that scores" in error.value.__notes__[0]
 
+    process.submit([make_job(tmp_path)])  # it goes on
+    assert process.result()[0].scores["student"]["bbox"] is not None
+
+
+def test_detections_that_the_disk_refuses_are_named_and_the_scores_come(tmp_path, process):
     (tmp_path / "file").write_text("")
     job = make_job(tmp_path)
     job.paths["student"] = tmp_path / "file" / "predictions.json"
     process.submit([job])
-    with pytest.raises(OSError, match=r"Not a directory|File exists") as disk_error:
-        process.result()
-    assert disk_error.value.errno in (errno.ENOTDIR, errno.EEXIST)
-    assert str(tmp_path) in str(disk_error.value.filename)
-
-    process.submit([make_job(tmp_path)])  # it goes on
-    assert process.result()[0]["student"]["bbox"] is not None
+    (found,) = process.result()
+    assert found.scores["student"]["bbox"] is not None
+    assert found.refused in ({job.paths["student"]: reason} for reason in ("Not a directory", "File exists"))
 
 
 def hand_over_and_wait(process, job):
