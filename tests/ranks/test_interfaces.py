@@ -2,7 +2,7 @@
 
 import pytest
 
-from lgd.preflight.interfaces import (
+from lgd.ranks.interfaces import (
     Choice,
     Interface,
     address_facing,
