@@ -233,12 +233,18 @@ def main(argv: Sequence[str] | None = None, *, is_program: bool = False) -> int:
             _import_torch_quietly()
             from lgd.ranks.elastic import run_workers
 
-            return run_workers(parse_arguments(sys.argv[1:] if argv is None else argv), interruption)
+            code = run_workers(parse_arguments(sys.argv[1:] if argv is None else argv), interruption)
         except ConfigError as error:
             sys.stderr.write(f"error: {error}\n")
-            return exits.USER_ERROR
+            code = exits.USER_ERROR
         except KeyboardInterrupt:
-            return exits.CTRL_C
+            code = exits.CTRL_C
+        if is_program and code == exits.FAULT:
+            # A store that never answers would hold up the interpreter's orderly end, or spoil it.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        return code
 
 
 if __name__ == "__main__":

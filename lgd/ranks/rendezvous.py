@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
@@ -33,6 +36,10 @@ _PORT_SECONDS = 15.0
 """How long to look whether what has the meeting's port is a launcher of the same run."""
 
 _KEY_SECONDS = 5.0
+"""How long a launcher may take to say whose its store is."""
+
+_ASK_SECONDS = 10.0
+"""How long the question may take in all."""
 
 
 @dataclass(frozen=True)
@@ -200,22 +207,35 @@ def _serve_or_join(launch: Launch) -> Store:
         try:
             return serve(launch.host, launch.port, seconds=launch.read_seconds)[0]
         except PortTakenError as taken:
-            store = _find_own_run(launch)
-            if store is not None:
-                return store
+            if _is_served_by_own_run(launch):
+                return connect(launch.host, launch.port, seconds=launch.read_seconds)
             if time.monotonic() > deadline:
                 raise ConfigError(f"--rdzv-endpoint {launch.endpoint}: {taken}") from None
 
 
-def _find_own_run(launch: Launch) -> Store | None:
-    """The store at the endpoint if it is a launcher's of this run, None if it is anything else."""
+def _is_served_by_own_run(launch: Launch) -> bool:
+    """Whether what listens at the endpoint is the store of a launcher of this run.
+
+    Asked by a process that can be killed: torch waits without end for the word of a program that is no store.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            store = connect(launch.host, launch.port, seconds=_KEY_SECONDS)
+            store.wait([f"torch.rendezvous.{launch.run_id}"], timedelta(seconds=_KEY_SECONDS))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + _ASK_SECONDS
     try:
-        store = connect(launch.host, launch.port, seconds=launch.read_seconds, answer_within=_KEY_SECONDS)
-        deadline = time.monotonic() + _KEY_SECONDS
-        while not store.check([f"torch.rendezvous.{launch.run_id}"]):
-            if time.monotonic() > deadline:
-                return None
+        while time.monotonic() < deadline:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                child = 0
+                return status == 0
             time.sleep(0.1)
-    except (UnreachableError, dist.DistError):
-        return None
-    return store
+        return False
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)

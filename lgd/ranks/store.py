@@ -134,23 +134,22 @@ def serve(host: str, port: int, *, seconds: float, patience: float = 0.0) -> tup
     listener = _listen(_loopback_of(host), port, patience)
     number = int(listener.getsockname()[1])
     own = _loopback_of(host) or LOOPBACK
-    return _open(own, number, seconds, listener.detach(), _ANSWER_SECONDS), number
+    return _open(own, number, seconds, listener.detach()), number
 
 
-def connect(host: str, port: int, *, seconds: float, answer_within: float = _ANSWER_SECONDS) -> Store:
+def connect(host: str, port: int, *, seconds: float) -> Store:
     """Reach a store that another process serves.
 
     Args:
         host: where it is.
         port: likewise.
         seconds: how long to wait for somebody to listen there; and later for a key.
-        answer_within: seconds that who listens there has for a first answer.
 
     Raises:
         UnreachableError: nobody listens there, or something that is no store.
     """
     _wait_until_open(host, port, seconds)
-    return _open(host, port, seconds, None, answer_within)
+    return _open(host, port, seconds, None)
 
 
 def _wait_until_open(host: str, port: int, seconds: float) -> None:
@@ -166,7 +165,7 @@ def _wait_until_open(host: str, port: int, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def _open(host: str, port: int, seconds: float, listener: int | None, answer_within: float) -> Store:
+def _open(host: str, port: int, seconds: float, listener: int | None) -> Store:
     def create() -> Store:
         store: Store = dist.TCPStore(  # type: ignore[attr-defined]
             host,
@@ -180,7 +179,7 @@ def _open(host: str, port: int, seconds: float, listener: int | None, answer_wit
 
     try:
         # Torch waits without end for the first word of a program that listens there and is no store.
-        return in_time(create, answer_within)
+        return in_time(create, _ANSWER_SECONDS)
     except TimeoutError:
         raise UnreachableError("what listens there does not answer as a run does") from None
     except (RuntimeError, ValueError) as error:
@@ -247,11 +246,14 @@ def announce_port(meeting: str, port: int, num_others: int, *, patience: float) 
     listener.listen(_BACKLOG)
 
     def answer() -> None:
+        told = 0
         with listener:
-            for _ in range(num_others):
+            while told < num_others:
                 connection, _ = listener.accept()
-                with connection:
-                    connection.sendall(_PORT.pack(port))
+                with connection, contextlib.suppress(OSError):
+                    if _is_own(connection):
+                        connection.sendall(_PORT.pack(port))
+                        told += 1
 
     threading.Thread(target=answer, daemon=True).start()
 
@@ -268,14 +270,19 @@ def ask_port(meeting: str, seconds: float) -> int:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(5.0)
                 connection.connect(_name_of(meeting))
-                peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-                if _PEER.unpack(peer)[1] == os.getuid():
+                if _is_own(connection):
                     return int(_PORT.unpack(connection.recv(_PORT.size, socket.MSG_WAITALL))[0])
         except (OSError, struct.error):
             pass
         if time.monotonic() > deadline:
             raise UnreachableError(f"no process of this machine meets as {meeting!r} ({MEETING})")
         time.sleep(0.1)
+
+
+def _is_own(connection: socket.socket) -> bool:
+    """Whether the other end of a local socket is this user's."""
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    return bool(_PEER.unpack(peer)[1] == os.getuid())
 
 
 def _name_of(meeting: str) -> str:
