@@ -14,9 +14,9 @@ from lgd.data.errors import ImageError
 from lgd.engine.progress import NonFiniteError
 from lgd.launch import launch_workers, started_by_launcher
 from lgd.ranks import process_group
-from lgd.ranks.channel import RanksError
 from lgd.ranks.interruption import Interrupted, Interruption
 from lgd.ranks.process_group import LaunchInfo
+from lgd.ranks.store import RanksError
 from lgd.run.lock import FolderLostError
 from lgd.run.output import start_logging
 from lgd.run.run import USER_ERRORS, run

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,19 @@ from lgd.ranks.interruption import Interruption
 from lgd.run.output import start_logging
 
 if TYPE_CHECKING:
-    from lgd.ranks.elastic import Launch
+    from lgd.ranks.rendezvous import Launch
 
 JOIN_SECONDS = 300
 """How long machines wait for one another before they give up, unless told otherwise."""
+
+DEFAULT_PORT = 29400
+"""Where --rdzv-endpoint names a host alone, as torchrun has it."""
+
+_NUMBERS = {
+    "timeout", "join_timeout", "last_call_timeout", "close_timeout", "heartbeat_timeout", "read_timeout",
+    "keep_alive_interval", "keep_alive_max_attempt",
+}  # fmt: skip
+"""The settings of --rdzv-conf that are numbers."""
 
 
 def started_by_launcher() -> bool:
@@ -52,7 +62,8 @@ def launch_workers(
     Raises:
         ConfigError: a rank or an address that does not fit.
     """
-    from lgd.ranks.elastic import Launch, run_workers
+    from lgd.ranks.elastic import run_workers
+    from lgd.ranks.rendezvous import Launch
 
     launch = Launch(
         command=("-m", "lgd.train", *arguments),
@@ -69,8 +80,12 @@ def _meeting_point(num_machines: int, machine_rank: int, dist_url: str) -> dict[
         return {"run_id": f"lgd-{os.getpid()}"}
     if not 0 <= machine_rank < num_machines:
         raise ConfigError(f"--machine-rank {machine_rank} is not in [0, {num_machines - 1}] (--num-machines)")
-    address = urlparse(dist_url)
-    if address.scheme != "tcp" or not address.hostname or not address.port:
+    try:
+        address = urlparse(dist_url)
+        is_place = address.scheme == "tcp" and bool(address.hostname) and bool(address.port)
+    except ValueError:
+        is_place = False
+    if not is_place:
         raise ConfigError(f"--dist-url must be tcp://HOST:PORT of machine 0, not {dist_url!r}")
     return {
         "backend": "static",
@@ -85,15 +100,15 @@ def parse_arguments(argv: Sequence[str]) -> Launch:
     Raises:
         ConfigError: options that do not fit together.
     """
-    from lgd.ranks.elastic import Launch
+    from lgd.ranks.rendezvous import Launch
 
     own, arguments = _split(argv)
     options = _make_parser().parse_args(own)
     least, most = _machines(options.nnodes)
-    if most > 1 and not options.rdzv_endpoint:
-        raise ConfigError(
-            f"--nnodes {options.nnodes} needs --rdzv-endpoint HOST:PORT, the same on all machines"
-        )
+    if not 0 <= options.node_rank < most:
+        raise ConfigError(f"--node-rank {options.node_rank} is not in [0, {most - 1}] (--nnodes {most})")
+    if options.max_restarts < 0:
+        raise ConfigError(f"--max-restarts must be 0 or more, not {options.max_restarts}")
     return Launch(
         command=("-m", options.module, *arguments),
         num_workers=_workers(options.nproc_per_node),
@@ -101,7 +116,7 @@ def parse_arguments(argv: Sequence[str]) -> Launch:
         max_machines=most,
         max_restarts=options.max_restarts,
         backend=options.rdzv_backend,
-        endpoint=options.rdzv_endpoint or "localhost:0",
+        endpoint=_endpoint(options.rdzv_endpoint, options.nnodes) if most > 1 else Launch.endpoint,
         run_id=options.rdzv_id or ("lgd" if most > 1 else f"lgd-{os.getpid()}"),
         settings=_settings(options.rdzv_conf, options.node_rank, options.rdzv_backend),
         local_address=options.local_addr,
@@ -120,7 +135,9 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--nnodes", default="1", metavar="N|MIN:MAX", help="machines that take part")
     parser.add_argument("--nproc-per-node", default="1", metavar="N|gpu", help="workers of this machine")
     parser.add_argument("--rdzv-backend", default="c10d", choices=["c10d", "static"])
-    parser.add_argument("--rdzv-endpoint", default="", metavar="HOST:PORT", help="where the machines meet")
+    parser.add_argument(
+        "--rdzv-endpoint", default="", metavar="HOST:PORT", help="where several machines meet"
+    )
     parser.add_argument("--rdzv-id", default="", metavar="ID", help="the same on all machines of a run")
     parser.add_argument("--rdzv-conf", default="", metavar="KEY=VALUE,...", help="time-outs and the like")
     parser.add_argument(
@@ -141,13 +158,19 @@ def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
 
 def _machines(text: str) -> tuple[int, int]:
     least, _, most = text.partition(":")
-    try:
-        result = int(least), int(most or least)
-    except ValueError:
-        result = 0, 0
+    result = _number(least), _number(most or least)
     if not 1 <= result[0] <= result[1]:
         raise ConfigError(f"--nnodes must be a number or MIN:MAX, not {text!r}")
     return result
+
+
+def _endpoint(text: str, machines: str) -> str:
+    if not text:
+        raise ConfigError(f"--nnodes {machines} needs --rdzv-endpoint HOST:PORT, the same on all machines")
+    host, _, port = text.rpartition(":") if ":" in text else (text, "", str(DEFAULT_PORT))
+    if not host or not 0 < _number(port) < 2**16:
+        raise ConfigError(f"--rdzv-endpoint must be HOST:PORT, not {text!r}")
+    return f"{host.strip('[]')}:{port}"
 
 
 def _workers(text: str) -> int:
@@ -158,18 +181,27 @@ def _workers(text: str) -> int:
         if count == 0:
             raise ConfigError("--nproc-per-node gpu: torch sees no GPU on this machine")
         return count
-    if not text.isdecimal() or int(text) == 0:
+    if _number(text) < 1:
         raise ConfigError(f"--nproc-per-node must be a number or gpu, not {text!r}")
-    return int(text)
+    return _number(text)
+
+
+def _number(text: str) -> int:
+    """A whole number of a sensible size; -1 for any other text."""
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else -1
 
 
 def _settings(text: str, node_rank: int, backend: str) -> dict[str, Any]:
     settings: dict[str, Any] = {"timeout": JOIN_SECONDS, "join_timeout": JOIN_SECONDS}
     for pair in filter(None, text.split(",")):
-        key, equals, value = pair.partition("=")
+        key, equals, value = (word.strip() for word in pair.partition("="))
         if not equals:
             raise ConfigError(f"--rdzv-conf must be KEY=VALUE,..., not {text!r}")
-        settings[key.strip()] = value.strip()
+        if key in _NUMBERS and _number(value) < 1:
+            raise ConfigError(f"--rdzv-conf {key} must be a whole number above 0, not {value!r}")
+        if key == "is_host" and value.lower() not in ("0", "1", "false", "true"):
+            raise ConfigError(f"--rdzv-conf is_host must be true or false, not {value!r}")
+        settings[key] = value
     if backend == "static":
         settings["rank"] = node_rank
         settings["timeout"] = int(settings["timeout"])
@@ -177,12 +209,12 @@ def _settings(text: str, node_rank: int, backend: str) -> dict[str, Any]:
 
 
 def _import_torch_quietly() -> None:
-    """Import torch without its C++ warnings in this process; the workers keep theirs.
+    """Import torch without its C++ messages in this process; the workers keep theirs.
 
     Where a machine is lost torch would write a stack trace every second, and hide what this launcher says.
     """
     if "TORCH_CPP_LOG_LEVEL" not in os.environ:
-        os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
+        os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"
         import torch  # noqa: F401
 
         del os.environ["TORCH_CPP_LOG_LEVEL"]
@@ -201,12 +233,18 @@ def main(argv: Sequence[str] | None = None, *, is_program: bool = False) -> int:
             _import_torch_quietly()
             from lgd.ranks.elastic import run_workers
 
-            return run_workers(parse_arguments(sys.argv[1:] if argv is None else argv), interruption)
+            code = run_workers(parse_arguments(sys.argv[1:] if argv is None else argv), interruption)
         except ConfigError as error:
             sys.stderr.write(f"error: {error}\n")
-            return exits.USER_ERROR
+            code = exits.USER_ERROR
         except KeyboardInterrupt:
-            return exits.CTRL_C
+            code = exits.CTRL_C
+        if is_program and code == exits.FAULT:
+            # A store that never answers would hold up the interpreter's orderly end, or spoil it.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        return code
 
 
 if __name__ == "__main__":

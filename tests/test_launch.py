@@ -70,13 +70,36 @@ def test_settings_of_the_backends():
         (["--nnodes", "3:2"], "--nnodes must be a number or MIN:MAX, not '3:2'"),
         (["--nnodes", "2"], "--nnodes 2 needs --rdzv-endpoint HOST:PORT, the same on all machines"),
         (["--nproc-per-node", "0"], "--nproc-per-node must be a number or gpu, not '0'"),
+        (["--nproc-per-node", "9" * 50], f"--nproc-per-node must be a number or gpu, not '{'9' * 50}'"),
         (["--rdzv-conf", "timeout"], "--rdzv-conf must be KEY=VALUE,..., not 'timeout'"),
+        (["--rdzv-conf", "timeout=x"], "--rdzv-conf timeout must be a whole number above 0, not 'x'"),
+        (["--rdzv-conf", "is_host=x"], "--rdzv-conf is_host must be true or false, not 'x'"),
+        (
+            ["--nnodes", "2", "--rdzv-endpoint", "a:b"],
+            "--rdzv-endpoint must be HOST:PORT, not 'a:b'",
+        ),
+        (["--nnodes", "2", "--rdzv-endpoint", ":1"], "--rdzv-endpoint must be HOST:PORT, not ':1'"),
+        (["--node-rank", "1"], "--node-rank 1 is not in [0, 0] (--nnodes 1)"),
+        (["--max-restarts", "-1"], "--max-restarts must be 0 or more, not -1"),
     ],
 )
 def test_options_that_do_not_fit(options, message):
     with pytest.raises(ConfigError) as error:
         launch.parse_arguments(options)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("url", ["auto", "tcp://a", "tcp://a:99999", "tcp://a:b", "http://a:1", "tcp://[a:1"])
+def test_wrong_urls(url):
+    with pytest.raises(ConfigError, match="--dist-url must be tcp://HOST:PORT of machine 0, not "):
+        launch._meeting_point(2, 0, url)
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoint"), [("a", "a:29400"), ("a:1", "a:1"), ("[::1]:29400", "::1:29400")]
+)
+def test_endpoints(text, endpoint):
+    assert launch.parse_arguments(["--nnodes", "2", "--rdzv-endpoint", text]).endpoint == endpoint
 
 
 def test_wrong_options_end_with_2(capsys):

@@ -38,14 +38,14 @@ class Call:
 
 
 class Listener(socketserver.ThreadingTCPServer):
-    """Answers every byte with the time of its clock, in the background, on all of the host's addresses."""
+    """Answers every byte with the time of its clock, in the background."""
 
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self) -> None:
-        """Listen at a free port."""
-        super().__init__(("", 0), _Answer)
+    def __init__(self, host: str) -> None:
+        """Listen at a free port of an address of this host; "" for all of them."""
+        super().__init__((host, 0), _Answer)
         self.port = int(self.server_address[1])
         threading.Thread(target=self.serve_forever, daemon=True).start()
 

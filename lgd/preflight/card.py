@@ -14,8 +14,8 @@ import torch
 
 from lgd import __version__
 from lgd.config.values import ConfigError
-from lgd.preflight.interfaces import address_facing, choose_interface, list_interfaces, resolve
 from lgd.preflight.place import Place
+from lgd.ranks.interfaces import address_facing, choose_interface, list_interfaces, resolve
 from lgd.ranks.process_group import select_device
 
 
@@ -93,7 +93,7 @@ def make_card(
         requested=os.environ.get(f"{backend.upper()}_SOCKET_IFNAME", ""),
         host_address=resolve(socket.gethostname()),
         facing=address_facing(place.master_address),
-        num_hosts=_num_hosts(place),
+        num_hosts=1 if place.is_one_machine else 2,  # one, or more than one
     )
     if choice.problem:
         found.append((choice.problem, choice.way_out))
@@ -118,11 +118,6 @@ def make_card(
         problems=tuple(found),
     )
     return card, device
-
-
-def _num_hosts(place: Place) -> int:
-    """Hosts of the job as far as this rank can know: one, or more than one."""
-    return 1 if place.local_world_size == place.world_size else 2
 
 
 def _versions(backend: str) -> dict[str, str]:

@@ -31,6 +31,8 @@ from lgd.preflight.findings import Finding, Limits
 from lgd.preflight.meeting import MeetingError, open_meeting
 from lgd.preflight.place import Place, read_place
 from lgd.preflight.storage import Dataset, Storage, look_around, remove_mark
+from lgd.ranks.reach import keep_to_loopback
+from lgd.ranks.store import LOOPBACK
 
 FINDINGS = 1
 """Exit code where something is wrong."""
@@ -122,7 +124,9 @@ class _Preflight:
 
     def run(self) -> int:
         self.meeting = open_meeting(self.place, self.arguments.timeout)
-        self.listener = Listener()
+        if self.place.is_one_machine:
+            keep_to_loopback()
+        self.listener = Listener(LOOPBACK if self.place.is_one_machine else "")
         device = self._introduce()
         cards = self.reports.cards
         calls = call_all(cards[self.place.rank], cards)

@@ -6,14 +6,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 from typing import Any
 
 from torch import distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from lgd.preflight.place import Place
-from lgd.ranks.channel import in_time
+from lgd.ranks.store import LOOPBACK, PortTakenError, UnreachableError, connect, in_time, serve
 
 _PAUSE_SECONDS = 0.1
 
@@ -95,23 +94,18 @@ def open_meeting(place: Place, seconds: float) -> Meeting:
     served_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     serves = place.rank == 0 and not served_by_agent
     where = f"{place.master_address}:{place.master_port}"
+    host = LOOPBACK if place.is_one_machine and not served_by_agent else place.master_address
     try:
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            place.master_address,
-            place.master_port,
-            is_master=serves,
-            timeout=timedelta(seconds=seconds),
-            wait_for_workers=False,
-        )
-    except dist.DistError as error:
         if serves:
-            raise MeetingError(
-                f"rank 0 cannot listen at {where} ({str(error).splitlines()[0]}); "
-                "choose another port (MASTER_PORT, --rdzv-endpoint)"
-            ) from error
+            store, _ = serve(host, place.master_port, seconds=seconds)
+        else:
+            store = connect(host, place.master_port, seconds=seconds)
+    except PortTakenError as error:
+        raise MeetingError(f"rank 0 cannot listen at {where}: {error}") from None
+    except UnreachableError as error:
         raise MeetingError(
             f"nobody answers at {where} (MASTER_ADDR:MASTER_PORT) in {seconds:.0f} s: rank 0 did not start, "
-            "its name resolves to another address here, or a firewall is between"
+            f"its name resolves to another address here, or a firewall is between ({error})"
         ) from error
     # Restarted workers must not find what those before them left.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lgd.config.values import ConfigError
+from lgd.ranks.store import is_loopback
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Place:
     master_address: str = "localhost"
     master_port: int = 0
     launcher: str = "nothing"
+
+    @property
+    def is_one_machine(self) -> bool:
+        """Whether all processes are known to be on this machine."""
+        return self.local_world_size == self.world_size or is_loopback(self.master_address)
 
 
 def read_place(environ: Mapping[str, str]) -> Place:
@@ -78,11 +84,15 @@ def _from_slurm(environ: Mapping[str, str]) -> Place:
     port = (
         20_000 + _number(environ, "SLURM_JOB_ID", 0) % 20_000
     )  # jobs that share a node must not share a port
+    tasks = _number(environ, "SLURM_STEP_NUM_TASKS", 1)
+    is_one_node = _number(environ, "SLURM_STEP_NUM_NODES", 0) == 1
     return Place(
         rank=_number(environ, "SLURM_PROCID", 0),
         local_rank=_number(environ, "SLURM_LOCALID", 0),
-        world_size=_number(environ, "SLURM_STEP_NUM_TASKS", 1),
-        local_world_size=0,  # SLURM_STEP_TASKS_PER_NODE may differ from node to node
+        world_size=tasks,
+        local_world_size=tasks
+        if is_one_node
+        else 0,  # SLURM_STEP_TASKS_PER_NODE may differ from node to node
         node=_number(environ, "SLURM_NODEID", -1),
         master_address=environ.get("MASTER_ADDR") or first_host(nodes) or "localhost",
         master_port=_number(environ, "MASTER_PORT", port),

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from lgd.config.values import ConfigError
+from lgd.ranks.store import RanksError, in_time, launcher_serves
 
 T = TypeVar("T")
 
@@ -28,52 +28,6 @@ _SECONDS_BETWEEN_ROLLS = 0.05
 
 _PATIENCE_SECONDS = 10.0
 """How long the ranks that gave up wait for others to do so, before they call them missing."""
-
-
-class RanksError(RuntimeError):
-    """Ranks lost one another: some died, hang, or cannot be reached."""
-
-
-def open_store(rank: int, world_size: int, timeout_seconds: float) -> Store:
-    """Reach the ranks' key-value store at MASTER_ADDR:MASTER_PORT, which rank 0 serves, or the launcher.
-
-    Raises:
-        ConfigError: the environment does not say where.
-        RanksError: it cannot be reached within the time-out.
-    """
-    address, port = _address(world_size)
-    is_server = rank == 0 and not _launcher_serves()
-    try:
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            address,
-            port,
-            world_size,
-            is_master=is_server,
-            timeout=timedelta(seconds=timeout_seconds),
-            wait_for_workers=False,  # `call_roll` does, and says who is missing
-            multi_tenant=True,
-        )
-    except RuntimeError as error:
-        what = "serve the ranks' store" if is_server else "reach rank 0"
-        raise RanksError(
-            f"rank {rank} on {socket.gethostname()} cannot {what} at {address}:{port} "
-            f"(MASTER_ADDR, MASTER_PORT): {_first_line(error)}"
-        ) from error
-    return PrefixStore("lgd", store)
-
-
-def _address(world_size: int) -> tuple[str, int]:
-    try:
-        return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    except (KeyError, ValueError) as error:
-        raise ConfigError(
-            f"WORLD_SIZE is {world_size}, but MASTER_ADDR and MASTER_PORT do not say where rank 0 is; start "
-            "with --num-gpus, torchrun or lgd.launch, which set them, or unset WORLD_SIZE"
-        ) from error
-
-
-def _launcher_serves() -> bool:
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 @contextmanager
@@ -95,7 +49,7 @@ def losing_store(rank: int, host: str) -> Iterator[None]:
 
 
 def _keeper(host: str) -> str:
-    whom = f"the launcher on {os.environ['MASTER_ADDR']}" if _launcher_serves() else f"rank 0 on {host}"
+    whom = f"the launcher on {os.environ['MASTER_ADDR']}" if launcher_serves() else f"rank 0 on {host}"
     return f"{whom}, which keeps the ranks' store"
 
 
@@ -119,32 +73,6 @@ def _ask(question: Callable[[], T], rank: int, host: str, seconds: float) -> T:
             f"rank {rank} on {socket.gethostname()} waited {seconds:g} s in vain for the answer of "
             f"{_keeper(host)}: it hangs, or is cut off"
         ) from error
-
-
-def in_time(action: Callable[[], T], seconds: float) -> T:
-    """Return what `action` does, which may never end.
-
-    Raises:
-        TimeoutError: it has not ended after `seconds`; it goes on beside.
-        Exception: whatever it raises.
-    """
-    answers: list[T] = []
-    errors: list[Exception] = []
-
-    def work() -> None:
-        try:
-            answers.append(action())
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    for error in errors:
-        raise error
-    if not answers:
-        raise TimeoutError
-    return answers[0]
 
 
 def call_roll(store: Store, rank: int, world_size: int, timeout_seconds: float) -> tuple[Store, list[str]]:

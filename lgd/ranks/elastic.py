@@ -8,8 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +17,19 @@ from torch.distributed.elastic import rendezvous
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
-from torch.distributed.elastic.rendezvous import registry
+from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 
 from lgd import exits
 from lgd.ranks.interruption import SIGNALS, Interrupted, Interruption
+from lgd.ranks.rendezvous import Launch, open_rendezvous
+from lgd.ranks.store import UnreachableError
 
 logger = logging.getLogger(__name__)
 
-_READ_SECONDS = 60
-"""Torch's default of --rdzv-conf read_timeout: how long the agents wait for the answer of their store."""
+_LEAVE_SECONDS = 300.0
+"""How long workers may take to save and leave, unless the machines wait longer for one another."""
 
-
-@dataclass(frozen=True)
-class Launch:
-    """What to start, and how its machines find one another.
-
-    Attributes:
-        command: what every worker runs, behind the Python interpreter.
-        num_workers: workers of this machine.
-        min_machines: machines without which nothing starts.
-        max_machines: machines that may take part.
-        max_restarts: how often a lost worker may bring all of them back to the newest checkpoint.
-        backend: "c10d", or "static" where every machine knows its number.
-        endpoint: HOST:PORT at which the machines meet.
-        run_id: the same on all machines of a run.
-        settings: of the backend, as torchrun's --rdzv-conf.
-        local_address: by which the others reach this machine; None asks its name.
-        log_folder: where the workers' output is kept, a file each; None keeps it nowhere.
-    """
-
-    command: Sequence[str]
-    num_workers: int
-    min_machines: int = 1
-    max_machines: int = 1
-    max_restarts: int = 0
-    backend: str = "c10d"
-    endpoint: str = "localhost:0"
-    run_id: str = "lgd"
-    settings: dict[str, Any] = field(default_factory=dict)
-    local_address: str | None = None
-    log_folder: str | None = None
+_POLL_SECONDS = 0.05
 
 
 def run_workers(launch: Launch, interruption: Interruption) -> int:
@@ -75,18 +47,12 @@ def run_workers(launch: Launch, interruption: Interruption) -> int:
     # Workers that each take every core slow one another down.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // launch.num_workers)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    parameters = rendezvous.RendezvousParameters(
-        backend=launch.backend,
-        endpoint=launch.endpoint,
-        run_id=launch.run_id,
-        min_nodes=launch.min_machines,
-        max_nodes=launch.max_machines,
-        local_addr=launch.local_address,
-        **launch.settings,
-    )
     agent: Agent | None = None
     try:
-        handler = registry.get_rendezvous_handler(parameters)
+        interruption.on_signal = _leave
+        if interruption.requested:
+            _leave()
+        handler = open_rendezvous(launch)
         try:
             agent = _make_agent(launch, handler, interruption)
             return _run(agent, interruption)
@@ -96,12 +62,16 @@ def run_workers(launch: Launch, interruption: Interruption) -> int:
         return exits.RUN_AGAIN
     except SignalException:
         return exits.CTRL_C
-    except (rendezvous.RendezvousError, DistError, ConnectionError) as error:
+    except (rendezvous.RendezvousError, DistError, ConnectionError, UnreachableError) as error:
         here, reason = socket.gethostname(), _first_line(error.__cause__ or error)
         if agent is not None and isinstance(error, rendezvous.RendezvousTimeoutError):
             reason = _who_is_missing(agent, launch)
         logger.error("%s cannot meet the other machines at %s: %s", here, launch.endpoint, reason)
         return exits.RUN_AGAIN if interruption.requested else exits.FAULT
+
+
+def _leave(*_: object) -> None:
+    raise Interrupted("asked to leave before the workers were started")
 
 
 def _first_line(error: BaseException) -> str:
@@ -123,6 +93,14 @@ def _machines_at(handler: rendezvous.RendezvousHandler) -> list[str]:
     return sorted({node.addr for node in holder.state.participants}) if holder is not None else []
 
 
+def _is_awaited(handler: rendezvous.RendezvousHandler) -> bool:
+    """Whether a machine waits for this one's workers to stop, so that all can be started with it."""
+    try:
+        return handler.num_nodes_waiting() > 0
+    except rendezvous.RendezvousError:
+        return False
+
+
 def _bound_silence(seconds: int) -> None:
     """Let connections of this process break when the other side has not acknowledged anything for so long.
 
@@ -138,10 +116,6 @@ def _bound_silence(seconds: int) -> None:
 
 
 def _make_agent(launch: Launch, handler: rendezvous.RendezvousHandler, interruption: Interruption) -> Agent:
-    host, _, port = launch.endpoint.rpartition(":")
-    fixed: dict[str, Any] = (
-        {"master_addr": host, "master_port": int(port)} if launch.backend == "static" else {}
-    )
     spec = WorkerSpec(
         role="worker",
         local_world_size=launch.num_workers,
@@ -150,11 +124,9 @@ def _make_agent(launch: Launch, handler: rendezvous.RendezvousHandler, interrupt
         rdzv_handler=handler,
         max_restarts=launch.max_restarts,
         local_addr=launch.local_address,
-        **fixed,
     )
     keep = Std.ALL if launch.log_folder else Std.NONE
-    silence = int(launch.settings.get("read_timeout", _READ_SECONDS))
-    return Agent(spec, DefaultLogsSpecs(launch.log_folder, tee=keep), interruption, silence)
+    return Agent(spec, DefaultLogsSpecs(launch.log_folder, tee=keep), interruption, launch)
 
 
 def _run(agent: Agent, interruption: Interruption) -> int:
@@ -176,16 +148,17 @@ class Agent(LocalElasticAgent):
     """Torch's agent, but it tells a worker that was asked to leave from one that was lost."""
 
     def __init__(
-        self, spec: WorkerSpec, logs: DefaultLogsSpecs, interruption: Interruption, silence_seconds: int
+        self, spec: WorkerSpec, logs: DefaultLogsSpecs, interruption: Interruption, launch: Launch
     ) -> None:
         """Prepare; `run` starts the workers."""
         super().__init__(spec, logs)
         self.machines: list[str] = []
         """Host names of those that took part in the last start, where the backend tells."""
-        self._silence_seconds = silence_seconds
+        self._launch = launch
         self._interruption = interruption
         self._process_ids: list[int] = []
         self._is_joining = False
+        self._leaving_since: float | None = None
         interruption.on_signal = self._pass_on
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
@@ -194,12 +167,13 @@ class Agent(LocalElasticAgent):
         try:
             super()._rendezvous(worker_group)
             self.machines = _machines_at(worker_group.spec.rdzv_handler)
-            _bound_silence(self._silence_seconds)
+            _bound_silence(self._launch.read_seconds)
         finally:
             self._is_joining = False
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         """Start the workers, with the signals blocked until each of them can handle them."""
+        self._leaving_since = None
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             process_ids: dict[int, Any] = super()._start_workers(worker_group)
@@ -211,11 +185,18 @@ class Agent(LocalElasticAgent):
         return process_ids
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
-        # Not SIGTERM: this is no request to save and leave.
+        if worker_group.state == WorkerState.HEALTHY:
+            logger.info("another machine joins: the workers save, leave, and are started again with it")
+            self._tell(signal.SIGTERM)
+            while self._are_leaving(everybody=True):
+                time.sleep(_POLL_SECONDS)
+        # Not SIGTERM: those that are left are lost, or stand.
         self._process_ids = []
         self._shutdown(signal.SIGKILL)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        if self._are_leaving():  # torch would kill them 30 s after the first of them has left
+            return RunResult(state=WorkerState.HEALTHY)
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state != WorkerState.HEALTHY:
             self._process_ids = []
@@ -226,11 +207,27 @@ class Agent(LocalElasticAgent):
             # To the agent a success: no restart, and it waits for the other machines' workers.
             result.state = WorkerState.SUCCEEDED
             result.return_values = dict.fromkeys(worker.global_rank for worker in worker_group.workers)
+            if not self._interruption.requested and _is_awaited(worker_group.spec.rdzv_handler):
+                result.state = WorkerState.HEALTHY  # another launcher saw the new machine before this one
         elif exits.USER_ERROR in codes:
             self._remaining_restarts = 0
         else:
             self._report(result)
         return result
+
+    def _are_leaving(self, *, everybody: bool = False) -> bool:
+        """Whether some workers still have to save and leave, and may: all of them, or if one has left.
+
+        Rank 0 writes the checkpoint, which takes as long as the disk needs.
+        """
+        assert isinstance(self._pcontext, SubprocessContext)
+        codes = [handler.proc.poll() for handler in self._pcontext.subprocess_handlers.values()]
+        if None not in codes or not (everybody or exits.RUN_AGAIN in codes):
+            return False
+        if self._leaving_since is None:
+            self._leaving_since = time.monotonic()
+        patience = max(_LEAVE_SECONDS, float(self._launch.settings.get("join_timeout", 0)))
+        return time.monotonic() - self._leaving_since < patience
 
     def _report(self, result: RunResult) -> None:
         for rank, failure in result.failures.items():
@@ -244,13 +241,14 @@ class Agent(LocalElasticAgent):
 
     def _pass_on(self, number: signal.Signals) -> None:
         """Send a signal on to the workers; where they are not there yet, leave."""
-        for process_id in self._process_ids:
-            try:
-                os.kill(process_id, number)
-            except ProcessLookupError:
-                continue
+        self._tell(number)
         if self._is_joining:
             self._leave_if_asked()
+
+    def _tell(self, number: signal.Signals) -> None:
+        for process_id in self._process_ids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process_id, number)
 
     def _leave_if_asked(self) -> None:
         if self._interruption.requested:

@@ -19,7 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lgd.config.values import ConfigError
-from lgd.ranks.channel import Channel, RanksError, call_roll, collective, losing_store, open_store
+from lgd.ranks.channel import Channel, call_roll, collective, losing_store
+from lgd.ranks.reach import keep_to_loopback, require_interfaces
+from lgd.ranks.store import RanksError, is_one_machine, open_store
 
 T = TypeVar("T")
 
@@ -91,15 +93,19 @@ def init(device: torch.device, timeout_seconds: float) -> Channel:
 
     Raises:
         RanksError: a rank did not come within the time-out, or they cannot talk to one another.
+        ConfigError: an interface is not there, or cannot be reached; or the port for the meeting is taken.
     """
     launch = LaunchInfo.from_environment()
     if launch.world_size == 1:
         return Channel.alone()
     on_cuda = device.type == "cuda"
+    if is_one_machine():
+        keep_to_loopback()
     everyones = open_store(launch.rank, launch.world_size, timeout_seconds)
     store, hosts = call_roll(everyones, launch.rank, launch.world_size, timeout_seconds)
     try:
         with losing_store(launch.rank, hosts[0]):
+            require_interfaces(store, launch.rank, hosts)
             dist.init_process_group(
                 backend="nccl" if on_cuda else "gloo",
                 store=store,

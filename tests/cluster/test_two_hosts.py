@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,9 @@ pytestmark = pytest.mark.netns
 
 PATIENCE = 180
 """Seconds for what takes some 10 to 40 on idle cores; the time-outs that are under test are far shorter."""
+
+IMPORT_SECONDS = 30
+"""What the start of the interpreter and its imports may take on a busy machine."""
 
 NUM_STEPS = 30
 SHORT = {"process_group": 10, "join": 15}
@@ -276,14 +280,113 @@ def test_an_output_folder_that_is_not_shared(network, tmp_path, small_data, unin
     assert all(re.search(expected, text) for text in texts), texts
 
 
-def test_an_interface_that_is_not_there(network, tmp_path, small_data):
+def interfaces_of(host):
+    """The environment of a host's command, and a piece of what is to be said of it."""
+    return {
+        "not there": (
+            {"GLOO_SOCKET_IFNAME": "ib0"},
+            f"on {host} GLOO_SOCKET_IFNAME is ib0, which is not there",
+        ),
+        "of nccl": ({"NCCL_SOCKET_IFNAME": "ib"}, f"on {host} NCCL_SOCKET_IFNAME is ib, which is not there"),
+        "not reached": ({"GLOO_SOCKET_IFNAME": "eth1"}, rf"cannot reach {host} at 10\.88\.0\.2, its eth1"),
+        "loopback": ({"GLOO_SOCKET_IFNAME": "lo"}, rf"cannot reach {host} at 127\.0\.0\.1, its lo"),
+    }
+
+
+@pytest.mark.parametrize("what", interfaces_of(""))
+def test_a_wrong_interface_ends_all_machines_at_once(network, tmp_path, small_data, what):
+    arguments = recipe(small_data, tmp_path / "run")
+    words = ["--nnodes=2", "--rdzv-endpoint=hostA:29400", "--max-restarts=3", meeting(LONG["join"]), "--"]
+    network.hosts[1].add_interface("eth1", "10.88.0.2/24")
+    environment, said = interfaces_of("hostB")[what]
+    processes = [
+        host.python("-m", "lgd.launch", *words, *arguments, environment=own, log=f"{host.name}.log")
+        for host, own in zip(network.hosts, ({}, environment), strict=True)
+    ]
+    codes, texts = finish(*processes)
+    assert codes == [exits.USER_ERROR] * 2, texts
+    for text in texts:
+        assert "Traceback" not in text
+        assert re.search(f"error.*: .*{said}.* has .*eth0 {network.hosts[1].address}/24", text), text
+        assert "starting again" not in text
+
+
+def test_a_wrong_interface_on_one_machine(network, tmp_path, small_data):
     process = network.hosts[0].python(
         "-m", "lgd.train", "--num-gpus", "2", *recipe(small_data, tmp_path / "run"),
         environment={"GLOO_SOCKET_IFNAME": "ib0"}, log="hostA.log",
     )  # fmt: skip
     (code,), (text,) = finish(process)
-    assert code == exits.FAULT
-    assert "Traceback" not in text
-    assert re.search(
-        r"rank \d on hostA cannot join the others: .*ib0\. Which interface is used: GLOO_SOCK", text
+    assert code == exits.USER_ERROR
+    assert "error: on hostA GLOO_SOCKET_IFNAME is ib0, which is not there; this host has lo 127" in text
+
+
+def test_a_wrong_local_address(network):
+    words = ["--nnodes=2", "--rdzv-endpoint=hostA:29400", "--local-addr", "hostB", "--", "--help"]
+    process = network.hosts[0].python("-m", "lgd.launch", *words, log="hostA.log")
+    (code,), (text,) = finish(process)
+    assert code == exits.USER_ERROR
+    address = network.hosts[1].address
+    assert f"error: --local-addr hostB ({address}) is no address of this machine, which has lo 127" in text
+
+
+OCCUPIER = """\
+import socket, sys, time
+with socket.create_server(("", int(sys.argv[1]))) as server:
+    while True:
+        connection, _ = server.accept()
+        if sys.argv[2] == "talks":
+            connection.sendall(b"SSH-2.0-OpenSSH_9.2\\r\\n")
+        elif sys.argv[2] == "hangs up":
+            connection.close()
+        kept = connection
+"""
+
+
+@pytest.mark.parametrize("manner", ["silent", "talks", "hangs up"])
+@pytest.mark.parametrize("start", [launch, seeds_form], ids=["launch", "seed's form"])
+def test_a_port_that_another_program_has(network, tmp_path, small_data, manner, start):
+    host = network.hosts[0]
+    port = "29400" if start is launch else "29500"
+    host.python("-c", OCCUPIER, port, manner, log="occupier.log")
+    began = time.monotonic()
+    process = start(network, host, recipe(small_data, tmp_path / "run"))
+    (code,), (text,) = finish(process)
+    assert time.monotonic() - began < 30 + IMPORT_SECONDS
+    assert code == exits.USER_ERROR, text
+    assert re.search(rf"error: .*port {port} on hostA is in use by another program; take another", text), text
+    assert "frame #" not in text
+
+
+def test_a_port_that_another_run_has(network, tmp_path, small_data):
+    host = network.hosts[0]
+    others = ["--nnodes=2", "--rdzv-endpoint=hostA:29400", "--rdzv-id=other", "--", "--help"]
+    host.python("-m", "lgd.launch", *others, log="other.log")
+    netns.wait_until(
+        lambda: ":29400 " in netns.run("ip", "netns", "exec", host.namespace, "ss", "-ltn"), 60, "it"
     )
+    process = launch(network, host, recipe(small_data, tmp_path / "run"))
+    (code,), (text,) = finish(process)
+    assert code == exits.USER_ERROR
+    assert "error: --rdzv-endpoint hostA:29400: port 29400 on hostA is in use by another program" in text
+
+
+def test_workers_save_when_a_machine_joins(network, tmp_path, small_data, uninterrupted):
+    """Nothing that was trained is trained again: the last step before is the first after."""
+    output = tmp_path / "run"
+    changes = {"SOLVER__MAX_ITER": 60, "SOLVER__CHECKPOINT_PERIOD": 50, "LOG_PERIOD": 1}
+    arguments = recipe(small_data, output, **changes)
+    words = ["--nnodes=1:2", "--rdzv-endpoint=hostA:29400", meeting(LONG["join"]), "--", *arguments]
+    first = network.hosts[0].python("-m", "lgd.launch", *words, log="hostA.log")
+    train_until(8, output, [first])
+    second = network.hosts[1].python("-m", "lgd.launch", *words, log="hostB.log")
+    codes, texts = finish(first, second)
+    assert codes == [exits.DONE] * 2, texts
+    text = "".join(texts)
+    (saved,) = re.findall(r"saved step (\d+)", text)
+    assert resumed_at(text) == [int(saved)]
+    assert 8 <= int(saved) < 50
+    assert "another machine joins" in texts[0]
+    assert "2 x CPU" in text
+    steps = [line["iteration"] for line in read_metrics(output) if "total_loss" in line]
+    assert steps == list(range(1, 61))

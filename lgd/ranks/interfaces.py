@@ -110,7 +110,8 @@ def choose_interface(
 def _requested(interfaces: Sequence[Interface], backend: str, requested: str, variable: str) -> Choice:
     matches = [interface for interface in interfaces if _matches(interface.name, requested, backend)]
     names = ", ".join(str(interface) for interface in interfaces)
-    if not matches:
+    absent = set(requested.split(",")) - {interface.name for interface in interfaces}
+    if not matches or (backend == "gloo" and absent):  # gloo wants all that it is told, NCCL one of them
         return Choice(
             None, variable, f"{variable} is {requested}, which is not there", f"this host has {names}"
         )

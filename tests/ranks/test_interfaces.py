@@ -2,7 +2,7 @@
 
 import pytest
 
-from lgd.preflight.interfaces import (
+from lgd.ranks.interfaces import (
     Choice,
     Interface,
     address_facing,
@@ -56,6 +56,7 @@ def test_the_variable_wins(requested, backend, interface):
     ("requested", "problem"),
     [
         ("eth", "GLOO_SOCKET_IFNAME is eth, which is not there"),
+        ("eth0,ib1", "GLOO_SOCKET_IFNAME is eth0,ib1, which is not there"),
         ("eth1", "GLOO_SOCKET_IFNAME is eth1, and eth1 is down"),
         ("ib0", "GLOO_SOCKET_IFNAME is ib0, and ib0 has no address"),
     ],
