@@ -39,7 +39,8 @@ from lgd.bench.machine import read_status, reset_peak_resident
 from lgd.data.cache import cached_columns
 from lgd.data.coco_json import parse_coco
 from lgd.data.index import AnnotationIndex
-from lgd.evaluation.coco import evaluate_coco, read_ground_truth
+from lgd.evaluation.coco import evaluate_coco
+from lgd.evaluation.ground_truth import ground_truth_of, numbered
 from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.score import without_collections
 from lgd.run.scoring import ScoringJob, ScoringProcess
@@ -125,16 +126,21 @@ def _draw_boxes(generator: np.random.Generator, count: int) -> list[list[float]]
     return boxes
 
 
+def open_index(gt_json: Path) -> AnnotationIndex:
+    """As a training has it open, which has been indexed before."""
+    path = cached_columns(gt_json, lambda content_hash: parse_coco(gt_json, content_hash))
+    return AnnotationIndex(path, name="made", json_path=gt_json, image_dir=gt_json.parent)
+
+
 def score_ours(gt_json: Path, found: Predictions, iou_type: Any) -> float:
     """As the evaluation of a training does it."""
     with without_collections():
+        index = open_index(gt_json)
         metrics = evaluate_coco(
-            read_ground_truth(gt_json, with_masks=iou_type == "segm"),
-            found,
+            ground_truth_of(index, with_masks=iou_type == "segm"),
+            numbered(index, found),
             iou_type=iou_type,
-            class_names=[f"class {k}" for k in range(1, NUM_CLASSES + 1)],
-            category_ids=list(range(1, NUM_CLASSES + 1)),
-            gt_name=str(gt_json),
+            name=str(gt_json),
         )
     assert metrics is not None
     assert metrics["AP"] is not None
@@ -214,6 +220,7 @@ def compare(folder: Path, iou_type: str, num_images: int, per_image: int, rounds
     gt_json, results_json = folder / "instances.json", folder / f"{iou_type}.json"
     ground_truth = make_ground_truth(num_images)
     gt_json.write_text(json.dumps(ground_truth))
+    open_index(gt_json)
     results_json.write_text(json.dumps(make_detections(ground_truth, per_image, iou_type == "segm")))
     names = [name for name, (module, _) in SCORERS.items() if importlib.util.find_spec(module)]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
@@ -239,10 +246,7 @@ def compare(folder: Path, iou_type: str, num_images: int, per_image: int, rounds
 
 def score_beside(gt_json: Path, results_json: Path, iou_type: str) -> dict[str, Any]:
     """Hand the detections to the process that scores, as a training does, from this one, and wait."""
-    index = AnnotationIndex(
-        cached_columns(gt_json, lambda content_hash: parse_coco(gt_json, content_hash)),
-        name="made", json_path=gt_json, image_dir=gt_json.parent,
-    )  # fmt: skip
+    index = open_index(gt_json)
     with without_collections():
         found = Predictions.from_results(json.loads(results_json.read_text()))
     paths = {"student": gt_json.with_name("predictions.json")}

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from lgd.data.columns import Array
+from lgd.data.errors import DataError
 from lgd.data.index import Flags, Floats, Integers
+from lgd.data.limits import MAX_COORDINATE, check_size, name_some
 from lgd.data.segmentations import segmentation_columns
 
 MIN_SIDE = 1e-5
@@ -56,7 +58,13 @@ def columns_of_images(
 
     Returns:
         The columns that `AnnotationIndex` reads, and a warning for each kind of box that was dropped.
+
+    Raises:
+        DataError: an image is of a size that cannot be.
     """
+    for image in images:
+        if wrong := check_size(image.height, image.width):
+            raise DataError(f"{path}: the size of {image.file_name}, {image.width} x {image.height}, {wrong}")
     counts = [len(image.boxes) for image in images]
     place = np.repeat(np.arange(len(images)), counts)
     boxes = np.array(_chain(image.boxes for image in images), dtype=np.float64).reshape(-1, 4)
@@ -65,23 +73,24 @@ def columns_of_images(
         boxes,
         widths[place],
         heights[place],
-        lambda which: "in " + name_some(np.unique([images[p].file_name for p in place[which]])),
-        path,
+        lambda which: "in " + name_some(sorted({images[p].file_name for p in place[which].tolist()})),
         may_reach_outside=may_reach_outside,
     )
     sides = boxes[keep, 2:] - boxes[keep, :2]
+    xywh = np.concatenate([boxes[keep, :2], sides], axis=1)
     ids = np.flatnonzero(keep) + 1
     records = [{"id": number} for number in ids]
     masks, _ = segmentation_columns(records, heights[place[keep]], widths[place[keep]], path)
     annotations = annotation_columns(
         len(images),
         place[keep],
-        boxes=boxes[keep],
+        xywh=xywh,
         labels=np.array(_chain(image.labels for image in images), dtype=np.int64)[keep],
         ids=ids,
         areas=sides[:, 0] * sides[:, 1],
         crowd=np.array(_chain(image.crowd for image in images), dtype=np.bool_)[keep],
         difficult=np.array(_chain(image.difficult for image in images), dtype=np.bool_)[keep],
+        usable=np.ones(len(ids), dtype=np.bool_),
     )
     names = [image.file_name for image in images]
     columns = image_columns(np.arange(1, len(images) + 1), names, heights, widths)
@@ -94,6 +103,7 @@ def image_columns(
     """Lay out I images, ascending by id."""
     encoded = [name.encode() for name in file_names]
     return {
+        "part_offsets": np.array([0, len(ids)]),
         "image_ids": ids,
         "heights": heights,
         "widths": widths,
@@ -106,23 +116,25 @@ def annotation_columns(
     num_images: int,
     image: Integers,
     *,
-    boxes: Floats,
+    xywh: Floats,
     labels: Integers,
     ids: Integers,
     areas: Floats,
     crowd: Flags,
     difficult: Flags,
+    usable: Flags,
 ) -> dict[str, Array]:
     """Lay out A annotations, ascending by `image`, (A,) the places of their images in [0, num_images)."""
     return {
         "annotation_offsets": offsets(np.bincount(image, minlength=num_images)),
-        "counts": np.bincount(image[~crowd], minlength=num_images).astype(np.int64),
-        "boxes": boxes,
+        "counts": np.bincount(image[usable & ~crowd], minlength=num_images).astype(np.int64),
+        "xywh": xywh,
         "labels": labels,
         "annotation_ids": ids,
         "areas": areas,
         "crowd": crowd,
         "difficult": difficult,
+        "usable": usable,
     }
 
 
@@ -131,7 +143,6 @@ def usable_boxes(
     widths: Integers,
     heights: Integers,
     describe: Callable[[Flags], str],
-    path: Path,
     *,
     may_reach_outside: bool = False,
 ) -> tuple[Flags, list[str]]:
@@ -142,7 +153,6 @@ def usable_boxes(
         widths: (A,) of their images, pixels.
         heights: (A,) of their images, pixels.
         describe: says which annotations these (A,) flags stand for.
-        path: the annotation file, for messages.
         may_reach_outside: give no warning of boxes that are clipped.
 
     Returns:
@@ -159,14 +169,17 @@ def usable_boxes(
         (outside, "boxes wholly outside their image were dropped"),
         (reaching, "boxes reach more than a pixel outside their image and are clipped to it"),
     )
-    warnings = [f"{path}: {which.sum()} {text} ({describe(which)})" for which, text in kinds if which.any()]
+    warnings = [f"{which.sum()} {text} ({describe(which)})" for which, text in kinds if which.any()]
     return ~(no_size | outside), warnings
 
 
-def name_some(names: Array) -> str:
-    """Name the first few of many ids or files, and how many there are beyond them."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(map(str, names[:5].tolist())) + more
+def is_box(value: Any) -> bool:
+    """Whether this is a list of four numbers that make sense as pixels."""
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(type(x) in (int, float) and -MAX_COORDINATE <= x <= MAX_COORDINATE for x in value)
+    )
 
 
 def offsets(lengths: Iterable[int] | Integers) -> Integers:

@@ -1,138 +1,181 @@
-"""Where the columns made from an annotation file lie, and when they may be used again."""
+"""The columns made from annotation files: where they lie, and when they may be used again.
+
+The file of columns is called after the SHA-256 of the annotation files and has it in its header, so that it
+can stand for no other content. Two things are checked on every opening, by every process that opens the set:
+
+- Which content the annotation files have. They are not read for that while their stamp is the one that was
+  noted with the hash: size, times of change and inode. A program can set the time of modification back, but
+  not that of the last change of any kind, so that another content of the same size and time is noticed. A
+  stamp is noted only when it is older than the clock's grain: two writes within that look alike. Wherever the
+  stamp differs, as in a copy, the files are read and hashed. (Reading always would cost COCO's 450 MB half a
+  second, and Objects365's 6 GB seven.)
+- That the columns are whole: types and sizes against the file's before anything is mapped, a checksum over
+  all of it, which columns there are and how long. Anything else is made anew.
+
+Processes that are handed an open set (workers, the one that scores) map the same file without the checksum.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lgd.data.columns import Array, Stamp, open_columns, read_stamp, renew_stamp, write_columns
+from lgd.data.columns import Array, open_columns, write_columns
 from lgd.data.errors import DataError
+from lgd.data.folder import folders, make_folder, read_note, write_note
+from lgd.data.schema import check_columns
 
-FORMAT_VERSION = 3
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 4
 """Counts up with every change of the columns or of the rules that make them."""
 
 SETTLED = 2_000_000_000
 """Nanoseconds after which a file's time can be trusted: two writes within a tick of the clock look alike."""
 
+_LONGEST_NAME = 100
+"""Bytes of an annotation file's name that the names of what is kept about it begin with."""
+
 Columns = tuple[Mapping[str, Array], Mapping[str, Any]]
 """Arrays and metadata, as `write_columns` takes them."""
-
-NO_STAMP = Stamp(-1, -1)
-"""Equal to no file's."""
 
 
 def cached_columns(json_path: Path, build: Callable[[str], Columns], *, parts: Sequence[Path] = ()) -> Path:
     """Return the file of columns for the content of `json_path`, making it where there is none.
 
-    A cache is known by the source's size and time; where these differ, by the source's SHA-256. Several
-    processes may do this at once: each writes a file of its own and renames it.
+    Several processes may do this at once: each writes a file of its own and renames it.
 
     Args:
-        json_path: the annotation file; the cache is called after it and lies beside it.
+        json_path: the annotation file; the cache is called after it and lies in a folder beside it.
         build: makes arrays and metadata, given the content's hash.
         parts: more files that the annotations are spread over, if any.
 
     Raises:
-        DataError: no folder for the cache can be written to.
+        DataError: a file cannot be read or changes meanwhile, or no folder for the cache can be written to.
     """
     sources = (json_path, *parts)
-    stamp = Stamp.of_all(sources)
-    for folder in _folders(json_path):
-        for path in _caches(folder, json_path.name):
-            if read_stamp(path) == stamp and _is_whole(path):
-                return path
+    name, stamp = _short_name(json_path), _stamp(sources)
+    known = _recall(json_path, name, stamp)
+    path = _find(json_path, name, known) if known else None
+    if path is not None:
+        return path
     content_hash = _content_hash(sources)
-    if time.time_ns() - stamp.modified < SETTLED:
-        stamp = NO_STAMP
-    return named_columns(
-        json_path, f"{json_path.name}.{content_hash[:16]}", stamp, lambda: build(content_hash)
-    )
+    if content_hash != known:
+        path = _find(json_path, name, content_hash)
+    if path is None:
+        columns = build(content_hash)
+        if _content_hash(sources) != content_hash:
+            raise DataError(f"{json_path} changed while it was read; start again")
+        path = _store(json_path, name, content_hash, columns)
+    if stamp is not None:
+        _note(path.parent, name, stamp, content_hash)
+    return path
+
+
+def joined_columns(json_path: Path, content_hash: str, build: Callable[[], Columns]) -> Path:
+    """Return the file of columns of several data sets, making it where there is none.
+
+    Args:
+        json_path: the first set's annotation file.
+        content_hash: SHA-256 that stands for the content of all of them.
+        build: makes arrays and metadata.
+
+    Raises:
+        DataError: no folder for the cache can be written to.
+    """
+    path = _find(json_path, "joined", content_hash)
+    return path if path is not None else _store(json_path, "joined", content_hash, build())
+
+
+def _short_name(json_path: Path) -> str:
+    """The file's name as far as it leaves room for what comes behind it."""
+    return os.fsencode(json_path.name)[:_LONGEST_NAME].decode(errors="replace")
+
+
+def _stamp(sources: Sequence[Path]) -> str | None:
+    """What tells the files from changed ones without reading them; None where one has just been written."""
+    try:
+        # A file that is opened is asked for at its server; what is known of the others may be seconds old.
+        sources[0].open("rb").close()
+        states = [source.stat() for source in sources]
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+    if time.time_ns() - max(state.st_ctime_ns for state in states) < SETTLED:
+        return None
+    numbers = [(state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino) for state in states]
+    return hashlib.sha256(repr(numbers).encode()).hexdigest()
 
 
 def _content_hash(sources: Sequence[Path]) -> str:
     """SHA-256 of a file's content; of several, of their names and hashes."""
     hashes = []
     for source in sources:
-        with source.open("rb") as file:
-            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+        try:
+            with source.open("rb") as file:
+                hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise DataError(f"cannot read {source}: {error.strerror}") from error
     if len(hashes) == 1:
         return hashes[0]
-    lines = (f"{source.name} {content}" for source, content in zip(sources, hashes, strict=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    names = (os.fsencode(source.name) for source in sources)
+    lines = (name + f" {content}".encode() for name, content in zip(names, hashes, strict=True))
+    return hashlib.sha256(b"\n".join(lines)).hexdigest()
 
 
-def named_columns(json_path: Path, name: str, stamp: Stamp, build: Callable[[], Columns]) -> Path:
-    """Return the file of columns of this name, beside `json_path` or in the user's cache folder.
-
-    Args:
-        json_path: the annotation file.
-        name: tells contents apart.
-        stamp: of the source as it is now.
-        build: makes arrays and metadata where the file is not there.
-
-    Raises:
-        DataError: no folder for the cache can be written to.
-    """
-    name += _suffix()
-    for folder in _folders(json_path):
-        if _is_whole(folder / name):
-            with contextlib.suppress(OSError):
-                renew_stamp(folder / name, stamp)
-            return folder / name
-    arrays, metadata = build()
-    return _store(json_path, name, arrays, metadata, stamp)
+def _recall(json_path: Path, name: str, stamp: str | None) -> str | None:
+    """The hash that was noted with the stamp, if any."""
+    for folder in folders(json_path) if stamp else ():
+        note = read_note(folder / f"{name}.lgd-source")
+        if note.get("stamp") == stamp and re.fullmatch("[0-9a-f]{64}", str(note.get("content_hash"))):
+            return str(note["content_hash"])
+    return None
 
 
-def _suffix() -> str:
-    return f".v{FORMAT_VERSION}.lgd-index"
+def _note(folder: Path, name: str, stamp: str, content_hash: str) -> None:
+    with contextlib.suppress(OSError):  # costs reading the files on every start
+        write_note(folder / f"{name}.lgd-source", {"stamp": stamp, "content_hash": content_hash})
 
 
-def _folders(json_path: Path) -> tuple[Path, Path]:
-    """Where caches may lie: beside the JSON, and in the user's cache folder under the name of the JSON's."""
-    beside = json_path.parent
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return beside, user / "lgd" / hashlib.sha256(str(beside.resolve()).encode()).hexdigest()[:16]
+def _file_name(name: str, content_hash: str) -> str:
+    return f"{name}.{content_hash[:16]}.v{FORMAT_VERSION}.lgd-index"
 
 
-def _caches(folder: Path, json_name: str) -> list[Path]:
-    """The caches in `folder` of files called `json_name`."""
-    if not folder.is_dir():
-        return []
-    names = (entry.name for entry in os.scandir(folder))
-    return sorted(
-        folder / name for name in names if name.startswith(f"{json_name}.") and name.endswith(_suffix())
+def _find(json_path: Path, name: str, content_hash: str) -> Path | None:
+    """The file of these columns, if it is there and whole."""
+    for folder in folders(json_path):
+        path = folder / _file_name(name, content_hash)
+        try:
+            columns, metadata = open_columns(path)
+            check_columns(columns, metadata)
+            if metadata["content_hash"] != content_hash:
+                raise ValueError("it is of another content")
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError) as error:
+            logger.warning("%s cannot be used and is made anew: %s", path, error)
+            continue
+        return path
+    return None
+
+
+def _store(json_path: Path, name: str, content_hash: str, columns: Columns) -> Path:
+    problems = []
+    for folder in folders(json_path):
+        try:
+            make_folder(folder)
+            write_columns(folder / _file_name(name, content_hash), *columns)
+        except OSError as error:
+            problems.append(f"{folder}: {error.strerror}")
+        else:
+            return folder / _file_name(name, content_hash)
+    raise DataError(
+        f"cannot cache the annotations of {json_path} ({'; '.join(problems)}); "
+        "set XDG_CACHE_HOME to a folder that can be written to"
     )
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether `path` is there and can be mapped."""
-    try:
-        open_columns(path)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _store(
-    json_path: Path, name: str, arrays: Mapping[str, Array], metadata: Mapping[str, Any], stamp: Stamp
-) -> Path:
-    beside, user = _folders(json_path)
-    # A folder without a single write bit is to stay as it is, even where the superuser could write to it.
-    if beside.stat().st_mode & 0o222:
-        with contextlib.suppress(OSError):
-            write_columns(beside / name, arrays, metadata, stamp)
-            return beside / name
-    try:
-        user.mkdir(parents=True, exist_ok=True)
-        write_columns(user / name, arrays, metadata, stamp)
-    except OSError as error:
-        raise DataError(
-            f"cannot cache the annotations of {json_path}: {beside} is read-only or full, and {user}: "
-            f"{error.strerror}; set XDG_CACHE_HOME to a folder that can be written to"
-        ) from error
-    return user / name

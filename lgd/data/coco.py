@@ -9,6 +9,7 @@ from lgd.data.cache import cached_columns
 from lgd.data.coco_json import parse_coco
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
+from lgd.data.limits import is_file, is_folder
 from lgd.data.presence import check_images_present
 
 logger = logging.getLogger(__name__)
@@ -17,8 +18,8 @@ logger = logging.getLogger(__name__)
 def load_coco(json_path: Path, image_dir: Path, *, name: str) -> AnnotationIndex:
     """Open a COCO-style data set.
 
-    The first call on a content parses the JSON and caches flat columns beside it (or in the user's cache
-    folder); later calls map these. What was dropped is logged on every call.
+    The first call on a content parses the JSON and caches flat columns in a folder beside it (or in the
+    user's cache folder); later calls map these. What was dropped is logged on every call.
 
     Args:
         json_path: the annotation file; "annotations" may be absent in a test set.
@@ -28,9 +29,9 @@ def load_coco(json_path: Path, image_dir: Path, *, name: str) -> AnnotationIndex
     Raises:
         DataError: the file, the folder or images are absent, or the file is not what COCO's format says.
     """
-    if not json_path.is_file():
+    if not is_file(json_path):
         raise DataError(f"{name}: there is no annotation file {json_path}")
-    if not image_dir.is_dir():
+    if not is_folder(image_dir):
         raise DataError(f"{name}: there is no image folder {image_dir}")
     cache_path = cached_columns(json_path, lambda content_hash: parse_coco(json_path, content_hash))
     index = AnnotationIndex(cache_path, name=name, json_path=json_path, image_dir=image_dir)

@@ -9,7 +9,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from lgd.data.cache import NO_STAMP, Columns, named_columns
+from lgd.data.cache import Columns, joined_columns
 from lgd.data.columns import Array
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex, Integers
@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 def concatenate(indices: Sequence[AnnotationIndex]) -> AnnotationIndex:
     """Join data sets of the same classes, their images one after the other.
 
-    The columns are cached beside the first set's JSON, which is also the `json_path` of the result. File
-    names become absolute. Where ids of images or annotations occur twice, all of them are numbered anew.
+    The columns are cached beside the first set's JSON, which is also the `json_path` of the result. Where ids
+    of images or annotations occur twice, all of them are numbered anew.
 
     Raises:
         DataError: the classes or their category ids differ.
@@ -33,16 +33,20 @@ def concatenate(indices: Sequence[AnnotationIndex]) -> AnnotationIndex:
                 f"{first.name} and {index.name} cannot be joined: their classes differ, "
                 f"{_difference(first, index)}"
             )
-    places = [f"{index.content_hash} {index.image_dir.resolve()}" for index in indices]
-    content_hash = hashlib.sha256("\n".join(places).encode()).hexdigest()
-    name = f"joined.{content_hash[:16]}"
-    path = named_columns(first.json_path, name, NO_STAMP, lambda: _join(indices, content_hash))
-    joined_name = " + ".join(index.name for index in indices)
-    return AnnotationIndex(path, name=joined_name, json_path=first.json_path, image_dir=first.image_dir)
+    content_hash = hashlib.sha256("\n".join(index.content_hash for index in indices).encode()).hexdigest()
+    path = joined_columns(first.json_path, content_hash, lambda: _join(indices, content_hash))
+    sources = [source for index in indices for source in index.sources]
+    return AnnotationIndex(
+        path,
+        name=" + ".join(index.name for index in indices),
+        json_path=first.json_path,
+        image_dir=first.image_dir,
+        more=sources[1:],
+    )
 
 
 def _join(indices: Sequence[AnnotationIndex], content_hash: str) -> Columns:
-    parts = [index.columns | _absolute_file_names(index) for index in indices]
+    parts = [index.columns for index in indices]
     columns = {name: _join_column(name, parts) for name in parts[0]}
     for name in ("image_ids", "annotation_ids"):
         columns[name] = _distinct([part[name] for part in parts], name)
@@ -52,7 +56,7 @@ def _join(indices: Sequence[AnnotationIndex], content_hash: str) -> Columns:
         "class_names": indices[0].class_names,
         "category_ids": indices[0].category_ids,
         "has_annotations": any(index.has_annotations for index in indices),
-        "warnings": [warning for index in indices for warning in index.warnings],
+        "warnings": [texts for index in indices for texts in index.metadata["warnings"]],
     }
     return columns, metadata
 
@@ -65,13 +69,6 @@ def _join_column(name: str, parts: Sequence[dict[str, Array]]) -> Array:
         joined.append(part[name][1:] + shift)
         shift += int(part[name][-1])
     return np.concatenate(joined)
-
-
-def _absolute_file_names(index: AnnotationIndex) -> dict[str, Array]:
-    folder = index.image_dir.resolve()
-    names = [str(folder / name).encode() for name in index.file_names()]
-    offsets = np.concatenate([[0], np.cumsum([len(name) for name in names])]).astype(np.int64)
-    return {"file_names": np.frombuffer(b"".join(names), dtype=np.uint8), "file_name_offsets": offsets}
 
 
 def _distinct(parts: Sequence[Integers], what: str) -> Integers:

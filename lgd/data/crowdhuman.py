@@ -6,21 +6,28 @@ on use. Regions to ignore (tags other than "person", and "ignore" in a box's "ex
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lgd.data.annotations import ParsedImage, columns_of_images, name_some
+from lgd.data.annotations import ParsedImage, columns_of_images, is_box
 from lgd.data.cache import Columns, cached_columns
 from lgd.data.errors import DataError
 from lgd.data.images import read_size
 from lgd.data.index import AnnotationIndex
+from lgd.data.limits import (
+    MAX_ANNOTATION_BYTES,
+    MAX_COORDINATE,
+    is_file,
+    is_folder,
+    name_some,
+    parse_json,
+    plain,
+    read_bytes,
+    shown,
+)
 from lgd.data.presence import check_images_present, names_in
 
 logger = logging.getLogger(__name__)
@@ -45,9 +52,9 @@ def load_crowdhuman(root: Path, split: str, *, name: str) -> AnnotationIndex:
             not what the format says.
     """
     path, image_dir = root / f"annotation_{split}.odgt", root / "Images"
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"{name}: there is no annotation file {path}")
-    if not image_dir.is_dir():
+    if not is_folder(image_dir):
         raise DataError(f"{name}: there is no image folder {image_dir}")
     cache_path = cached_columns(path, lambda content_hash: _parse(path, image_dir, content_hash))
     index = AnnotationIndex(cache_path, name=name, json_path=path, image_dir=image_dir)
@@ -72,7 +79,7 @@ def _parse(path: Path, image_dir: Path, content_hash: str) -> Columns:
         "class_names": ["person"],
         "category_ids": [1],
         "has_annotations": has_annotations,
-        "warnings": warnings,
+        "warnings": [warnings],
     }
     return columns, metadata
 
@@ -81,17 +88,19 @@ def _read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """The objects of the file, each with its line's number."""
     lines: list[tuple[int, dict[str, Any]]] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(read_bytes(path, MAX_ANNOTATION_BYTES).splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
-            raise DataError(f"{path}, line {number} is not whole JSON: {error}") from error
+            raise DataError(f"{path}, line {number} {error}") from error
         if not isinstance(record, dict) or not isinstance(record.get("ID"), str) or not record["ID"]:
             raise DataError(f'{path}, line {number} is not an object with an "ID"')
         if record["ID"] in seen:
-            raise DataError(f"{path}, line {number}: ID {record['ID']} is in line {seen[record['ID']]} too")
+            raise DataError(
+                f"{path}, line {number}: ID {plain(record['ID'])} is in line {seen[record['ID']]} too"
+            )
         seen[record["ID"]] = number
         lines.append((number, record))
     if not lines:
@@ -107,7 +116,7 @@ def _read_sizes(file_names: Sequence[str], image_dir: Path, path: Path) -> list[
     """The images' heights and widths, from their headers."""
     absent = sorted(set(file_names) - names_in(image_dir))
     if absent:
-        raise DataError(f"{path} lists images that are not in {image_dir}: {name_some(np.array(absent))}")
+        raise DataError(f"{path} lists images that are not in {image_dir}: {name_some(absent, plain)}")
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         return list(threads.map(lambda file_name: read_size(image_dir / file_name), file_names))
 
@@ -117,12 +126,15 @@ def _parse_image(
 ) -> ParsedImage:
     objects = record.get("gtboxes", None if has_annotations else [])
     if not isinstance(objects, list) or not all(isinstance(each, dict) for each in objects):
-        raise DataError(f'{place}: "gtboxes" of {record["ID"]} is not a list of objects')
+        raise DataError(f'{place}: "gtboxes" of {plain(record["ID"])} is not a list of objects')
     boxes = []
     for number, each in enumerate(objects):
         box = each.get("fbox")
-        if not _is_box(box):
-            raise DataError(f'{place}: "fbox" of box {number} of {record["ID"]} is {box!r}, not four numbers')
+        if not is_box(box):
+            raise DataError(
+                f'{place}: "fbox" of box {number} of {plain(record["ID"])} is {shown(box)}, not four numbers '
+                f"of at most {MAX_COORDINATE}"
+            )
         boxes.append((box[0], box[1], box[0] + box[2], box[1] + box[3]))
     return ParsedImage(
         file_name=_file_name(record),
@@ -132,14 +144,6 @@ def _parse_image(
         labels=[0] * len(boxes),
         crowd=[_is_ignored(each) for each in objects],
         difficult=[False] * len(boxes),
-    )
-
-
-def _is_box(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 4
-        and all(type(x) in (int, float) and math.isfinite(x) for x in value)
     )
 
 

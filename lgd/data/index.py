@@ -3,9 +3,13 @@
 Legend: I images, sorted by id; A annotations, sorted by image and within it in the file's order; P polygons.
 
 Columns of the file: image_ids, heights, widths, counts (I,), file_name_offsets (I + 1,) into file_names
-(bytes, UTF-8), annotation_offsets (I + 1,) into the following: boxes (A, 4), labels, annotation_ids, areas,
-crowd, difficult (A,), polygon_offsets (A + 1,) into point_offsets (P + 1,) into points (x and y in turn),
-run_offsets (A + 1,) into runs.
+(bytes, UTF-8), annotation_offsets (I + 1,) into the following: xywh (A, 4), labels, annotation_ids, areas,
+crowd, difficult, usable (A,), polygon_offsets (A + 1,) into point_offsets (P + 1,) into points (x and y in
+turn), run_offsets (A + 1,) into runs; part_offsets, where the images of each joined set begin and the last
+end.
+
+Annotations that are not usable are what training drops and COCO's evaluation counts: they are in the columns,
+and what is read by image leaves them out.
 """
 
 from __future__ import annotations
@@ -15,19 +19,32 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lgd.data.columns import Array, open_columns
+from lgd.data.columns import Array, open_columns, write_columns
+from lgd.data.errors import DataError
+from lgd.data.folder import make_folder
+from lgd.data.schema import Kind, check_columns
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-Kind = Literal["coco", "voc", "crowdhuman"]
-"""Whose rules a data set is scored by."""
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set lies, or one of several that are joined.
+
+    Attributes:
+        json_path: the annotation file; of a VOC set, the list of its images.
+        image_dir: the folder of the images.
+    """
+
+    json_path: Path
+    image_dir: Path
 
 
 @dataclass(frozen=True)
@@ -69,7 +86,7 @@ Segmentation = tuple[Floats, ...] | RunLengths | None
 _PARTS = {
     "images": ("image_ids", "heights", "widths"),
     "file names": ("file_names", "file_name_offsets"),
-    "boxes": ("annotation_offsets", "boxes", "areas"),
+    "boxes": ("annotation_offsets", "xywh", "areas", "usable"),
     "labels": ("labels",),
     "crowds": ("crowd", "difficult"),
     "masks": ("polygon_offsets", "point_offsets", "points", "run_offsets", "runs"),
@@ -86,8 +103,9 @@ class AnnotationIndex:
     Attributes:
         name: what the user calls the set.
         kind: whose format the annotations come in, and whose rules score detections on them.
-        json_path: the annotation file; of a VOC set, the list of its images.
-        image_dir: the folder of the images.
+        sources: where the set lies; of joined sets, each of them.
+        json_path: the annotation file of the first.
+        image_dir: the folder of the images of the first.
         content_hash: SHA-256 of the annotation file (or files, of which it is one), hexadecimal.
         class_names: the K class names by label.
         category_ids: the annotation file's category id of each label.
@@ -100,10 +118,24 @@ class AnnotationIndex:
         counts: (I,) int64, annotations of each image without the crowds.
     """
 
-    def __init__(self, cache_path: Path, *, name: str, json_path: Path, image_dir: Path) -> None:
-        """Map the columns at `cache_path`; raises ValueError or OSError where that is no whole cache."""
-        columns, metadata = open_columns(cache_path)
+    def __init__(
+        self, cache_path: Path, *, name: str, json_path: Path, image_dir: Path, more: Sequence[Source] = ()
+    ) -> None:
+        """Map the columns at `cache_path`; raises ValueError or OSError where that is no whole cache.
+
+        Args:
+            cache_path: the file of columns.
+            name: what messages call the set.
+            json_path: the annotation file.
+            image_dir: the folder of the images.
+            more: of joined sets, where those after the first lie.
+        """
+        columns, metadata = open_columns(cache_path, verify=False)
+        check_columns(columns, metadata)
         self.name = name
+        self.sources = (Source(json_path, image_dir), *more)
+        if not len(self.sources) == len(metadata["warnings"]) == len(columns["part_offsets"]) - 1:
+            raise ValueError(f"{cache_path} is of {len(columns['part_offsets']) - 1} data sets")
         self.json_path = json_path
         self.image_dir = image_dir
         self.kind: Kind = metadata["kind"]
@@ -111,12 +143,17 @@ class AnnotationIndex:
         self.class_names: tuple[str, ...] = tuple(metadata["class_names"])
         self.category_ids: tuple[int, ...] = tuple(metadata["category_ids"])
         self.has_annotations: bool = metadata["has_annotations"]
-        self.warnings: tuple[str, ...] = tuple(metadata["warnings"])
+        self.warnings: tuple[str, ...] = tuple(
+            f"{source.json_path}: {text}"
+            for source, texts in zip(self.sources, metadata["warnings"], strict=True)
+            for text in texts
+        )
         self.image_ids: Integers = columns["image_ids"]
         self.heights: Integers = columns["heights"]
         self.widths: Integers = columns["widths"]
         self.counts: Integers = columns["counts"]
         self.columns = columns
+        self.metadata = metadata
         self.cache_path = cache_path
 
     def __len__(self) -> int:
@@ -124,8 +161,19 @@ class AnnotationIndex:
         return len(self.image_ids)
 
     def __reduce__(self) -> tuple[Callable[..., AnnotationIndex], tuple[Any, ...]]:
-        """Send the place of the columns instead of the columns."""
-        return _reopen, (self.cache_path, self.name, self.json_path, self.image_dir)
+        """Send the place of the columns instead of the columns, which are put back if they were deleted."""
+        if not self.cache_path.exists():
+            self._restore()
+        return _reopen, (self.cache_path, self.name, self.sources)
+
+    def _restore(self) -> None:
+        try:
+            make_folder(self.cache_path.parent)
+            write_columns(self.cache_path, self.columns, self.metadata)
+        except OSError as error:
+            raise DataError(
+                f"{self.cache_path} was deleted and cannot be written again: {error.strerror}"
+            ) from error
 
     def image(self, i: int) -> ImageRecord:
         """Return what the annotation file says of image `i`, counted from 0."""
@@ -143,13 +191,24 @@ class AnnotationIndex:
         content, offsets = self.columns["file_names"].tobytes(), self.columns["file_name_offsets"].tolist()
         return [content[start:end].decode() for start, end in itertools.pairwise(offsets)]
 
+    def source(self, i: int) -> Source:
+        """Return where image `i` comes from."""
+        return self.sources[np.searchsorted(self.columns["part_offsets"], i, side="right") - 1]
+
     def path(self, i: int) -> Path:
         """Return the path of image `i`."""
-        return self.image_dir / self.file_name(i)
+        return self.source(i).image_dir / self.file_name(i)
+
+    def rows(self, i: int) -> slice | Integers:
+        """Where the G annotations of image `i` that are usable stand in the columns."""
+        start, end = self.columns["annotation_offsets"][i : i + 2].tolist()
+        usable = self.columns["usable"][start:end]
+        return slice(start, end) if usable.all() else start + np.flatnonzero(usable)
 
     def boxes(self, i: int) -> Floats:
         """Boxes of image `i`: (G, 4) xyxy, pixels of the upright picture, as in the file: not clipped."""
-        return self._of_image("boxes", i)
+        xywh = self._of_image("xywh", i)
+        return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
     def labels(self, i: int) -> Integers:
         """Labels of image `i`: (G,) in [0, K)."""
@@ -173,8 +232,9 @@ class AnnotationIndex:
 
     def segmentation(self, i: int) -> list[Segmentation]:
         """Masks of image `i`'s annotations: G of them."""
-        start, end = self.columns["annotation_offsets"][i : i + 2]
-        return [self._segmentation(i, annotation) for annotation in range(start, end)]
+        rows = self.rows(i)
+        numbers = range(rows.start, rows.stop) if isinstance(rows, slice) else rows.tolist()
+        return [self.mask(i, annotation) for annotation in numbers]
 
     def hash_parts(self) -> dict[str, str]:
         """SHA-256, hexadecimal, of each part of what the columns say, wherever and however it is kept."""
@@ -188,11 +248,8 @@ class AnnotationIndex:
             digest.update(column.data.cast("B") if column.size else b"")
         return digest.hexdigest()
 
-    def _of_image(self, column: str, i: int) -> Array:
-        start, end = self.columns["annotation_offsets"][i : i + 2]
-        return self.columns[column][start:end]
-
-    def _segmentation(self, i: int, annotation: int) -> Segmentation:
+    def mask(self, i: int, annotation: int) -> Segmentation:
+        """Return the mask of the annotation of image `i` that stands in row `annotation` of the columns."""
         start, end = self.columns["run_offsets"][annotation : annotation + 2]
         if end > start:
             return RunLengths(int(self.heights[i]), int(self.widths[i]), self.columns["runs"][start:end])
@@ -201,6 +258,12 @@ class AnnotationIndex:
         points = self.columns["points"]
         return tuple(points[a:b] for a, b in itertools.pairwise(bounds)) or None
 
+    def _of_image(self, column: str, i: int) -> Array:
+        return self.columns[column][self.rows(i)]
 
-def _reopen(cache_path: Path, name: str, json_path: Path, image_dir: Path) -> AnnotationIndex:
-    return AnnotationIndex(cache_path, name=name, json_path=json_path, image_dir=image_dir)
+
+def _reopen(cache_path: Path, name: str, sources: Sequence[Source]) -> AnnotationIndex:
+    first, *more = sources
+    return AnnotationIndex(
+        cache_path, name=name, json_path=first.json_path, image_dir=first.image_dir, more=more
+    )

@@ -237,7 +237,7 @@ def _groups(index: AnnotationIndex, images: Integers, by_aspect_ratio: bool) -> 
 def _repeats(index: AnnotationIndex, images: Integers, threshold: float) -> Floats:
     """How often each of `images` comes for once of the others."""
     image_of = np.repeat(np.arange(len(index)), np.diff(index.columns["annotation_offsets"]))
-    used = np.isin(image_of, images) & ~index.columns["crowd"]
+    used = np.isin(image_of, images) & index.columns["usable"] & ~index.columns["crowd"]
     place = np.searchsorted(images, image_of[used])
     return repeat_factors(place, index.columns["labels"][used], num_images=len(images), threshold=threshold)
 

@@ -38,8 +38,15 @@ class ImageOutlines:
 
 def read_outlines(index: AnnotationIndex, i: int) -> ImageOutlines:
     """Read the masks of image `i`'s annotations, crowds included; one without a mask has no edges."""
+    start, end = index.columns["annotation_offsets"][i : i + 2].tolist()
+    outlines = _read_rows(index, i, start, end)
+    usable = torch.from_numpy(index.columns["usable"][start:end].copy())
+    return outlines if usable.all() else select_outlines(outlines, usable)
+
+
+def _read_rows(index: AnnotationIndex, i: int, start: int, end: int) -> ImageOutlines:
+    """All that stand in these rows of the columns, usable or not."""
     columns = index.columns
-    start, end = columns["annotation_offsets"][i : i + 2]
     run_offsets = columns["run_offsets"][start : end + 1]
     polygon_offsets = columns["polygon_offsets"][start : end + 1]
     point_offsets = columns["point_offsets"][polygon_offsets[0] : polygon_offsets[-1] + 1]
@@ -103,7 +110,8 @@ def require_masks(index: AnnotationIndex) -> None:
     """
     columns = index.columns
     num_runs, num_polygons = np.diff(columns["run_offsets"]), np.diff(columns["polygon_offsets"])
-    lacking = np.flatnonzero((num_runs == 0) & (num_polygons == 0) & ~columns["crowd"])
+    has_none = (num_runs == 0) & (num_polygons == 0)
+    lacking = np.flatnonzero(has_none & columns["usable"] & ~columns["crowd"])
     if lacking.size == 0:
         return
     images = np.searchsorted(columns["annotation_offsets"], lacking[:3], side="right") - 1
@@ -112,8 +120,9 @@ def require_masks(index: AnnotationIndex) -> None:
         for annotation, image in zip(lacking[:3], images, strict=True)
     )
     more = f" and {lacking.size - 3} more" if lacking.size > 3 else ""
+    source = index.source(int(images[0]))
     raise DataError(
-        f'{index.json_path}: annotations {named}{more} have no mask: no "segmentation", or only '
+        f'{source.json_path}: annotations {named}{more} have no mask: no "segmentation", or only '
         f"polygons of fewer than three points; mend or remove them, or go without masks "
         f"(MODEL.MASK_ON False, MODEL.DISTILLATOR.LABEL_ENCODER.LOAD_LABELMAP False)"
     )

@@ -8,8 +8,9 @@ removed or renamed: while they are the same it is not listed again.
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import itertools
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -17,8 +18,9 @@ from pathlib import Path
 
 from lgd.data.cache import SETTLED
 from lgd.data.errors import DataError
+from lgd.data.folder import read_note, write_note
 from lgd.data.index import AnnotationIndex
-from lgd.files import write_text_atomically
+from lgd.data.limits import name_some
 
 _Times = dict[str, list[int]]
 """Of each folder below the image folder: when its content changed, and when anything of it did (which no
@@ -45,12 +47,18 @@ def check_images_present(index: AnnotationIndex) -> None:
 
 
 def names_in(folder: Path) -> set[str]:
-    """Return the names of what lies in `folder`; none where there is no such folder."""
+    """Return the names of what lies in `folder`; none where there is no such folder.
+
+    Raises:
+        DataError: there is one that cannot be listed.
+    """
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries}
-    except FileNotFoundError:
-        return set()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            return set()
+        raise DataError(f"cannot list {folder}: {error.strerror}") from error
 
 
 def _list(index: AnnotationIndex, folder: str) -> Iterable[str]:
@@ -64,7 +72,7 @@ def _times(index: AnnotationIndex, folders: Iterable[str]) -> _Times:
 
 
 def _times_of(folder: Path) -> Iterator[int]:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # the latter of a name that no folder can have
         status = folder.stat()
         yield from (status.st_mtime_ns, status.st_ctime_ns)
 
@@ -74,26 +82,22 @@ def _memory(index: AnnotationIndex) -> Path:
     return index.cache_path.with_suffix(".lgd-present")
 
 
-def _recall_all(index: AnnotationIndex) -> dict[str, _Times]:
-    """The folders by image folder; nothing where there is no such file, or a damaged one."""
-    try:
-        content = json.loads(_memory(index).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def _key(index: AnnotationIndex) -> str:
+    """What stands for the image folder: no path, which would be this machine's."""
+    return hashlib.sha256(os.fsencode(index.image_dir.resolve())).hexdigest()[:16]
 
 
 def _recall(index: AnnotationIndex) -> _Times | None:
-    return _recall_all(index).get(str(index.image_dir.resolve()))
+    times = read_note(_memory(index)).get(_key(index))
+    return times if isinstance(times, dict) else None
 
 
 def _remember(index: AnnotationIndex, times: _Times) -> None:
-    content = _recall_all(index) | {str(index.image_dir.resolve()): times}
+    content = read_note(_memory(index)) | {_key(index): times}
     with contextlib.suppress(OSError):  # a folder that cannot be written to costs a listing on every start
-        write_text_atomically(_memory(index), json.dumps(content))
+        write_note(_memory(index), content)
 
 
 def _complaint(index: AnnotationIndex, absent: list[int]) -> str:
-    first = ", ".join(f"{index.file_name(i)} (image {index.image_ids[i]})" for i in absent[:3])
-    more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-    return f"{index.json_path} lists images that are not in {index.image_dir}: {first}{more}"
+    named = name_some(absent, lambda i: f"{index.file_name(i)} (image {index.image_ids[i]})", at_most=3)
+    return f"{index.json_path} lists images that are not in {index.image_dir}: {named}"

@@ -133,9 +133,10 @@ class Preparation:
     def _check_size(self, i: int, size: tuple[int, int]) -> None:
         record = self.index.image(i)
         if size != (record.height, record.width):
+            source = self.index.source(i)
             raise ImageError(
                 f"image {self.index.path(i)} (id {record.id}) is {size[1]} x {size[0]} pixels, but "
-                f"{self.index.json_path} says {record.width} x {record.height}, so its boxes cannot be right"
+                f"{source.json_path} says {record.width} x {record.height}, so its boxes cannot be right"
             )
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from lgd.data.columns import Array
 from lgd.data.errors import DataError
+from lgd.data.limits import MAX_SIDE, name_some, shown
 
 
 def segmentation_columns(
@@ -37,7 +38,8 @@ def segmentation_columns(
         polygon_offsets, point_offsets, points, run_offsets, runs (see `lgd.data.index`), and the warnings.
 
     Raises:
-        DataError: a mask is neither polygons nor RLE, is not finite, or is not of its image's size.
+        DataError: a mask is neither polygons nor RLE, is not finite, is far outside its image, or is not of
+            its image's size.
     """
     points, runs = array("d"), array("I")
     polygon_offsets, point_offsets, run_offsets = array("q", [0]), array("q", [0]), array("q", [0])
@@ -60,10 +62,9 @@ def segmentation_columns(
         "runs": np.frombuffer(runs, dtype=np.uint32),
         "run_offsets": np.frombuffer(run_offsets, dtype=np.int64),
     }
-    _refuse_not_finite(columns, records, path)
-    more = f" and {len(dropped) - 5} more" if len(dropped) > 5 else ""
-    named = ", ".join(map(str, dropped[:5])) + more
-    text = f"{path}: {len(dropped)} polygons of fewer than three points were dropped (annotations {named})"
+    _refuse_far_points(columns, records, path)
+    named = name_some(dropped)
+    text = f"{len(dropped)} polygons of fewer than three points were dropped (annotations {named})"
     return columns, [text] if dropped else []
 
 
@@ -81,7 +82,8 @@ def decode_run_lengths(encoded: str) -> list[int]:
         The lengths of the runs of zeros and ones in turn.
 
     Raises:
-        ValueError: the string ends in the middle of a number, or holds a character outside of the code.
+        ValueError: the string ends in the middle of a number, or holds a character outside of the code or a
+            number beyond all images.
     """
     counts: list[int] = []
     value = shift = 0
@@ -89,6 +91,8 @@ def decode_run_lengths(encoded: str) -> list[int]:
         digit = byte - 48
         if not 0 <= digit < 64:
             raise ValueError(f"{chr(byte)!r} is no character of a compressed RLE")
+        if shift > 60:
+            raise ValueError("the compressed RLE has a run beyond 64 bits")
         value |= (digit & 31) << shift
         shift += 5
         if digit & 32:
@@ -104,11 +108,11 @@ def decode_run_lengths(encoded: str) -> list[int]:
 
 def _run_lengths(rle: Mapping[str, Any], height: int, width: int) -> list[int]:
     if list(rle["size"]) != [height, width]:
-        raise ValueError(f"the RLE is of size {rle['size']}, the image of [{height}, {width}]")
+        raise ValueError(f"the RLE is of size {shown(rle['size'])}, the image of [{height}, {width}]")
     counts = rle["counts"]
     lengths = decode_run_lengths(counts) if isinstance(counts, str) else list(counts)
     if sum(lengths) != height * width:
-        raise ValueError(f"the RLE covers {sum(lengths)} pixels, the image has {height * width}")
+        raise ValueError(f"the RLE covers {shown(sum(lengths))} pixels, the image has {height * width}")
     return lengths
 
 
@@ -125,19 +129,25 @@ def _add_polygons(
             point_offsets.append(len(points))
 
 
-def _refuse_not_finite(
+def _refuse_far_points(
     columns: Mapping[str, Array], records: Sequence[Mapping[str, Any]], path: Path
 ) -> None:
-    wrong = np.flatnonzero(~np.isfinite(columns["points"]))
+    # Also those that are NaN. Drawing a mask takes as long as its outline is.
+    wrong = np.flatnonzero(~(np.abs(columns["points"]) <= MAX_SIDE))
     if wrong.size:
         polygon = np.searchsorted(columns["point_offsets"], wrong[0], side="right") - 1
         annotation = np.searchsorted(columns["polygon_offsets"], polygon, side="right") - 1
-        raise DataError(f"{path}: segmentation of annotation {records[annotation]['id']} is NaN or infinite")
+        raise DataError(
+            f"{path}: segmentation of annotation {records[annotation]['id']} is NaN or infinite, or reaches "
+            f"beyond {MAX_SIDE} pixels"
+        )
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"the RLE has no {error}"
-    if isinstance(error, ValueError) and not isinstance(error, OverflowError):
+    if isinstance(error, OverflowError):
+        return "a number in it is out of range"
+    if isinstance(error, ValueError):
         return str(error)
     return "it is neither a list of polygons (x, y, x, y, ...) nor an RLE"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from lgd.data.annotations import ParsedImage, columns_of_images
 from lgd.data.cache import Columns, cached_columns
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
+from lgd.data.limits import is_file, is_folder, is_name, is_printable, plain, read_text, shown
 from lgd.data.presence import check_images_present, names_in
 from lgd.data.voc_xml import VocFile, read_voc_xml
 
@@ -67,10 +69,10 @@ def load_voc(root: Path, split: str, *, name: str) -> AnnotationIndex:
             format says.
     """
     places = _Places(root, split)
-    if not places.list_path.is_file():
+    if not is_file(places.list_path):
         raise DataError(_no_list(places, name))
     for folder in (places.annotations, places.images):
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise DataError(f"{name}: there is no folder {folder}")
     ids = _read_ids(places.list_path)
     cache_path = cached_columns(
@@ -117,12 +119,12 @@ def _no_list(places: _Places, name: str) -> str:
 
 def _read_ids(list_path: Path) -> list[str]:
     # The lists of a single class have a second column; which images they hold is the first.
-    ids = [line.split()[0] for line in list_path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    ids = [line.split()[0] for line in read_text(list_path).splitlines() if line.strip()]
     if not ids:
         raise DataError(f"{list_path} is empty")
     if len(set(ids)) < len(ids):
-        twice = next(image_id for k, image_id in enumerate(ids) if image_id in ids[:k])
-        raise DataError(f"{list_path} lists {twice} more than once")
+        twice, _ = Counter(ids).most_common(1)[0]
+        raise DataError(f"{list_path} lists {plain(twice)} more than once")
     return ids
 
 
@@ -132,9 +134,10 @@ def _parts(places: _Places, ids: Sequence[str]) -> list[Path]:
     absent = next((image_id for image_id in ids if f"{image_id}.xml" not in present), None)
     if absent is not None:
         raise DataError(
-            f"{places.list_path} lists {absent}, but there is no {places.annotations / absent}.xml"
+            f"{places.list_path} lists {plain(absent)}, but there is no "
+            f"{places.annotations / plain(absent)}.xml"
         )
-    classes = [places.classes] if places.classes.is_file() else []
+    classes = [places.classes] if is_file(places.classes) else []
     return classes + [places.annotations / f"{image_id}.xml" for image_id in ids]
 
 
@@ -142,7 +145,9 @@ def _parse(places: _Places, ids: Sequence[str], content_hash: str) -> Columns:
     files = [read_voc_xml(places.annotations / f"{image_id}.xml") for image_id in ids]
     class_names, class_warnings = _choose_classes(places, files)
     # Of two pictures of one name the JPEG counts, since it comes last.
-    pictures = sorted(names_in(places.images), key=lambda name: (name.endswith(".jpg"), name))
+    pictures = sorted(
+        filter(is_printable, names_in(places.images)), key=lambda name: (name.endswith(".jpg"), name)
+    )
     file_names = {Path(name).stem: name for name in pictures}
     images = [
         _parse_image(file, file_names.get(image_id, f"{image_id}.jpg"), class_names, places.classes)
@@ -155,25 +160,24 @@ def _parse(places: _Places, ids: Sequence[str], content_hash: str) -> Columns:
         "class_names": class_names,
         "category_ids": list(range(1, len(class_names) + 1)),
         "has_annotations": True,
-        "warnings": class_warnings + warnings,
+        "warnings": [class_warnings + warnings],
     }
     return columns, metadata
 
 
 def _choose_classes(places: _Places, files: Sequence[VocFile]) -> tuple[list[str], list[str]]:
     """The classes in the order of their labels, and a warning where they hang on the split alone."""
-    if places.classes.is_file():
-        lines = places.classes.read_text(encoding="utf-8").splitlines()
-        names = [line.strip() for line in lines if line.strip()]
-        if not names or len(set(names)) < len(names):
-            raise DataError(f"{places.classes} is empty or names a class twice")
+    if is_file(places.classes):
+        names = [line.strip() for line in read_text(places.classes).splitlines() if line.strip()]
+        if not names or len(set(names)) < len(names) or not all(map(is_name, names)):
+            raise DataError(f"{places.classes} is empty, names a class twice, or has what is no name")
         return names, []
     found = sorted({each.name for file in files for each in file.objects})
     if set(found) <= set(CLASS_NAMES):
         return list(CLASS_NAMES), []
     warning = (
-        f"{places.list_path}: other classes than VOC's 20, so the {len(found)} of this split are taken in "
-        f"sorted order; to fix them for all splits write them to {places.classes}, one a line"
+        f"other classes than VOC's 20, so the {len(found)} of this split are taken in sorted order; to fix "
+        f"them for all splits write them to {places.classes.name} in the set's folder, one a line"
     )
     return found, [warning]
 
@@ -183,7 +187,7 @@ def _parse_image(file: VocFile, file_name: str, class_names: Sequence[str], clas
     if unknown is not None:
         close = difflib.get_close_matches(unknown, class_names, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise DataError(f"{file.path}: the class {unknown!r} of an object is not in {classes}{hint}")
+        raise DataError(f"{file.path}: the class {shown(unknown)} of an object is not in {classes}{hint}")
     return ParsedImage(
         file_name=file_name,
         height=file.height,

@@ -8,6 +8,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from lgd.data.errors import DataError
+from lgd.data.limits import MAX_COORDINATE, MAX_SIDE, MAX_XML_BYTES, check_size, is_name, read_bytes, shown
+
+_MAX_DIGITS = 20
+"""Of a number of pixels: more take long to convert."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,15 @@ def read_voc_xml(path: Path) -> VocFile:
     """Read an annotation file.
 
     Raises:
-        DataError: it is no XML, lacks a size, or an object lacks a name or a box of four numbers.
+        DataError: it is too large or no XML, lacks a size that can be, or an object lacks a name or a box of
+            four numbers.
     """
+    content = read_bytes(path, MAX_XML_BYTES)
     try:
-        tree = ElementTree.fromstring(path.read_bytes(), parser=ElementTree.XMLParser(target=_TreeBuilder()))
+        tree = ElementTree.fromstring(content, parser=ElementTree.XMLParser(target=_TreeBuilder()))
         height, width = (_side(tree, side) for side in ("height", "width"))
+        if wrong := check_size(height, width):
+            raise ValueError(f"the image's size, {width} x {height}, {wrong}")
         objects = tuple(_object(number, node) for number, node in enumerate(tree.findall("object")))
     except (ValueError, LookupError, ElementTree.ParseError) as error:
         prefix = "not whole XML: " if isinstance(error, ElementTree.ParseError) else ""
@@ -74,15 +82,20 @@ def _side(tree: ElementTree.Element, side: str) -> int:
     text = tree.findtext(f"size/{side}")
     if text is None:
         raise ValueError(f"it has no size ({side}) of the image")
-    if not text.strip().isdecimal() or int(text) == 0:
-        raise ValueError(f"the image's {side} is {text!r}, not a positive whole number")
-    return int(text)
+    digits = text.strip()
+    if not digits.isdecimal() or not digits.strip("0"):
+        raise ValueError(f"the image's {side} is {shown(text)}, not a positive whole number")
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"the image's {side} is {shown(text)}, beyond {MAX_SIDE} pixels")
+    return int(digits)
 
 
 def _object(number: int, node: ElementTree.Element) -> VocObject:
     name = (node.findtext("name") or "").strip()
     if not name:
         raise ValueError(f"object {number} has no name")
+    if not is_name(name):
+        raise ValueError(f"the name of object {number} is {shown(name)}, which is no name")
     x1, y1, x2, y2 = (_coordinate(number, node, key) for key in ("xmin", "ymin", "xmax", "ymax"))
     difficult = (node.findtext("difficult") or "0").strip() not in ("", "0")
     return VocObject(name, (x1 - 1, y1 - 1, x2, y2), difficult)
@@ -94,6 +107,8 @@ def _coordinate(number: int, node: ElementTree.Element, key: str) -> float:
         value = float(text or "")
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"object {number} ({node.findtext('name')}) has {key} {text!r}, not a number")
+    if not abs(value) <= MAX_COORDINATE:
+        limit = "" if not math.isfinite(value) else f" of at most {MAX_COORDINATE}"
+        name = (node.findtext("name") or "").strip()
+        raise ValueError(f"object {number} ({name}) has {key} {shown(text)}, not a number{limit}")
     return value

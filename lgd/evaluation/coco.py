@@ -1,4 +1,4 @@
-"""Box and mask AP and AR as COCO defines them, from detections and ground truth in COCO's format.
+"""Box and mask AP and AR as COCO defines them, from detections and ground truth.
 
 The counting is done by hotcoco (fast) or pycocotools (the reference); both give the same precision and recall
 tables, and one summary turns either into the same numbers.
@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import math
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import hotcoco
 import numpy as np
 import numpy.typing as npt
 
-from lgd.data.index import Integers
+from lgd.evaluation.ground_truth import GroundTruth, Mask
 from lgd.evaluation.predictions import Predictions
 
 logger = logging.getLogger(__name__)
@@ -43,43 +41,13 @@ _AREAS = ("", "s", "m", "l")
 _CAPS = (1, 10, 100)
 
 
-def read_ground_truth(gt_json: Path, *, with_masks: bool) -> dict[str, Any] | None:
-    """Read what `evaluate_coco` needs of an annotation file.
-
-    All objects count, those that training drops too (boxes without a size), as in COCO's own evaluation.
-
-    Args:
-        gt_json: COCO annotation file.
-        with_masks: read the masks too.
-
-    Returns:
-        images (id, width, height), categories (id, name) and annotations (id, image_id, category_id, bbox,
-        area, iscrowd; segmentation where there is a mask) as in the file; None where it has no annotations.
-    """
-    with gt_json.open(encoding="utf-8") as file:
-        content = json.load(file)
-    if not content.get("annotations"):
-        return None
-    return {
-        "images": [{key: image[key] for key in ("id", "width", "height")} for image in content["images"]],
-        "categories": [{key: category[key] for key in ("id", "name")} for category in content["categories"]],
-        # Numbered anew from 1: pycocotools takes an object whose id is 0 for one not found.
-        "annotations": [
-            _object(number, each, with_masks) for number, each in enumerate(content["annotations"], start=1)
-        ],
-    }
-
-
 def evaluate_coco(
-    ground_truth: Mapping[str, Any] | None,
+    ground_truth: GroundTruth | None,
     found: Predictions,
     *,
     iou_type: IouType = "bbox",
     backend: Backend = "hotcoco",
-    class_names: Sequence[str],
-    category_ids: Sequence[int],
-    image_ids: Collection[int] | None = None,
-    gt_name: str,
+    name: str,
 ) -> Metrics | None:
     """Measure AP and AR of boxes or masks.
 
@@ -87,16 +55,11 @@ def evaluate_coco(
     masks, the mask's.
 
     Args:
-        ground_truth: as from `read_ground_truth`: ids of annotations are above 0, each has an area;
-            segmentations are polygons of at least three points or RLE. None where there is nothing to
-            measure against.
-        found: detections of all images.
+        ground_truth: None where there is nothing to measure against.
+        found: detections of all images, with the ground truth's numbers (`lgd.evaluation.ground_truth`).
         iou_type: "bbox" or "segm".
         backend: what counts the matches.
-        class_names: the K class names by label.
-        category_ids: the ground truth's category id of each class, by label.
-        image_ids: the images to measure on; all of the ground truth when None.
-        gt_name: what to call the ground truth in messages.
+        name: what messages call the ground truth.
 
     Returns:
         AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl and "AP-<class name>" for each class,
@@ -104,105 +67,68 @@ def evaluate_coco(
         occur). None altogether without ground truth, or without masks in it where masks are to be measured.
 
     Raises:
-        ValueError: `found` names an image or a category that the ground truth does not have, or pycocotools
-            is asked for and not installed.
+        ValueError: pycocotools is asked for and not installed.
     """
     if ground_truth is None:
-        logger.info("%s has no annotations: only predictions are written, there is no AP", gt_name)
+        logger.info("%s has no annotations: only predictions are written, there is no AP", name)
         return None
-    known_images = [image["id"] for image in ground_truth["images"]]
-    _check_ids(gt_name, "image", found.image_ids, known_images)
-    _check_ids(gt_name, "category", found.category_ids, category_ids)
     if iou_type == "segm":
-        masked = _fill_in_masks(ground_truth, gt_name)
-        if masked is None:
-            logger.info("%s has no masks: there is no mask AP", gt_name)
+        ground_truth = _fill_in_masks(ground_truth, name)
+        if ground_truth is None:
+            logger.info("%s has no masks: there is no mask AP", name)
             return None
-        ground_truth = masked
-
     count = {"hotcoco": _count_with_hotcoco, "pycocotools": _count_with_pycocotools}[backend]
-    used_images = sorted(known_images if image_ids is None else image_ids)
-    order = np.argsort(category_ids)
-    precision, recall = count(ground_truth, found, iou_type, used_images, [category_ids[k] for k in order])
-    names = _distinct_names(class_names, category_ids)
-    return _summarise(precision, recall, [names[k] for k in order])
+    precision, recall = count(ground_truth, found, iou_type)
+    return _summarise(precision, recall, ground_truth.class_names)
 
 
-def _object(number: int, annotation: Mapping[str, Any], with_mask: bool) -> dict[str, Any]:
-    """One annotation; a missing area is the box's, a missing iscrowd is 0."""
-    area, (_, _, width, height) = annotation.get("area"), annotation["bbox"]
-    mask = _usable_mask(annotation.get("segmentation")) if with_mask else None
-    return {
-        "id": number,
-        "image_id": annotation["image_id"],
-        "category_id": annotation["category_id"],
-        "bbox": annotation["bbox"],
-        "area": width * height if area is None or math.isnan(area) else area,
-        "iscrowd": int(bool(annotation.get("iscrowd"))),
-        **({"segmentation": mask} if mask else {}),
-    }
-
-
-def _usable_mask(segmentation: Any) -> Any:
-    """The RLE, or the polygons of three points and more: the same that training takes."""
-    if isinstance(segmentation, Mapping):
-        return segmentation
-    return [polygon for polygon in segmentation or [] if len(polygon) >= 6 and len(polygon) % 2 == 0]
-
-
-def _fill_in_masks(ground_truth: Mapping[str, Any], gt_name: str) -> dict[str, Any] | None:
+def _fill_in_masks(ground_truth: GroundTruth, name: str) -> GroundTruth | None:
     """Give objects without a mask an empty one, which nothing matches; None where no object has a mask."""
-    annotations = ground_truth["annotations"]
-    num_missing = sum("segmentation" not in annotation for annotation in annotations)
-    if num_missing == len(annotations):
+    masks = ground_truth.masks or []
+    num_missing = sum(not mask for mask in masks)
+    if num_missing == len(masks):
         return None
     if num_missing:
         logger.warning(
             "%s: %d of %d objects have no mask; for mask AP they count as not found",
-            gt_name,
+            name,
             num_missing,
-            len(annotations),
+            len(masks),
         )
-    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
-    filled = [{"segmentation": _empty_mask(*sizes[each["image_id"]]), **each} for each in annotations]
-    return {**ground_truth, "annotations": filled}
+    sizes = np.stack([ground_truth.heights, ground_truth.widths], axis=1)[ground_truth.images - 1].tolist()
+    filled = [mask or _empty_mask(*size) for mask, size in zip(masks, sizes, strict=True)]
+    return replace(ground_truth, masks=filled)
 
 
 def _empty_mask(height: int, width: int) -> dict[str, list[int]]:
     return {"size": [height, width], "counts": [height * width]}
 
 
-def _check_ids(gt_name: str, kind: str, used: Integers, known: Sequence[int]) -> None:
-    unknown = sorted(set(np.unique(used).tolist()).difference(known))
-    if unknown:
-        raise ValueError(
-            f"{gt_name}: the detections name {len(unknown)} {kind} id(s) that are not there "
-            f"({', '.join(map(str, unknown[:5]))}{', ...' if len(unknown) > 5 else ''}); "
-            "evaluate on the set that the images were read from"
-        )
+def _images(ground_truth: GroundTruth) -> list[dict[str, int]]:
+    sizes = zip(ground_truth.heights.tolist(), ground_truth.widths.tolist(), strict=True)
+    return [{"id": i, "height": height, "width": width} for i, (height, width) in enumerate(sizes, start=1)]
 
 
-def _distinct_names(class_names: Sequence[str], category_ids: Sequence[int]) -> list[str]:
-    """The class names, with the category id behind those that occur twice, so that no class hides another."""
-    occurrences = Counter(class_names)
-    return [
-        name if occurrences[name] == 1 else f"{name} ({category_id})"
-        for name, category_id in zip(class_names, category_ids, strict=True)
-    ]
+def _categories(ground_truth: GroundTruth) -> list[dict[str, Any]]:
+    return [{"id": k, "name": name} for k, name in enumerate(ground_truth.class_names, start=1)]
 
 
 def _count_with_hotcoco(
-    ground_truth: Mapping[str, Any],
-    found: Predictions,
-    iou_type: IouType,
-    image_ids: Sequence[int],
-    category_ids: Sequence[int],
+    ground_truth: GroundTruth, found: Predictions, iou_type: IouType
 ) -> tuple[Array, Array]:
     """Count with hotcoco: precision (T, R, K, A, M) and recall (T, K, A, M) in [0, 1], -1 without objects."""
-    gt = hotcoco.COCO(dict(ground_truth))
+    masks: Any = ground_truth.masks if iou_type == "segm" else None
+    gt = hotcoco.COCO.from_arrays(
+        _images(ground_truth),
+        _categories(ground_truth),
+        ground_truth.images,
+        ground_truth.classes,
+        ground_truth.boxes,
+        area=ground_truth.areas,
+        iscrowd=ground_truth.crowd,
+        segmentation=masks,
+    )
     evaluator = hotcoco.COCOeval(gt, _load_with_hotcoco(gt, found, iou_type), iou_type)
-    evaluator.params.img_ids = list(image_ids)
-    evaluator.params.cat_ids = list(category_ids)
     evaluator.evaluate()
     evaluator.accumulate()
     tables = evaluator.eval
@@ -223,11 +149,7 @@ def _load_with_hotcoco(gt: hotcoco.COCO, found: Predictions, iou_type: IouType) 
 
 
 def _count_with_pycocotools(
-    ground_truth: Mapping[str, Any],
-    found: Predictions,
-    iou_type: IouType,
-    image_ids: Sequence[int],
-    category_ids: Sequence[int],
+    ground_truth: GroundTruth, found: Predictions, iou_type: IouType
 ) -> tuple[Array, Array]:
     """Count with pycocotools; returns what `_count_with_hotcoco` returns."""
     try:
@@ -245,19 +167,50 @@ def _count_with_pycocotools(
         | {"area": mask.area(result["segmentation"]) if iou_type == "segm" else math.prod(result["bbox"][2:])}
         for number, result in enumerate(found.to_results(), start=1)
     ]
+    shared = {"images": _images(ground_truth), "categories": _categories(ground_truth)}
     gt, detected = COCO(), COCO()
-    # It writes into the annotations, so that it gets copies.
-    gt.dataset = {**ground_truth, "annotations": [dict(each) for each in ground_truth["annotations"]]}
-    detected.dataset = {**ground_truth, "annotations": results}
+    gt.dataset = {**shared, "annotations": _annotations(ground_truth, iou_type == "segm")}
+    detected.dataset = {**shared, "annotations": results}
     with contextlib.redirect_stdout(io.StringIO()):
         gt.createIndex()
         detected.createIndex()
         evaluator = COCOeval(gt, detected, iou_type)
-        evaluator.params.imgIds = list(image_ids)
-        evaluator.params.catIds = list(category_ids)
         evaluator.evaluate()
         evaluator.accumulate()
     return evaluator.eval["precision"], evaluator.eval["recall"]
+
+
+def _annotations(ground_truth: GroundTruth, with_masks: bool) -> list[dict[str, Any]]:
+    """The objects as pycocotools takes them, numbered from 1: it takes one whose id is 0 for not found."""
+    columns = (
+        ground_truth.images,
+        ground_truth.classes,
+        ground_truth.boxes,
+        ground_truth.areas,
+        ground_truth.crowd,
+    )
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    annotations: list[dict[str, Any]] = [
+        {
+            "id": number,
+            "image_id": image,
+            "category_id": category,
+            "bbox": box,
+            "area": area,
+            "iscrowd": int(crowd),
+        }
+        for number, (image, category, box, area, crowd) in enumerate(rows, start=1)
+    ]
+    if with_masks and ground_truth.masks is not None:
+        for annotation, mask in zip(annotations, ground_truth.masks, strict=True):
+            annotation["segmentation"] = _as_lists(mask)
+    return annotations
+
+
+def _as_lists(mask: Mask) -> Any:
+    if isinstance(mask, Mapping):
+        return {**mask, "counts": list(map(int, mask["counts"]))}
+    return [polygon.tolist() for polygon in mask]
 
 
 def _summarise(precision: Array, recall: Array, class_names: Sequence[str]) -> Metrics:

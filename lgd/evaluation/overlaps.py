@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lgd.data.index import AnnotationIndex, Floats, Integers
+from lgd.data.limits import name_some
 from lgd.evaluation.predictions import Predictions
 
 
@@ -36,8 +37,8 @@ def found_by_image(index: AnnotationIndex, found: Predictions) -> list[Found]:
     """
     starts, scores = found.boxes[:, :2], found.scores
     boxes = np.concatenate([starts, starts + found.boxes[:, 2:]], axis=1)
-    image = _places(index.image_ids, found.image_ids, "image", index)
-    labels = _places(np.array(index.category_ids), found.category_ids, "category", index)
+    image = places_of(found.image_ids, index.image_ids, "image", index)
+    labels = places_of(found.category_ids, np.array(index.category_ids), "category", index)
     order = np.lexsort((-scores, image))
     bounds = np.searchsorted(image[order], np.arange(len(index) + 1))
     return [
@@ -66,6 +67,24 @@ def box_coverage(first: Floats, second: Floats) -> Floats:
     return np.divide(common, area, out=np.zeros_like(common), where=area > 0)
 
 
+def places_of(wanted: Integers, known: Integers, kind: str, index: AnnotationIndex) -> Integers:
+    """Where each of the (D,) ids `wanted` stands among the ids `known` of `index`: (D,).
+
+    Raises:
+        ValueError: some do not.
+    """
+    order = np.argsort(known)
+    place = np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)
+    positions: Integers = order[place]
+    unknown = np.unique(wanted[known[positions] != wanted]).tolist()
+    if unknown:
+        raise ValueError(
+            f"{index.name}: the detections name {len(unknown)} {kind} id(s) that are not there "
+            f"({name_some(unknown)}); evaluate on the set that the images were read from"
+        )
+    return positions
+
+
 def _intersections(first: Floats, second: Floats) -> Floats:
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
@@ -76,14 +95,3 @@ def _intersections(first: Floats, second: Floats) -> Floats:
 def _areas(boxes: Floats) -> Floats:
     sides: Floats = (boxes[:, 2:] - boxes[:, :2]).clip(min=0)
     return sides[:, 0] * sides[:, 1]
-
-
-def _places(known: Integers, wanted: Integers, kind: str, index: AnnotationIndex) -> Integers:
-    """Where each of `wanted` stands in `known`."""
-    order = np.argsort(known)
-    place = np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)
-    positions: Integers = order[place]
-    unknown = wanted[known[positions] != wanted]
-    if unknown.size:
-        raise ValueError(f"a detection is of {kind} {unknown[0]}, which {index.name} does not have")
-    return positions

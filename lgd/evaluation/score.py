@@ -5,12 +5,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from lgd.data.index import AnnotationIndex
-from lgd.evaluation.coco import Backend, IouType, Metrics, evaluate_coco, read_ground_truth
+from lgd.evaluation.coco import Backend, IouType, Metrics, evaluate_coco
 from lgd.evaluation.crowdhuman import evaluate_crowdhuman
-from lgd.evaluation.ground_truth import ground_truth_from_index
+from lgd.evaluation.ground_truth import GroundTruth, ground_truth_of, numbered
 from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.voc import evaluate_voc
 
@@ -35,12 +34,13 @@ def score(
         Of each model metrics by what was measured: "bbox" and, with masks, "segm"; None where there is no
         ground truth. The boxes of VOC and CrowdHuman sets have COCO's metrics too, with AP50 as their own
         rules have it.
+
+    Raises:
+        ValueError: `found` names an image or a category that `index` does not have, or pycocotools is asked
+            for and not installed.
     """
     with without_collections():
-        if index.kind == "coco":
-            ground_truth = read_ground_truth(index.json_path, with_masks=with_masks)
-        else:
-            ground_truth = ground_truth_from_index(index)
+        ground_truth = ground_truth_of(index, with_masks=with_masks)
         return {
             model: _score_model(index, ground_truth, each, with_masks, backend)
             for model, each in found.items()
@@ -49,22 +49,15 @@ def score(
 
 def _score_model(
     index: AnnotationIndex,
-    ground_truth: Mapping[str, Any] | None,
+    ground_truth: GroundTruth | None,
     found: Predictions,
     with_masks: bool,
     backend: Backend,
 ) -> dict[str, Metrics | None]:
     iou_types: tuple[IouType, ...] = ("bbox", "segm") if with_masks else ("bbox",)
+    name, detections = str(index.json_path), numbered(index, found)
     metrics: dict[str, Metrics | None] = {
-        iou_type: evaluate_coco(
-            ground_truth,
-            found,
-            iou_type=iou_type,
-            backend=backend,
-            class_names=index.class_names,
-            category_ids=index.category_ids,
-            gt_name=str(index.json_path),
-        )
+        iou_type: evaluate_coco(ground_truth, detections, iou_type=iou_type, backend=backend, name=name)
         for iou_type in iou_types
     }
     box_metrics = metrics["bbox"]

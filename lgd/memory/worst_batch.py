@@ -79,7 +79,7 @@ def most_edges(index: AnnotationIndex) -> tuple[int, int]:
     columns = index.columns
     points = np.asarray(columns["point_offsets"])[columns["polygon_offsets"]]
     lengths: Integers = np.diff(points) // 2 + np.diff(columns["run_offsets"])
-    lengths = np.where(columns["crowd"], 0, lengths)
+    lengths = np.where(columns["usable"] & ~columns["crowd"], lengths, 0)
     if lengths.max(initial=0) == 0:
         return 1, 1
     longest = int(lengths.argmax())

@@ -192,9 +192,9 @@ def test_ids_are_whole_numbers(tmp_path, value):
 
 def test_image_size_and_name_must_make_sense(tmp_path):
     path = write_coco(tmp_path, [image_record(1), image_record(2) | {"height": 0}], with_files=False)
-    expect_error(path, "height of image 2 is not positive")
+    expect_error(path, "the size of image 2, 64 x 0, is not positive")
     path = write_coco(tmp_path, [image_record(1) | {"file_name": ""}], with_files=False)
-    expect_error(path, "file_name of image 1 is not a name")
+    expect_error(path, "file_name of image 1, '', is not a name")
 
 
 def test_area_must_be_a_number(tmp_path):
@@ -269,7 +269,7 @@ def test_small_polygons_are_dropped_and_the_box_stays(tmp_path):
         ({"counts": [48 * 64]}, "the RLE has no 'size'"),
         ({"size": [64, 48], "counts": [48 * 64]}, "the RLE is of size [64, 48], the image of [48, 64]"),
         ({"size": [48, 64], "counts": [7]}, "the RLE covers 7 pixels, the image has 3072"),
-        ({"size": [48, 64], "counts": [-1, 3073]}, "it is neither a list of polygons"),
+        ({"size": [48, 64], "counts": [-1, 3073]}, "a number in it is out of range"),
         ({"size": [48, 64], "counts": "\x7f"}, "is no character of a compressed RLE"),
         ({"size": [48, 64], "counts": "P"}, "the compressed RLE is cut short"),
         ({"size": [48, 64], "counts": 3}, "it is neither a list of polygons"),

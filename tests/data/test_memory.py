@@ -72,7 +72,7 @@ def compare(tmp_path: Path, *, num_images: int, num_boxes: int) -> float:
     """Private bytes that a worker has more on a large set than on a set of two images, after an epoch."""
     write_large_coco(tmp_path / "large", "train", num_images=num_images, num_boxes=num_boxes)
     large = open_index(tmp_path / "large" / "annotations" / "instances_train.json")
-    assert (len(large), len(large.columns["boxes"])) == (num_images, num_boxes)
+    assert (len(large), len(large.columns["labels"])) == (num_images, num_boxes)
     images = [image_record(1), image_record(2, 48, 64)]
     small = open_index(write_coco(tmp_path / "small", images, [annotation(1, 1), annotation(2, 2)]))
     num_batches = num_images // BATCH_SIZE

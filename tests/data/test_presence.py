@@ -123,10 +123,10 @@ def test_a_damaged_memory_is_made_anew(tmp_path, listed, content):
 
 
 def test_a_folder_that_cannot_be_written_to_costs_a_listing(tmp_path, listed, monkeypatch):
-    def refuse(path, text):
+    def refuse(path, content):
         raise PermissionError(path)
 
-    monkeypatch.setattr(presence, "write_text_atomically", refuse)
+    monkeypatch.setattr(presence, "write_note", refuse)
     index = open_coco(make(tmp_path, ["1.png"]))
     check_images_present(index)
     assert listed == ["train", "train"]

@@ -91,7 +91,7 @@ def test_classes_of_other_sets(tmp_path):
     with pytest.raises(DataError, match=r"1\.xml: the class 'helmet' .*classes\.txt; did you mean helmets\?"):
         open_dataset(spec, HERE)
     (tmp_path / "classes.txt").write_text("axe\naxe\n")
-    with pytest.raises(DataError, match=r"classes\.txt is empty or names a class twice"):
+    with pytest.raises(DataError, match=r"classes\.txt is empty, names a class twice"):
         open_dataset(spec, HERE)
 
 

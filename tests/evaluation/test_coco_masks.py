@@ -1,6 +1,6 @@
-"""Mask AP against hand-computed values, and the two backends against each other."""
+"""Mask AP against hand-computed values, pycocotools on the same file, and one backend against the other."""
 
-import copy
+import json
 import logging
 
 import numpy as np
@@ -8,10 +8,17 @@ import pytest
 import torch
 from hotcoco import mask as mask_tools
 
-from lgd.evaluation.coco import evaluate_coco, read_ground_truth
+from lgd.evaluation.ground_truth import ground_truth_of
 from lgd.evaluation.masks import encode_masks
-from lgd.evaluation.predictions import Predictions
-from tests.evaluation.test_coco import TWELVE, assert_same, detection, evaluate, write_ground_truth
+from tests.evaluation.reference import open_index
+from tests.evaluation.test_coco import (
+    TWELVE,
+    assert_same,
+    both_backends,
+    detection,
+    evaluate,
+    write_ground_truth,
+)
 from tests.samples import further
 
 BACKENDS = ("hotcoco", "pycocotools")
@@ -40,29 +47,19 @@ def found(image, category, mask, score, box=(0, 0, 1, 1)):
     return {**detection(image, category, box, score), "segmentation": mask}
 
 
-def evaluate_found(ground_truth, results, **more):
-    return evaluate_coco(ground_truth, Predictions.from_results(results), **more)
+def both(path, results):
+    """The metrics of masks by both backends, which are pycocotools' own."""
+    return both_backends(path, results, iou_type="segm")
 
 
-def both_backends(ground_truth, results, category_ids, **more):
-    kwargs = {"class_names": [f"class {c}" for c in category_ids], "category_ids": category_ids, **more}
-    before = copy.deepcopy((ground_truth, results))
-    first, second = (
-        evaluate_found(ground_truth, results, iou_type="segm", backend=backend, gt_name="the set", **kwargs)
-        for backend in BACKENDS
-    )
-    assert (ground_truth, results) == before
-    assert_same(first, second)
-    return first
-
-
-def detect_near(ground_truth, random, share):
+def detect_near(path, random, share):
     """Detections with masks: a share of the objects with their outlines worn, at scores with ties."""
+    ground_truth = json.loads(path.read_text())
     sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
     category_ids = [category["id"] for category in ground_truth["categories"]]
     results = []
     for annotation in ground_truth["annotations"]:
-        if random.random() > share or "segmentation" not in annotation:
+        if random.random() > share or not annotation.get("segmentation"):
             continue
         height, width = sizes[annotation["image_id"]]
         mask = annotation["segmentation"]
@@ -73,7 +70,7 @@ def detect_near(ground_truth, random, share):
         category = annotation["category_id"] if random.random() < 0.8 else int(random.choice(category_ids))
         box = random.uniform(0, 300, 4).tolist()  # of no use: it shall not be looked at
         results.append(found(annotation["image_id"], category, encoded, round(random.random(), 2), box))
-    return results, category_ids
+    return results
 
 
 def is_compressed(mask):
@@ -105,23 +102,32 @@ def random_ground_truth(folder, seed):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_backends_agree_on_random_masks(tmp_path, seed):
-    ground_truth = read_ground_truth(random_ground_truth(tmp_path, seed), with_masks=True)
-    results, category_ids = detect_near(ground_truth, np.random.default_rng(seed), 0.8)
-    metrics = both_backends(ground_truth, results, category_ids)
+    path = random_ground_truth(tmp_path, seed)
+    results = detect_near(path, np.random.default_rng(seed), 0.8)
+    metrics, other = (
+        evaluate(path, results, iou_type="segm", backend=backend) for backend in BACKENDS
+    )  # pycocotools alone has no way with objects that have no mask
+    assert_same(metrics, other)
     assert all(metrics[key] is not None and 0 < metrics[key] < 100 for key in TWELVE)
-    assert metrics["AP-class 9"] is None
-    subset = both_backends(ground_truth, results, category_ids, image_ids=[2, 3, 5])
-    assert subset != metrics
+    assert metrics["AP-bird"] is None
+
+
+def test_masks_are_those_of_the_file(tmp_path):
+    path = random_ground_truth(tmp_path, 3)
+    content = json.loads(path.read_text())
+    content["annotations"] = [each for each in content["annotations"] if each["segmentation"]]
+    path.write_text(json.dumps(content))
+    assert 0 < both(path, detect_near(path, np.random.default_rng(3), 0.8))["AP"] < 100
 
 
 @pytest.mark.parametrize("data_set", ["synthetic", *further("nuclei", "coco_mini")], indirect=True)
-def test_backends_agree_on_whole_sets(data_set):
-    path = data_set / "annotations" / "instances_val.json"
-    ground_truth = read_ground_truth(path, with_masks=True)
-    used = [image["id"] for image in ground_truth["images"]][:20]
-    ground_truth["annotations"] = [a for a in ground_truth["annotations"] if a["image_id"] in used]
-    results, category_ids = detect_near(ground_truth, np.random.default_rng(0), 0.7)
-    metrics = both_backends(ground_truth, results, category_ids)
+def test_backends_agree_on_whole_sets(tmp_path, data_set):
+    content = json.loads((data_set / "annotations" / "instances_val.json").read_text())
+    used = [image["id"] for image in content["images"]][:20]
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] in used]
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    metrics = both(path, detect_near(path, np.random.default_rng(0), 0.7))
     assert 1 < metrics["AP"] < 99
 
 
@@ -141,9 +147,7 @@ def test_hand_computed(tmp_path, backend):
         found(2, 2, rectangle(200, 200, 10, 10), 0.8, box=(0, 0, 100, 200)),
         found(2, 2, rectangle(0, 0, 100, 200), 0.7),
     ]
-    metrics = evaluate(
-        path, results, iou_type="segm", backend=backend, class_names=["cat", "dog"], category_ids=[1, 2]
-    )
+    metrics = evaluate(path, results, iou_type="segm", backend=backend)
     dog = 50 * 51 / 101  # recall 0.5 reaches 51 of the 101 points, at precision 1/2
     assert metrics["AP-cat"] == pytest.approx(100 * 6 / 10)  # thresholds 0.50 to 0.75
     assert metrics["AP-dog"] == pytest.approx(dog)
@@ -158,12 +162,11 @@ def test_area_of_a_detection_is_its_masks(tmp_path):
     """A false positive of medium box but small mask counts among the small only."""
     mask = [polygon(10, 10, 20, 20)]
     path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), {"segmentation": mask, "area": 400})])
-    ground_truth = read_ground_truth(path, with_masks=True)
     results = [
         found(1, 1, rectangle(300, 300, 5, 5), 0.9, box=(300, 300, 90, 90)),
         found(1, 1, rectangle(10, 10, 20, 20), 0.8, box=(300, 300, 90, 90)),
     ]
-    metrics = both_backends(ground_truth, results, [1])
+    metrics = both(path, results)
     assert metrics["APs"] == pytest.approx(50)
     assert metrics["APm"] is None
 
@@ -172,69 +175,57 @@ def test_detections_in_a_crowd_count_neither_way(tmp_path):
     crowd = {"segmentation": uncompress(rectangle(0, 0, 200, 200)), "area": 40000, "iscrowd": 1}
     alone = {"segmentation": [polygon(300, 300, 20, 20)], "area": 400}
     path = write_ground_truth(tmp_path, [(1, 1, (0, 0, 200, 200), crowd), (1, 1, (300, 300, 20, 20), alone)])
-    ground_truth = read_ground_truth(path, with_masks=True)
     inside = [found(1, 1, rectangle(x, 20, 30, 30), 0.9) for x in (10, 60, 110)]
     right = [found(1, 1, rectangle(300, 300, 20, 20), 0.5)]
-    assert both_backends(ground_truth, inside + right, [1])["AP"] == pytest.approx(100)
+    assert both(path, inside + right)["AP"] == pytest.approx(100)
     outside = [found(1, 1, rectangle(400, 20, 30, 30), 0.9)]
-    assert both_backends(ground_truth, outside + right, [1])["AP"] == pytest.approx(50)
+    assert both(path, outside + right)["AP"] == pytest.approx(50)
 
 
 def test_objects_without_a_mask_are_not_found_and_reported(tmp_path, caplog):
     whole = {"segmentation": [polygon(10, 10, 20, 20)]}
     absent = ({}, {"segmentation": []}, {"segmentation": [[1, 1, 9, 9]]}, {"segmentation": None})
     objects = [(1, 1, (10, 10, 20, 20), extra) for extra in (whole, *absent)]
-    ground_truth = read_ground_truth(write_ground_truth(tmp_path, objects), with_masks=True)
+    path = write_ground_truth(tmp_path, objects)
     results = [found(1, 1, rectangle(10, 10, 20, 20), 0.5)]
     with caplog.at_level(logging.WARNING):
-        metrics = both_backends(ground_truth, results, [1])
+        metrics, other = (evaluate(path, results, iou_type="segm", backend=backend) for backend in BACKENDS)
+    assert_same(metrics, other)
     assert metrics["AR100"] == pytest.approx(100 / 5)
-    assert "the set: 4 of 5 objects have no mask; for mask AP they count as not found" in caplog.text
+    assert f"{path}: 4 of 5 objects have no mask; for mask AP they count as not found" in caplog.text
 
 
 def test_without_any_mask_there_is_no_mask_ap(tmp_path, caplog):
-    ground_truth = read_ground_truth(
-        write_ground_truth(tmp_path, [(1, 1, (1, 1, 9, 9), {})]), with_masks=True
-    )
-    kwargs = {"class_names": ["cat"], "category_ids": [1], "gt_name": "the set"}
+    path = write_ground_truth(tmp_path, [(1, 1, (1, 1, 9, 9), {})])
     with caplog.at_level(logging.INFO):
-        assert evaluate_found(ground_truth, [], iou_type="segm", **kwargs) is None
-    assert "the set has no masks: there is no mask AP" in caplog.text
-    assert evaluate_found(ground_truth, [], iou_type="bbox", **kwargs)["AP"] == 0
+        assert evaluate(path, [], iou_type="segm") is None
+    assert f"{path} has no masks: there is no mask AP" in caplog.text
+    assert evaluate(path, [])["AP"] == 0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_predictions_are_zero(tmp_path, backend):
     extra = {"segmentation": [polygon(10, 10, 20, 20)]}
     path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), extra)])
-    kwargs = {"backend": backend, "class_names": ["cat", "dog"], "category_ids": [1, 2]}
-    metrics = evaluate(path, [], iou_type="segm", **kwargs)
+    metrics = evaluate(path, [], iou_type="segm", backend=backend)
     assert (metrics["AP"], metrics["APl"], metrics["AP-dog"]) == (0, None, None)
 
 
 def test_masks_do_not_change_box_ap(tmp_path):
     path = random_ground_truth(tmp_path, seed=2)
-    with_masks, without = (read_ground_truth(path, with_masks=flag) for flag in (True, False))
-    results, category_ids = detect_near(with_masks, np.random.default_rng(2), 0.8)
-    for result, annotation in zip(results, with_masks["annotations"], strict=False):
+    annotations = json.loads(path.read_text())["annotations"]
+    results = detect_near(path, np.random.default_rng(2), 0.8)
+    for result, annotation in zip(results, annotations, strict=False):
         result |= {"bbox": annotation["bbox"], "image_id": annotation["image_id"]}
-    names = ["cat", "dog", "bird"]
-    all_metrics = [
-        evaluate_found(
-            ground_truth, results, backend=backend, class_names=names, category_ids=category_ids, gt_name="x"
-        )
-        for ground_truth in (with_masks, without)
-        for backend in BACKENDS
-    ]
-    assert all_metrics[0]["AP"] > 0
-    for metrics in all_metrics[1:]:
-        assert_same(all_metrics[0], metrics)
+    without = [{key: value for key, value in each.items() if key != "segmentation"} for each in results]
+    with_masks = both_backends(path, results)
+    assert with_masks["AP"] > 0
+    assert_same(with_masks, both_backends(path, without))
 
 
-def test_only_what_is_needed_is_read(tmp_path):
+def test_polygons_that_training_drops_are_no_masks(tmp_path):
     extra = {"segmentation": [polygon(1, 1, 9, 9), [1, 1, 2, 2]], "keypoints": [1, 2, 3]}
-    path = write_ground_truth(tmp_path, [(1, 1, (1, 1, 9, 9), extra)])
-    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
-    assert read_ground_truth(path, with_masks=False)["annotations"] == [annotation]
-    annotation["segmentation"] = [polygon(1, 1, 9, 9)]
-    assert read_ground_truth(path, with_masks=True)["annotations"] == [annotation]
+    index = open_index(write_ground_truth(tmp_path, [(1, 1, (1, 1, 9, 9), extra)]))
+    assert ground_truth_of(index, with_masks=False).masks is None
+    (mask,) = ground_truth_of(index, with_masks=True).masks
+    assert [each.tolist() for each in mask] == [polygon(1, 1, 9, 9)]

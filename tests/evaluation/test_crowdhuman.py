@@ -6,7 +6,7 @@ import pytest
 
 from lgd.data.catalog import open_dataset
 from lgd.evaluation.crowdhuman import evaluate_crowdhuman
-from lgd.evaluation.ground_truth import ground_truth_from_index
+from lgd.evaluation.ground_truth import ground_truth_of
 from lgd.evaluation.predictions import Predictions
 from tests.data.boxes_sets import person, write_crowdhuman
 from tests.evaluation.slow_crowdhuman import slow_average_precision, slow_jaccard_index, slow_miss_rate
@@ -145,20 +145,19 @@ def test_equals_loops_on_random_data(tmp_path, seed):
 
 def test_unknown_images_and_categories(tmp_path):
     index = open_set(tmp_path, {"a": [person(A)]})
-    with pytest.raises(ValueError, match=r"a detection is of image 2, which crowdhuman:.* does not have"):
+    with pytest.raises(ValueError, match=r"crowdhuman:.* 1 image id\(s\) that are not there \(2\)"):
         evaluate(index, [result(2, A, 0.9)])
-    with pytest.raises(ValueError, match="a detection is of category 3"):
+    with pytest.raises(ValueError, match=r"1 category id\(s\) that are not there \(3\)"):
         evaluate(index, [result(1, A, 0.9) | {"category_id": 3}])
 
 
 def test_ground_truth_in_coco_format(tmp_path):
     index = open_set(tmp_path, {"a": [person((-10, 0, 30, 40)), person(B, tag="mask")], "b": []})
-    assert ground_truth_from_index(index) == {
-        "images": [{"id": 1, "width": 200, "height": 100}, {"id": 2, "width": 200, "height": 100}],
-        "categories": [{"id": 1, "name": "person"}],
-        "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 20, 40], "area": 800, "iscrowd": 0},
-            {"id": 2, "image_id": 1, "category_id": 1, "bbox": [50, 0, 20, 40], "area": 800, "iscrowd": 1},
-        ],
-    }
-    assert ground_truth_from_index(open_set(tmp_path / "test", {"a": None})) is None
+    ground_truth = ground_truth_of(index, with_masks=False)
+    assert (ground_truth.heights.tolist(), ground_truth.widths.tolist()) == ([100, 100], [200, 200])
+    assert ground_truth.class_names == ("person",)
+    assert (ground_truth.images.tolist(), ground_truth.classes.tolist()) == ([1, 1], [1, 1])
+    assert ground_truth.boxes.tolist() == [[0, 0, 20, 40], [50, 0, 20, 40]]
+    assert ground_truth.areas.tolist() == [800, 800]
+    assert ground_truth.crowd.tolist() == [False, True]
+    assert ground_truth_of(open_set(tmp_path / "test", {"a": None}), with_masks=False) is None

@@ -5,7 +5,7 @@ import pytest
 
 from lgd.data.catalog import open_dataset
 from lgd.data.voc import CLASS_NAMES
-from lgd.evaluation.ground_truth import ground_truth_from_index
+from lgd.evaluation.ground_truth import ground_truth_of
 from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.voc import evaluate_voc
 from tests.data.boxes_sets import voc_object, write_voc
@@ -125,6 +125,7 @@ def test_equals_loops_on_random_data(tmp_path, seed):
 
 def test_difficult_objects_are_crowds_in_coco_format(tmp_path):
     index = open_set(tmp_path, {"a": [voc_object("cat", A, 1), voc_object("dog", B)]})
-    annotations = ground_truth_from_index(index)["annotations"]
-    assert [(each["iscrowd"], each["category_id"]) for each in annotations] == [(1, CAT), (0, DOG)]
-    assert annotations[0]["bbox"] == [0, 0, 10, 20]
+    ground_truth = ground_truth_of(index, with_masks=False)
+    assert ground_truth.crowd.tolist() == [True, False]
+    assert ground_truth.classes.tolist() == [CAT, DOG]
+    assert ground_truth.boxes[0].tolist() == [0, 0, 10, 20]

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lgd.evaluation.coco import read_ground_truth
 from lgd.evaluation.masks import encode_masks, paste_masks
 from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.score import score
@@ -159,4 +158,3 @@ def test_score_of_a_set_without_annotations_or_masks(tmp_path):
     metrics = score(open_coco(path, "val"), nothing, with_masks=True, backend="hotcoco")["student"]
     assert metrics["bbox"]["AP"] == 0
     assert metrics["segm"] is None
-    assert read_ground_truth(path, with_masks=True) is not None
