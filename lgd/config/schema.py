@@ -206,6 +206,9 @@ class TrainConfig:
         "Pad training batches to one of a few canvases; auto: where training steps are compiled on CUDA.",
     ] = "auto"
     process_group_timeout: Annotated[PositiveInt, "Seconds that a rank waits for the others."] = 600
+    stall_timeout: Annotated[
+        NonNegativeInt, "Seconds without a step after which the run ends and says where it stands; 0: never."
+    ] = 1800
     eval_backend: Annotated[Literal["hotcoco", "pycocotools"], "What computes the COCO metrics."] = "hotcoco"
 
 

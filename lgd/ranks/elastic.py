@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,17 @@ from torch.distributed.elastic import rendezvous
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import registry
 
 from lgd import exits
-from lgd.ranks.interruption import SIGNALS, Interrupted, Interruption
+from lgd.exits import describe_end
+from lgd.ranks.interruption import BLOCKED_AT_START, Interrupted, Interruption
 
 logger = logging.getLogger(__name__)
+
+_STOP_SECONDS = 6
+"""How long workers may take to end when one was lost, or at Ctrl-C, before they are killed."""
 
 _READ_SECONDS = 60
 """Torch's default of --rdzv-conf read_timeout: how long the agents wait for the answer of their store."""
@@ -85,11 +91,13 @@ def run_workers(launch: Launch, interruption: Interruption) -> int:
         **launch.settings,
     )
     agent: Agent | None = None
+    on_ctrl_c = signal.getsignal(signal.SIGINT)  # torch's agent has its own, and leaves it behind
     try:
         handler = registry.get_rendezvous_handler(parameters)
         try:
-            agent = _make_agent(launch, handler, interruption)
-            return _run(agent, interruption)
+            with tempfile.TemporaryDirectory(prefix="lgd-launch-") as scratch:
+                agent = _make_agent(launch, handler, interruption, scratch)
+                return _run(agent, interruption)
         finally:
             handler.shutdown()
     except Interrupted:
@@ -102,6 +110,8 @@ def run_workers(launch: Launch, interruption: Interruption) -> int:
             reason = _who_is_missing(agent, launch)
         logger.error("%s cannot meet the other machines at %s: %s", here, launch.endpoint, reason)
         return exits.RUN_AGAIN if interruption.requested else exits.FAULT
+    finally:
+        signal.signal(signal.SIGINT, on_ctrl_c)
 
 
 def _first_line(error: BaseException) -> str:
@@ -137,7 +147,9 @@ def _bound_silence(seconds: int) -> None:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
 
 
-def _make_agent(launch: Launch, handler: rendezvous.RendezvousHandler, interruption: Interruption) -> Agent:
+def _make_agent(
+    launch: Launch, handler: rendezvous.RendezvousHandler, interruption: Interruption, scratch: str
+) -> Agent:
     host, _, port = launch.endpoint.rpartition(":")
     fixed: dict[str, Any] = (
         {"master_addr": host, "master_port": int(port)} if launch.backend == "static" else {}
@@ -154,7 +166,7 @@ def _make_agent(launch: Launch, handler: rendezvous.RendezvousHandler, interrupt
     )
     keep = Std.ALL if launch.log_folder else Std.NONE
     silence = int(launch.settings.get("read_timeout", _READ_SECONDS))
-    return Agent(spec, DefaultLogsSpecs(launch.log_folder, tee=keep), interruption, silence)
+    return Agent(spec, DefaultLogsSpecs(launch.log_folder or scratch, tee=keep), interruption, silence)
 
 
 def _run(agent: Agent, interruption: Interruption) -> int:
@@ -170,6 +182,18 @@ def _run(agent: Agent, interruption: Interruption) -> int:
     if interruption.requested:
         return exits.RUN_AGAIN
     return next((code for code in codes if code > 0), 1)
+
+
+def _order(item: tuple[int, ProcessFailure]) -> tuple[bool, int, int]:
+    rank, failure = item
+    return bool(failure.error_file_data.get("follows")), failure.timestamp, rank
+
+
+def _describe_failure(rank: int, failure: ProcessFailure) -> str:
+    """Who ended, how, and what it said last."""
+    said = failure.error_file_data.get("message")
+    line = f"rank {rank} (process {failure.pid} on {socket.gethostname()}) {describe_end(failure.exitcode)}"
+    return f"{line}: {said}" if said and isinstance(said, str) else line
 
 
 class Agent(LocalElasticAgent):
@@ -200,15 +224,26 @@ class Agent(LocalElasticAgent):
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         """Start the workers, with the signals blocked until each of them can handle them."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_AT_START)
         try:
             process_ids: dict[int, Any] = super()._start_workers(worker_group)
             self._process_ids = list(process_ids.values())
+            self._bound_stop()
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED_AT_START)
         if self._interruption.requested:
             self._pass_on(signal.SIGTERM)
         return process_ids
+
+    def _bound_stop(self) -> None:
+        """Let the workers that are left, after a lost one or at Ctrl-C, not take the half minute of torch."""
+        assert self._pcontext is not None
+        close = self._pcontext.close
+
+        def close_soon(death_sig: signal.Signals | None = None, timeout: int = _STOP_SECONDS) -> None:
+            close(death_sig, min(timeout, _STOP_SECONDS))
+
+        self._pcontext.close = close_soon  # type: ignore[method-assign]
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         # Not SIGTERM: this is no request to save and leave.
@@ -233,14 +268,18 @@ class Agent(LocalElasticAgent):
         return result
 
     def _report(self, result: RunResult) -> None:
-        for rank, failure in result.failures.items():
-            code = failure.exitcode
-            end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            logger.error("rank %d (process %d on %s) %s", rank, failure.pid, socket.gethostname(), end)
+        """Say whom the run lost: last the first to go, and not one that went because of another."""
+        failures = sorted(result.failures.items(), key=_order, reverse=True)
+        lines = [_describe_failure(rank, failure) for rank, failure in failures]
+        for line in lines if self._remaining_restarts else lines[:-1]:
+            logger.error("%s", line)
         if self._remaining_restarts:
             logger.error(
                 "starting again from the newest checkpoint; restarts left: %d", self._remaining_restarts
             )
+        else:
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"error: {lines[-1]}\n")
 
     def _pass_on(self, number: signal.Signals) -> None:
         """Send a signal on to the workers; where they are not there yet, leave."""

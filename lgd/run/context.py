@@ -8,6 +8,7 @@ import torch
 
 from lgd.ranks.channel import Channel
 from lgd.ranks.leaving import Leaving
+from lgd.ranks.watch import Watch
 from lgd.run.output import History, OutputFolder
 from lgd.run.resume import Starts
 
@@ -21,6 +22,7 @@ class RunContext:
         channel: by which the ranks talk besides the model's collectives.
         leaving: whether and when the ranks leave.
         output: where files go.
+        watch: looks after the run meanwhile.
         history: of the starts and ends in there.
         starts: which launchers have started the run in there.
     """
@@ -29,5 +31,6 @@ class RunContext:
     channel: Channel
     leaving: Leaving
     output: OutputFolder
+    watch: Watch
     history: History
     starts: Starts

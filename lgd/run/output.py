@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,10 @@ from typing import Any
 from lgd.ranks.interruption import Interrupted
 
 logger = logging.getLogger(__name__)
+
+
+class FolderLostError(RuntimeError):
+    """OUTPUT_DIR went away while the run wrote there."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,30 @@ class OutputFolder:
         return self.root / "inference" / folder / name
 
 
+class FolderWatch:
+    """Looks whether a folder is still where it was, and no other has taken its place."""
+
+    def __init__(self, root: Path) -> None:
+        """Look at `root` as it is now; raises OSError where it is not there."""
+        self._root = root
+        self._handle = os.open(root, os.O_RDONLY)  # while it is open, no other folder gets its number
+
+    def __call__(self) -> FolderLostError | None:
+        """What it means if the folder is gone."""
+        try:
+            is_there = os.path.samestat(self._root.stat(), os.fstat(self._handle))
+        except (FileNotFoundError, NotADirectoryError):
+            is_there = False
+        except OSError:  # storage that hangs or hiccups is not gone
+            is_there = True
+        if is_there:
+            return None
+        return FolderLostError(
+            f"OUTPUT_DIR {self._root} was removed or renamed while the run wrote there; go on with --resume "
+            "from where it is now, if there is such a place"
+        )
+
+
 def set_earlier_run_aside(root: Path) -> None:
     """Move what an earlier run left in `root` to a folder of its own in there, so that nothing is lost."""
     names = ("checkpoints", "inference", "teacher", "config.yaml", "log.txt", "metrics.jsonl", "results.json")
@@ -108,8 +135,13 @@ class History:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write how it ended: "finished", "saved" (asked to leave) or "failed", with what was said."""
+        """Write how it ended."""
+        self.end(error)
+
+    def end(self, error: BaseException | None) -> None:
+        """Write, once, that it "finished", "saved" (asked to leave) or "failed", with what was said."""
         if self._has_begun:
+            self._has_begun = False
             outcome = "finished" if error is None else "saved" if isinstance(error, Interrupted) else "failed"
             said = "" if error is None else " ".join(str(error).split())[:500] or type(error).__name__
             with contextlib.suppress(OSError):  # the error that ended the run matters more
@@ -118,25 +150,6 @@ class History:
     def _write(self, entry: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-
-
-def start_logging(rank: int) -> None:
-    """Send the library's log to the terminal: all of rank 0's, warnings of the others."""
-    handler = logging.StreamHandler(sys.stdout)
-    prefix = "" if rank == 0 else f"rank {rank}: "
-    handler.setFormatter(logging.Formatter(f"[%(asctime)s] {prefix}%(message)s", "%H:%M:%S"))
-    root = logging.getLogger("lgd")
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    root.propagate = False
-
-
-def log_to_file(path: Path) -> None:
-    """Write the log to a file too, behind what it holds already."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger("lgd").addHandler(handler)
 
 
 def shorten(names: Sequence[str], separator: str = ", ", limit: int = 8) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -26,6 +27,7 @@ from lgd.config.schema import Config
 from lgd.config.values import ConfigError
 from lgd.data.catalog import open_dataset, open_datasets
 from lgd.data.index import AnnotationIndex
+from lgd.data.workers import WorkersWatch
 from lgd.engine.checkpoint import Checkpoint, find_newest
 from lgd.evaluation.results import Results, results_table
 from lgd.files import write_text_atomically
@@ -33,12 +35,15 @@ from lgd.inference.test_sets import TestSet, detect_on_test_sets
 from lgd.memory.worst_case import find_batch, tries_worst_shape, try_worst_shape
 from lgd.ranks import process_group
 from lgd.ranks.agreement import code_facts, require_equal
+from lgd.ranks.channel import Channel
 from lgd.ranks.interruption import Interrupted, Interruption
 from lgd.ranks.leaving import Leaving
 from lgd.ranks.process_group import LaunchInfo
+from lgd.ranks.watch import Watch
 from lgd.run.context import RunContext
 from lgd.run.evaluations import Evaluator
-from lgd.run.output import History, OutputFolder, log_to_file, set_earlier_run_aside, shorten
+from lgd.run.log import LOG_FILE, find_broken_terminal, log_to_file, write_to_log_file
+from lgd.run.output import FolderWatch, History, OutputFolder, set_earlier_run_aside, shorten
 from lgd.run.resume import Starts, adapt_to_ranks, choose_seed, load_state
 from lgd.run.training import Training, train_and_evaluate
 
@@ -74,11 +79,12 @@ def run(
     channel = process_group.init(device, cfg.train.process_group_timeout)
     output = OutputFolder(Path(cfg.output_dir))
     history = History(output.history)
-    with history, channel.explaining(lambda: "the start"):
+    watch = _make_watch(cfg, channel, interruption, history)
+    with watch, history, channel.explaining(lambda: "the start"):
         channel.meet("the start")
         require_equal({**code_facts(), **flatten(cfg)})
         starts = Starts(output.root)
-        context = RunContext(device, channel, Leaving(interruption, channel), output, history, starts)
+        context = RunContext(device, channel, Leaving(interruption, channel), output, watch, history, starts)
         try:
             if starts.has_left:
                 raise Interrupted("asked to leave, and started again nevertheless")
@@ -96,6 +102,23 @@ def run(
     if results:
         logger.info("%s\n%s", output.results, results_table(results))
     return results
+
+
+def _make_watch(cfg: Config, channel: Channel, interruption: Interruption, history: History) -> Watch:
+    give_up = interruption.give_up
+
+    def end(error: Exception) -> NoReturn:
+        assert give_up is not None
+        history.end(error)
+        give_up(error)
+
+    return Watch(
+        channel,
+        cfg.train.stall_timeout,
+        [WorkersWatch(), find_broken_terminal],
+        give_up=end if give_up else None,
+        keep=write_to_log_file,
+    )
 
 
 def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Results | None:
@@ -117,6 +140,9 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
             fitting = try_worst_shape(cfg, model, data.train, device)
     context.leaving.check("before the first step")
     _open_output(cfg, context, keep=resume or eval_only)
+    context.channel.meet("the opening of OUTPUT_DIR")
+    if not process_group.is_main():
+        log_to_file(context.output.root / LOG_FILE, only_ends=True)
     if not eval_only:
         if process_group.is_main():
             context.history.begin(checkpoint.step if checkpoint else 0, process_group.get_world_size())
@@ -166,9 +192,14 @@ def _make_evaluator(
         with_teacher=cfg.model.distillator.eval_teacher,
         mixed_precision=cfg.solver.amp.enabled,
         num_examples=cfg.test.vis_images,
-        shall_abandon=context.leaving.during_evaluation,
+        shall_abandon=partial(_shall_abandon, context),
     )
     return Evaluator(detect, context, backend=cfg.train.eval_backend, image_format=cfg.input.format)
+
+
+def _shall_abandon(context: RunContext) -> bool:
+    context.watch.again("evaluating")
+    return context.leaving.during_evaluation()
 
 
 def _find_batch(cfg: Config, device: torch.device) -> None:
@@ -222,7 +253,8 @@ def _open_output(cfg: Config, context: RunContext, keep: bool) -> None:
     output.root.mkdir(parents=True, exist_ok=True)
     if not keep:
         set_earlier_run_aside(output.root)
-    log_to_file(output.root / "log.txt")
+    log_to_file(output.root / LOG_FILE)
+    context.watch.look_at(FolderWatch(output.root))
     write_text_atomically(output.config, dump_config(cfg))
 
 

@@ -98,6 +98,7 @@ def _run_loop(
     cfg, device, last_step = training.cfg, context.device, training.cfg.solver.max_iter
 
     def save(state: TrainState) -> None:
+        context.watch.require()
         owing = evaluations.before_save()
         about = {**training.about(), "seed": cfg.seed, "share": asdict(training.share)}
         content = {**state.state_dict(), **owing, **about}
@@ -122,4 +123,5 @@ def _run_loop(
             evaluate=lambda state: evaluations.evaluate(),
             save=save,
             shall_leave=shall_leave,
+            watch=context.watch,
         )
