@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from lgd import exits
 
 
 def _train(arguments: Sequence[str], is_program: bool) -> int:
@@ -47,11 +50,22 @@ COMMANDS: Mapping[str, tuple[Callable[[Sequence[str], bool], int], str]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names; returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    """Run the command that the first argument names; returns the exit code.
+
+    Without `argv` this is the program, which ends with the code (see `lgd.ending`).
+    """
+    if argv is None:
+        exits.leave_on_ctrl_c()
+        from lgd.ending import as_program
+
+        as_program(partial(_main, sys.argv[1:], is_program=True))
+    return _main(list(argv), is_program=False)
+
+
+def _main(arguments: Sequence[str], *, is_program: bool) -> int:
     if arguments and arguments[0] in COMMANDS:
         function, _ = COMMANDS[arguments[0]]
-        return function(arguments[1:], argv is None)
+        return function(arguments[1:], is_program)
     usage = ["usage: lgd COMMAND ...", ""] + [f"  {name:<9} {help_}" for name, (_, help_) in COMMANDS.items()]
     asked = arguments[:1] in (["-h"], ["--help"])
     stream = sys.stdout if asked else sys.stderr
@@ -62,4 +76,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

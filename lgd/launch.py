@@ -6,18 +6,24 @@ not start again what was asked to leave.
 
 from __future__ import annotations
 
+from lgd import exits
+
+if __name__ == "__main__":
+    exits.leave_on_ctrl_c()
+
 import argparse
 import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-from lgd import exits
 from lgd.config.values import ConfigError
+from lgd.ending import as_program
 from lgd.ranks.interruption import Interruption
-from lgd.run.output import start_logging
+from lgd.run.log import start_logging
 
 if TYPE_CHECKING:
     from lgd.ranks.rendezvous import Launch
@@ -225,27 +231,29 @@ def main(argv: Sequence[str] | None = None, *, is_program: bool = False) -> int:
 
     Args:
         argv: the arguments; None takes the program's.
-        is_program: the process ends with the returned code, which no later signal may change.
+        is_program: the process ends with the code (see `lgd.ending`), which no later signal may change.
     """
+    if is_program:
+        as_program(partial(_main, argv, is_program=True))
+    return _main(argv, is_program=False)
+
+
+def _main(argv: Sequence[str] | None, *, is_program: bool) -> int:
     with Interruption(until_exit=is_program) as interruption:
         start_logging(0)
         try:
             _import_torch_quietly()
             from lgd.ranks.elastic import run_workers
 
-            code = run_workers(parse_arguments(sys.argv[1:] if argv is None else argv), interruption)
+            if is_program:
+                interruption.tidy_up_on_ctrl_c()
+            return run_workers(parse_arguments(sys.argv[1:] if argv is None else argv), interruption)
         except ConfigError as error:
             sys.stderr.write(f"error: {error}\n")
-            code = exits.USER_ERROR
+            return exits.USER_ERROR
         except KeyboardInterrupt:
-            code = exits.CTRL_C
-        if is_program and code == exits.FAULT:
-            # A store that never answers would hold up the interpreter's orderly end, or spoil it.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        return code
+            return exits.CTRL_C
 
 
 if __name__ == "__main__":
-    sys.exit(main(is_program=True))
+    main(is_program=True)

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
+from lgd import exits
+
+if __name__ == "__main__":
+    exits.leave_on_ctrl_c()
+
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
-from lgd import exits
+from lgd.ending import as_program, end
 from lgd.ranks.interruption import Interruption, leave_with_parent
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
+    import argparse  # takes its time, in which Ctrl-C would not be handled yet
+
     parser = argparse.ArgumentParser(
         prog="lgd train",
         description="Train a detector, with LGD or without, or evaluate it.",
@@ -47,24 +58,34 @@ def main(argv: Sequence[str] | None = None, *, is_program: bool = False) -> int:
 
     Args:
         argv: the arguments; None takes the program's.
-        is_program: the process ends with the returned code, which no later signal may change.
+        is_program: the process ends with the code (see `lgd.ending`), which no later signal may change.
     """
+    if is_program:
+        as_program(partial(_main, argv, is_program=True))
+    return _main(argv, is_program=False)
+
+
+def _main(argv: Sequence[str] | None, *, is_program: bool) -> int:
     with Interruption(until_exit=is_program) as interruption:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             leave_with_parent()
         arguments = sys.argv[1:] if argv is None else argv
         options = parse_arguments(arguments)
         # Imports torch and the rest, which takes seconds: signals are caught by now.
-        from lgd.command import execute
+        from lgd.command import Reporter, execute
 
-        code = execute(options, arguments, interruption)
-        if is_program and code == exits.FAULT:
-            # Collectives that never end would hold up the interpreter's orderly end.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        return code
+        reporter = Reporter(interruption)
+        if is_program:
+            reporter.take_over()
+        try:
+            return execute(options, arguments, interruption)
+        except BaseException as error:
+            if is_program:  # in here: what the error holds on to, such as lost workers, is not torn down
+                end(partial(reporter.report, error))
+            if not reporter.expects(error):
+                raise
+            return reporter.report(error)
 
 
 if __name__ == "__main__":
-    sys.exit(main(is_program=True))
+    main(is_program=True)

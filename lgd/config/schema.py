@@ -213,6 +213,9 @@ class TrainConfig:
         NonNegativeInt,
         "Resumes in a row that come to no new checkpoint, before no further one is made; 0: any.",
     ] = 5
+    stall_timeout: Annotated[
+        NonNegativeInt, "Seconds without a step after which the run ends and says where it stands; 0: never."
+    ] = 1800
     eval_backend: Annotated[Literal["hotcoco", "pycocotools"], "What computes the COCO metrics."] = "hotcoco"
 
 

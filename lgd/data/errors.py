@@ -9,3 +9,7 @@ class DataError(ValueError):
 
 class ImageError(DataError):
     """One image cannot be read, or is not what the annotations say; the message names its file."""
+
+
+class LoadingError(RuntimeError):
+    """Data cannot be loaded any more; the message says what broke, how, and the likely cure."""

@@ -7,9 +7,7 @@ Legend: B images of a batch, H x W its canvas, N object slots, G boxes of an ima
 from __future__ import annotations
 
 import atexit
-import gc
 import logging
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -19,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lgd.data.collate import DEFAULT_LAYOUT, EncodedBatch, Layout, collate
-from lgd.data.errors import DataError
+from lgd.data.errors import DataError, ImageError
 from lgd.data.index import AnnotationIndex, Floats, Integers
 from lgd.data.outlines import require_masks
 from lgd.data.samplers import (
@@ -32,6 +30,7 @@ from lgd.data.samplers import (
 from lgd.data.samples import OnBadImage, Preparation, TestImages, TrainingImages
 from lgd.data.shipping import Buffers, Shipment
 from lgd.data.transforms import Crop, ImageFormat, Resize, resized_size
+from lgd.data.workers import Failure, WholeBatches, WorkerContext, keep, prepare_worker
 from lgd.structures import Batch
 
 logger = logging.getLogger(__name__)
@@ -58,7 +57,12 @@ class BatchLoader(Iterable[Batch]):
         self._decode = decode
 
     def __iter__(self) -> Iterator[Batch]:
-        """Go through the batches; raises `ImageError` at an unfit image unless these are skipped."""
+        """Go through the batches.
+
+        Raises:
+            ImageError: an unfit image, unless these are skipped.
+            LoadingError: a worker failed or is gone.
+        """
         for item in _until_exit(self._loader):
             if isinstance(item, Batch):
                 yield item
@@ -67,10 +71,12 @@ class BatchLoader(Iterable[Batch]):
             elif isinstance(item, EncodedBatch):
                 assert self._decode is not None
                 yield self._decode(item)
-            elif self._on_bad_image == "fail":
-                raise item
-            else:
+            elif isinstance(item, Failure):
+                raise item.error()
+            elif isinstance(item, ImageError) and self._on_bad_image == "skip":
                 logger.warning("skipped a batch: %s", item)
+            else:
+                raise item
 
     def __len__(self) -> int:
         """Return the number of batches of this rank; TypeError where there is no end."""
@@ -84,14 +90,27 @@ def _until_exit(loader: DataLoader[Any]) -> Iterator[Any]:
 
     An interpreter that ends sends its children SIGTERM, which ours ignore.
     """
-    iterators = [iter(loader)]
+    context = loader.multiprocessing_context
+    if not isinstance(context, WorkerContext):
+        yield from loader
+        return
+    with context.starting():
+        iterators = [iter(loader)]
     atexit.register(iterators.clear)
     try:
-        while (item := next(iterators[0], None)) is not None:
+        while (item := _next(iterators[0], context)) is not None:
             yield item
     finally:
         iterators.clear()
         atexit.unregister(iterators.clear)
+
+
+def _next(iterator: Iterator[Any], context: WorkerContext) -> Any:
+    """The next item; None after the last."""
+    try:
+        return next(iterator, None)
+    except Exception as error:
+        raise context.explain(error) from error
 
 
 def train_loader(
@@ -249,26 +268,16 @@ def _data_loader(
     num_workers: int,
     pin_memory: bool,
 ) -> DataLoader[Any]:
+    if num_workers:
+        dataset, pad = WholeBatches(dataset, partial(pad, buffers=Buffers())), keep
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=partial(pad, buffers=Buffers()) if num_workers else pad,
+        collate_fn=pad,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=prepare_worker,
+        multiprocessing_context=WorkerContext() if num_workers else None,
         # A generator of its own: every new iterator would advance the default one, and change what follows.
         generator=torch.Generator().manual_seed(0),
     )
-
-
-def _prepare_worker(worker: int) -> None:
-    """Leave signals to the trainer, which ends its workers itself; a worker notices when the trainer is gone.
-
-    A scheduler that takes the machine back signals every process. A worker that died of it would take the
-    trainer with it before this has saved its checkpoint. The trainer's objects are kept out of the worker's
-    garbage collections, which would write to them, and so copy the pages that the processes share.
-    """
-    gc.freeze()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)

@@ -26,6 +26,7 @@ from lgd.config.values import ConfigError
 from lgd.distill.label_encoder import LabelRows
 from lgd.distill.schedule import Phase
 from lgd.distill.teacher import DynamicTeacher
+from lgd.ranks.watch import Watch
 from lgd.structures import Batch, Features
 
 logger = logging.getLogger(__name__)
@@ -123,10 +124,12 @@ class CompileWatch:
 
     Args:
         enabled: whether it is; else nothing is watched.
+        watch: is told that a step may take long.
     """
 
-    def __init__(self, enabled: bool) -> None:
+    def __init__(self, enabled: bool, watch: Watch | None = None) -> None:
         self.enabled = enabled
+        self._watch = watch or Watch()
         self._seen: set[tuple[torch.Size, Phase]] = set()
 
     @contextmanager
@@ -149,6 +152,7 @@ class CompileWatch:
         is_new = key not in self._seen
         if is_new:
             logger.info("compiling for %s ...", where)
+            self._watch.again("compiling", may_take_long=True)
         self._seen.add(key)
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         before, begin = num_graphs(), time.perf_counter()

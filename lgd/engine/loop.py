@@ -22,6 +22,7 @@ from lgd.engine.optim import LRSchedule, clip_gradients, set_lr
 from lgd.engine.progress import Progress
 from lgd.ranks import process_group
 from lgd.ranks.interruption import Interrupted
+from lgd.ranks.watch import Watch
 from lgd.structures import Batch
 
 logger = logging.getLogger(__name__)
@@ -129,6 +130,7 @@ def train(
     evaluate: Callable[[TrainState], None],
     save: Callable[[TrainState, bool], None],
     shall_leave: Callable[[], bool] = lambda: False,
+    watch: Watch | None = None,
 ) -> None:
     """Train `state` from its step to `options.max_iter`.
 
@@ -143,19 +145,22 @@ def train(
         save: called on every rank when a checkpoint is due, or before leaving early, with whether it leaves;
             then, and after the last step, it returns once the checkpoint is on the disk, or raises on all.
         shall_leave: called on every rank after every step but the last; the answer is the same on all.
+        watch: is told where the loop is.
 
     Raises:
         Interrupted: the run was asked to leave; a checkpoint is saved.
         NonFiniteError: a loss became NaN or infinite.
     """
+    watch = watch or Watch()
     backbone = [p for p in state.model.student.backbone_parameters() if p.requires_grad]
     module: nn.Module = state.model
     frozen: bool | None = None
     if state.owes_evaluation:
-        _finish_step(state, options, evaluate, save, shall_leave)
+        _finish_step(state, options, evaluate, save, shall_leave, watch)
     batches = prefetch(batches, device)
-    clock, watch = _Clock(), CompileWatch(options.compiled)
+    clock, compile_watch = _Clock(watch), CompileWatch(options.compiled, watch)
     for step in range(state.step, options.max_iter):
+        watch.at(step + 1, "beginning")
         phase = schedule.phase(step)
         if phase.freeze_backbone != frozen:
             frozen = phase.freeze_backbone
@@ -165,8 +170,9 @@ def train(
         for side in state.sides:
             set_lr(side.optimizer, side.schedule.at(step))
         losses, image_ids, num_skipped = _accumulate_gradients(
-            module, batches, phase, options, device, clock, watch
+            module, batches, phase, options, device, clock, compile_watch
         )
+        watch.again("updating the weights")
         losses["grad_norm"] = clip_gradients(
             [p for side in state.sides for p in side.parameters()],
             kind=options.clip_kind,
@@ -182,7 +188,7 @@ def train(
         if last or _is_due(state.step, options.log_period):
             report(_make_record(state, phase, clock, options, device))
         evaluates = state.owes_evaluation = last or _is_due(state.step, options.eval_period)
-        _finish_step(state, options, evaluate, save, shall_leave)
+        _finish_step(state, options, evaluate, save, shall_leave, watch)
         if evaluates:
             clock.restart()
 
@@ -193,18 +199,22 @@ def _finish_step(
     evaluate: Callable[[TrainState], None],
     save: Callable[[TrainState, bool], None],
     shall_leave: Callable[[], bool],
+    watch: Watch,
 ) -> None:
     """Evaluate and save where that is due; save and raise `Interrupted` where the run shall leave."""
     last = state.step == options.max_iter
     leaves = False
     if state.owes_evaluation:
+        watch.at(state.step, "evaluating", may_take_long=True)
         try:
             evaluate(state)
             state.owes_evaluation = False
         except Interrupted:
             leaves = True
+    watch.at(state.step, "agreeing with the other ranks on whether to leave")
     leaves = leaves or (not last and shall_leave())
     if leaves or last or _is_due(state.step, options.checkpoint_period):
+        watch.at(state.step, "saving", may_take_long=True)
         save(state, leaves)
     if leaves:
         raise Interrupted(f"asked to leave: saved step {state.step} of {options.max_iter}")
@@ -217,7 +227,7 @@ def _accumulate_gradients(
     options: LoopOptions,
     device: torch.device,
     clock: _Clock,
-    watch: CompileWatch,
+    compile_watch: CompileWatch,
 ) -> tuple[dict[str, Tensor], list[int], int]:
     """Forward and backward over the micro-batches of one step: mean losses, image ids, skips."""
     totals: dict[str, Tensor] = {}
@@ -230,7 +240,7 @@ def _accumulate_gradients(
         for message in batch.skipped:
             logger.warning("image skipped: %s", message)
         skips = micro_step + 1 < options.accumulate_steps
-        with _no_sync(module, skips), watch.step(batch, phase):
+        with _no_sync(module, skips), compile_watch.step(batch, phase):
             with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision):
                 losses = module(batch, distill=phase.distill)
                 total = torch.stack(list(losses.values())).sum() / options.accumulate_steps
@@ -301,7 +311,8 @@ def _make_record(
 class _Clock:
     """Wall time since the last report, and the part of it spent waiting for data."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
         self.restart()
 
     def restart(self) -> None:
@@ -310,8 +321,10 @@ class _Clock:
         self.num_batches = 0
 
     def wait_for(self, batches: Iterator[Batch]) -> Batch:
+        self._watch.again("waiting for data")
         begin = time.perf_counter()
         batch = next(batches)
+        self._watch.again("in the forward or backward pass")
         self.waited += time.perf_counter() - begin
         self.num_batches += 1
         return batch

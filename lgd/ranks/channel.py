@@ -161,6 +161,16 @@ class Channel:
         self._timeout_seconds = timeout_seconds
         self._vote: tuple[dist.Work, Tensor] | None = None
 
+    @property
+    def store(self) -> Store | None:
+        """What the ranks keep in common; None for a process alone."""
+        return self._store
+
+    @property
+    def hosts(self) -> Sequence[str]:
+        """Of the ranks."""
+        return self._hosts
+
     @classmethod
     def alone(cls) -> Channel:
         """The channel of a process alone."""

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from lgd import exits
-from lgd.ranks.interruption import SIGNALS, Interrupted, Interruption
+from lgd.exits import describe_end
+from lgd.ranks.interruption import BLOCKED_AT_START, Interrupted, Interruption
 from lgd.ranks.rendezvous import Launch, open_rendezvous
 from lgd.ranks.store import UnreachableError
 
@@ -28,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 _LEAVE_SECONDS = 300.0
 """How long workers may take to save and leave, unless the machines wait longer for one another."""
+
+_STOP_SECONDS = 6
+"""How long workers may take to end when one was lost, or at Ctrl-C, before they are killed."""
 
 _POLL_SECONDS = 0.05
 
@@ -48,14 +54,16 @@ def run_workers(launch: Launch, interruption: Interruption) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // launch.num_workers)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     agent: Agent | None = None
+    on_ctrl_c = signal.getsignal(signal.SIGINT)  # torch's agent has its own, and leaves it behind
     try:
         interruption.on_signal = _leave
         if interruption.requested:
             _leave()
         handler = open_rendezvous(launch)
         try:
-            agent = _make_agent(launch, handler, interruption)
-            return _run(agent, interruption)
+            with tempfile.TemporaryDirectory(prefix="lgd-launch-") as scratch:
+                agent = _make_agent(launch, handler, interruption, scratch)
+                return _run(agent, interruption)
         finally:
             handler.shutdown()
     except Interrupted:
@@ -68,6 +76,8 @@ def run_workers(launch: Launch, interruption: Interruption) -> int:
             reason = _who_is_missing(agent, launch)
         logger.error("%s cannot meet the other machines at %s: %s", here, launch.endpoint, reason)
         return exits.RUN_AGAIN if interruption.requested else exits.FAULT
+    finally:
+        signal.signal(signal.SIGINT, on_ctrl_c)
 
 
 def _leave(*_: object) -> None:
@@ -115,7 +125,9 @@ def _bound_silence(seconds: int) -> None:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
 
 
-def _make_agent(launch: Launch, handler: rendezvous.RendezvousHandler, interruption: Interruption) -> Agent:
+def _make_agent(
+    launch: Launch, handler: rendezvous.RendezvousHandler, interruption: Interruption, scratch: str
+) -> Agent:
     spec = WorkerSpec(
         role="worker",
         local_world_size=launch.num_workers,
@@ -126,7 +138,7 @@ def _make_agent(launch: Launch, handler: rendezvous.RendezvousHandler, interrupt
         local_addr=launch.local_address,
     )
     keep = Std.ALL if launch.log_folder else Std.NONE
-    return Agent(spec, DefaultLogsSpecs(launch.log_folder, tee=keep), interruption, launch)
+    return Agent(spec, DefaultLogsSpecs(launch.log_folder or scratch, tee=keep), interruption, launch)
 
 
 def _run(agent: Agent, interruption: Interruption) -> int:
@@ -142,6 +154,18 @@ def _run(agent: Agent, interruption: Interruption) -> int:
     if interruption.requested:
         return exits.RUN_AGAIN
     return next((code for code in codes if code > 0), 1)
+
+
+def _order(item: tuple[int, ProcessFailure]) -> tuple[bool, int, int]:
+    rank, failure = item
+    return bool(failure.error_file_data.get("follows")), failure.timestamp, rank
+
+
+def _describe_failure(rank: int, failure: ProcessFailure) -> str:
+    """Who ended, how, and what it said last."""
+    said = failure.error_file_data.get("message")
+    line = f"rank {rank} (process {failure.pid} on {socket.gethostname()}) {describe_end(failure.exitcode)}"
+    return f"{line}: {said}" if said and isinstance(said, str) else line
 
 
 class Agent(LocalElasticAgent):
@@ -174,15 +198,26 @@ class Agent(LocalElasticAgent):
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         """Start the workers, with the signals blocked until each of them can handle them."""
         self._leaving_since = None
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_AT_START)
         try:
             process_ids: dict[int, Any] = super()._start_workers(worker_group)
             self._process_ids = list(process_ids.values())
+            self._bound_stop()
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED_AT_START)
         if self._interruption.requested:
             self._pass_on(signal.SIGTERM)
         return process_ids
+
+    def _bound_stop(self) -> None:
+        """Let the workers that are left, after a lost one or at Ctrl-C, not take the half minute of torch."""
+        assert self._pcontext is not None
+        close = self._pcontext.close
+
+        def close_soon(death_sig: signal.Signals | None = None, timeout: int = _STOP_SECONDS) -> None:
+            close(death_sig, min(timeout, _STOP_SECONDS))
+
+        self._pcontext.close = close_soon  # type: ignore[method-assign]
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         if worker_group.state == WorkerState.HEALTHY:
@@ -230,14 +265,18 @@ class Agent(LocalElasticAgent):
         return time.monotonic() - self._leaving_since < patience
 
     def _report(self, result: RunResult) -> None:
-        for rank, failure in result.failures.items():
-            code = failure.exitcode
-            end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            logger.error("rank %d (process %d on %s) %s", rank, failure.pid, socket.gethostname(), end)
+        """Say whom the run lost: last the first to go, and not one that went because of another."""
+        failures = sorted(result.failures.items(), key=_order, reverse=True)
+        lines = [_describe_failure(rank, failure) for rank, failure in failures]
+        for line in lines if self._remaining_restarts else lines[:-1]:
+            logger.error("%s", line)
         if self._remaining_restarts:
             logger.error(
                 "starting again from the newest checkpoint; restarts left: %d", self._remaining_restarts
             )
+        else:
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"error: {lines[-1]}\n")
 
     def _pass_on(self, number: signal.Signals) -> None:
         """Send a signal on to the workers; where they are not there yet, leave."""

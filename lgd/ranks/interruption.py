@@ -6,15 +6,23 @@ its imports take.
 
 from __future__ import annotations
 
-import ctypes
+import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import NoReturn
+
+from lgd import exits
+from lgd.ending import END_SECONDS, end
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 """The signals that ask a run to save and leave. (Not SIGUSR1, which NCCL catches.)"""
 
+BLOCKED_AT_START = (*SIGNALS, signal.SIGINT)
+"""What a launcher blocks for a process that it starts, so that not even its first milliseconds are open."""
 
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
@@ -33,6 +41,9 @@ class Interruption:
     Attributes:
         signal: the first that came, None before.
         on_signal: called at every signal, if set: a launcher passes them on to its workers.
+        is_ctrl_c: whether Ctrl-C came, after `tidy_up_on_ctrl_c`; what is raised then is a consequence.
+        give_up: ends the process because of an error, for a thread that finds out that the main thread does
+            not get on; None where the process is not the run's own.
     """
 
     def __init__(self, *, until_exit: bool = False) -> None:
@@ -44,6 +55,8 @@ class Interruption:
         """
         self.signal: signal.Signals | None = None
         self.on_signal: Callable[[signal.Signals], None] | None = None
+        self.is_ctrl_c = False
+        self.give_up: Callable[[BaseException], NoReturn] | None = None
         self._until_exit = until_exit
         self._before: dict[signal.Signals, object] = {}
 
@@ -56,7 +69,7 @@ class Interruption:
         """Catch the signals from here on. Only the main thread may do so."""
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._note)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED_AT_START)
         return self
 
     def __exit__(
@@ -66,6 +79,25 @@ class Interruption:
         for number, before in self._before.items():
             signal.signal(number, signal.SIG_IGN if self._until_exit else before)  # type: ignore[arg-type]
 
+    def tidy_up_on_ctrl_c(self) -> None:
+        """Let Ctrl-C raise KeyboardInterrupt once, in a program whose Ctrl-C has ended it at once so far.
+
+        The program has `END_SECONDS` from there to its end: it may be waiting for another rank, or for a
+        device, and not notice. A second Ctrl-C ends it at once.
+        """
+        arrivals, notes = os.pipe()
+        os.set_blocking(notes, False)
+        # Written to by the signal itself, whatever the main thread does.
+        signal.set_wakeup_fd(notes, warn_on_full_buffer=False)
+        threading.Thread(target=_insist, args=(arrivals,), name="Ctrl-C", daemon=True).start()
+        signal.signal(signal.SIGINT, self._tidy_up)
+
+    def _tidy_up(self, number: int, frame: FrameType | None) -> None:
+        if self.is_ctrl_c:
+            end(exits.CTRL_C)
+        self.is_ctrl_c = True
+        raise KeyboardInterrupt
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal = signal.Signals(number)
@@ -73,7 +105,17 @@ class Interruption:
             self.on_signal(signal.Signals(number))
 
 
+def _insist(arrivals: int) -> None:
+    """End the process some time after Ctrl-C."""
+    while os.read(arrivals, 1) != bytes([signal.SIGINT]):
+        pass
+    time.sleep(END_SECONDS)
+    end(exits.CTRL_C)
+
+
 def leave_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
     """Ask the kernel for a signal when the parent dies: a killed launcher leaves no workers behind."""
     if sys.platform == "linux":
+        import ctypes
+
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)

@@ -8,6 +8,7 @@ import torch
 
 from lgd.ranks.channel import Channel
 from lgd.ranks.leaving import Leaving
+from lgd.ranks.watch import Watch
 from lgd.run.lock import Hold
 from lgd.run.output import History, OutputFolder
 from lgd.run.refused import Refused
@@ -25,6 +26,7 @@ class RunContext:
         output: where files go.
         hold: on that folder.
         refused: what the disk refused of the files in there.
+        watch: looks after the run meanwhile.
         history: of the starts and ends in there.
         starts: which launchers have started the run in there, and how often in vain.
     """
@@ -35,5 +37,6 @@ class RunContext:
     output: OutputFolder
     hold: Hold
     refused: Refused
+    watch: Watch
     history: History
     starts: Starts

@@ -11,18 +11,24 @@ from typing import Any
 
 from torch import Tensor
 
+from lgd.data.errors import DataError
 from lgd.engine.checkpoint import FORMAT, amend_checkpoint, attempt, write_file
 from lgd.engine.loop import TrainState
 from lgd.engine.metrics import MetricsWriter
+from lgd.engine.progress import NonFiniteError
 from lgd.evaluation.coco import Backend
 from lgd.evaluation.results import Results, headline, write_predictions, write_results_json
 from lgd.inference.detect import Inference
 from lgd.inference.test_sets import TestSet, draw_examples
 from lgd.ranks import process_group
+from lgd.ranks.interruption import Interrupted
 from lgd.run.context import RunContext
 from lgd.run.scoring import Scored, Scores, ScoringJob, ScoringProcess, score_job
 
 logger = logging.getLogger(__name__)
+
+_SECONDS = 3.0
+"""How long a run that ends by a fault waits for a score."""
 
 
 class Evaluator:
@@ -46,6 +52,7 @@ class Evaluator:
         self.output = context.output
         self.refused = context.refused
         self._detect = detect
+        self.watch = context.watch
         self._channel = context.channel
         self._backend: Backend = backend
         self._image_format = image_format
@@ -75,8 +82,10 @@ class Evaluator:
         Raises:
             Interrupted: on every rank, because one of them was asked to leave.
         """
+        self.watch.again("waiting for the other ranks' evaluation", may_take_long=True)
         self._channel.meet(f"the evaluation after step {step}")
         for test_set, inference in self._detect():
+            self.watch.again("scoring", may_take_long=True)
             if metrics is not None:
                 examples = draw_examples(test_set, inference, self._image_format)
                 metrics.log_images(test_set.name, step, examples)
@@ -179,6 +188,7 @@ class TrainingEvaluations:
             return
         if process_group.is_main() and self._process is None:
             self._process = ScoringProcess()  # is ready by the time that something is found
+            self._evaluator.watch.look_at(self._process.find_death)
         jobs = dict(self._evaluator.detect(step, self._metrics))
         if self._process is not None:
             self._process.submit(list(jobs.values()))
@@ -208,6 +218,7 @@ class TrainingEvaluations:
         pending, self._pending = self._pending, None
         if pending is None:
             return
+        self._evaluator.watch.again("waiting for the score", may_take_long=True)
         assert self._process is not None
         found = dict(zip(pending.names, self._process.result(), strict=True))
         results = self._evaluator.report(pending.step, found, self._metrics)
@@ -224,9 +235,9 @@ class TrainingEvaluations:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Collect what is missing, unless the user wants to leave at once, and end the process."""
+        """Collect what is missing, unless the run has to end now, and end the process."""
         try:
-            if error is None or isinstance(error, Exception):
+            if self._has_time(error):
                 self.finish()
         except Exception as another:
             if error is None:
@@ -235,6 +246,12 @@ class TrainingEvaluations:
         finally:
             if self._process is not None:
                 self._process.close()
+
+    def _has_time(self, error: BaseException | None) -> bool:
+        """Whether to wait for the score: a fault ends the run within seconds."""
+        if error is None or isinstance(error, (Interrupted, NonFiniteError, DataError)):
+            return True
+        return self._process is not None and isinstance(error, Exception) and self._process.is_ready(_SECONDS)
 
     def _take(self, step: int, results: Results | None, weights: Mapping[str, Tensor]) -> None:
         """Remember the results, and keep the weights if they are the best so far."""

@@ -27,6 +27,7 @@ from lgd.files import FULL, temporary_name
 from lgd.ranks import process_group
 from lgd.ranks.interruption import Interrupted
 from lgd.ranks.leaving import Leaving
+from lgd.run.output import FolderLostError
 from lgd.run.place import Process, scheduler_job, scheduler_restarts
 
 logger = logging.getLogger(__name__)
@@ -45,10 +46,6 @@ _LOOK_SECONDS = 0.5
 
 class FolderError(ValueError):
     """OUTPUT_DIR cannot be used: another run has it, or it is no folder to write to."""
-
-
-class FolderLostError(RuntimeError):
-    """OUTPUT_DIR went away while the run wrote there."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +169,10 @@ class Hold:
                 self._check()
         if self._problem is not None:
             raise self._problem
+
+    def find_problem(self) -> FolderError | FolderLostError | None:
+        """What has been found to be wrong with the hold, if anything, for those who watch over the run."""
+        return self._problem
 
     def release(self) -> None:
         """Give the folder back, if it is still this run's; also the folder itself, if it is new and empty."""

@@ -7,18 +7,21 @@ import logging
 import os
 import re
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from lgd.files import GrowingFile, clear_leftovers
 from lgd.ranks.interruption import Interrupted
 
 logger = logging.getLogger(__name__)
+
+
+class FolderLostError(RuntimeError):
+    """OUTPUT_DIR went away while the run wrote there."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,30 @@ class OutputFolder:
             clear_leftovers(folder)
 
 
+class FolderWatch:
+    """Looks whether a folder is still where it was, and no other has taken its place."""
+
+    def __init__(self, root: Path) -> None:
+        """Look at `root` as it is now; raises OSError where it is not there."""
+        self._root = root
+        self._handle = os.open(root, os.O_RDONLY)  # while it is open, no other folder gets its number
+
+    def __call__(self) -> FolderLostError | None:
+        """What it means if the folder is gone."""
+        try:
+            is_there = os.path.samestat(self._root.stat(), os.fstat(self._handle))
+        except (FileNotFoundError, NotADirectoryError):
+            is_there = False
+        except OSError:  # storage that hangs or hiccups is not gone
+            is_there = True
+        if is_there:
+            return None
+        return FolderLostError(
+            f"OUTPUT_DIR {self._root} was removed or renamed while the run wrote there; go on with --resume "
+            "from where it is now, if there is such a place"
+        )
+
+
 def set_earlier_run_aside(root: Path) -> None:
     """Move what an earlier run left in `root` to a folder of its own in there, so that nothing is lost."""
     names = ("checkpoints", "inference", "teacher", "config.yaml", "log.txt", "metrics.jsonl", "results.json")
@@ -120,7 +147,11 @@ class History:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write how it ended: "finished", "saved" (asked to leave) or "failed", with what was said."""
+        """Write how it ended."""
+        self.end(error)
+
+    def end(self, error: BaseException | None) -> None:
+        """Write, once, that it "finished", "saved" (asked to leave) or "failed", with what was said."""
         if self._file is not None:
             outcome = "finished" if error is None else "saved" if isinstance(error, Interrupted) else "failed"
             said = "" if error is None else " ".join(str(error).split())[:500] or type(error).__name__
@@ -130,45 +161,6 @@ class History:
     def _write(self, entry: dict[str, Any]) -> None:
         assert self._file is not None
         self._file.append((json.dumps(entry) + "\n").encode())
-
-
-class _Terminal(logging.StreamHandler[TextIO]):
-    """Writes to the terminal, or to the file that stands in for it, which may lie on a full disk."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """Lose the line where the disk refuses it: there is nowhere to say so."""
-        error = sys.exception()
-        if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
-            super().handleError(record)
-
-
-class _LogFile(logging.Handler):
-    """Writes to a file, for which lines wait where the disk refuses them."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._file = GrowingFile(path)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._file.append((self.format(record) + "\n").encode(errors="replace"))
-
-
-def start_logging(rank: int) -> None:
-    """Send the library's log to the terminal: all of rank 0's, warnings of the others."""
-    handler = _Terminal(sys.stdout)
-    prefix = "" if rank == 0 else f"rank {rank}: "
-    handler.setFormatter(logging.Formatter(f"[%(asctime)s] {prefix}%(message)s", "%H:%M:%S"))
-    root = logging.getLogger("lgd")
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    root.propagate = False
-
-
-def log_to_file(path: Path) -> None:
-    """Write the log to a file too, behind what it holds already."""
-    handler = _LogFile(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger("lgd").addHandler(handler)
 
 
 def shorten(names: Sequence[str], separator: str = ", ", limit: int = 8) -> str:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -30,6 +31,7 @@ from lgd.config.values import ConfigError
 from lgd.data.catalog import open_datasets
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
+from lgd.data.workers import WorkersWatch
 from lgd.engine.checkpoint import Checkpoint, CheckpointError, find_newest, say_resumable, sealed_steps
 from lgd.engine.progress import NonFiniteError
 from lgd.evaluation.results import Results, results_table
@@ -38,14 +40,24 @@ from lgd.inference.test_sets import TestSet, detect_on_test_sets
 from lgd.memory.worst_case import find_batch, tries_worst_shape, try_worst_shape
 from lgd.ranks import process_group
 from lgd.ranks.agreement import code_facts, require_equal
+from lgd.ranks.channel import Channel
 from lgd.ranks.interruption import Interrupted, Interruption
 from lgd.ranks.leaving import Leaving
 from lgd.ranks.process_group import LaunchInfo
+from lgd.ranks.watch import Watch
 from lgd.run.context import RunContext
 from lgd.run.data import RunData, open_data, trace_data
 from lgd.run.evaluations import Evaluator
-from lgd.run.lock import FolderError, FolderLostError, hold_folder
-from lgd.run.output import History, OutputFolder, log_to_file, set_earlier_run_aside, shorten
+from lgd.run.lock import FolderError, hold_folder
+from lgd.run.log import LOG_FILE, find_broken_terminal, log_to_file, write_to_log_file
+from lgd.run.output import (
+    FolderLostError,
+    FolderWatch,
+    History,
+    OutputFolder,
+    set_earlier_run_aside,
+    shorten,
+)
 from lgd.run.refused import Refused
 from lgd.run.resume import Starts, StartsError, adapt_to_ranks, choose_seed, load_to_evaluate
 from lgd.run.sharing import require_shared
@@ -88,7 +100,9 @@ def run(
     channel = process_group.init(device, cfg.train.process_group_timeout)
     output = OutputFolder(Path(cfg.output_dir))
     leaving = Leaving(interruption, channel)
-    with channel.explaining(lambda: "the start"):
+    history = History(output.history)
+    watch = _make_watch(cfg, channel, interruption, history)
+    with watch, channel.explaining(lambda: "the start"):
         channel.meet("the start")
         require_equal({**code_facts(), **flatten(cfg)})
         if only_find_batch:
@@ -97,8 +111,11 @@ def run(
             return None
         starts = Starts(output.root)
         try:
-            with hold_folder(output.root, starts.agents, leaving) as hold, History(output.history) as history:
-                context = RunContext(device, channel, leaving, output, hold, Refused(output), history, starts)
+            with hold_folder(output.root, starts.agents, leaving) as hold, history:
+                context = RunContext(
+                    device, channel, leaving, output, hold, Refused(output), watch, history, starts
+                )
+                watch.look_at(hold.find_problem)
                 results = _run_in_folder(cfg, context, resume, eval_only)
         except Interrupted:
             channel.close()
@@ -162,6 +179,23 @@ def _naming_what_stays(checkpoints: Path) -> Iterator[None]:
         ) from error
 
 
+def _make_watch(cfg: Config, channel: Channel, interruption: Interruption, history: History) -> Watch:
+    give_up = interruption.give_up
+
+    def end(error: Exception) -> NoReturn:
+        assert give_up is not None
+        history.end(error)
+        give_up(error)
+
+    return Watch(
+        channel,
+        cfg.train.stall_timeout,
+        [WorkersWatch(), find_broken_terminal],
+        give_up=end if give_up else None,
+        keep=write_to_log_file,
+    )
+
+
 def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Results | None:
     """What is done between the ranks' meeting and their parting."""
     device, world_size = context.device, process_group.get_world_size()
@@ -183,6 +217,9 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
             fitting = try_worst_shape(cfg, model, data.train, device)
     context.leaving.check("before the first step")
     _open_output(cfg, context, keep=resume or eval_only)
+    context.channel.meet("the opening of OUTPUT_DIR")
+    if not process_group.is_main():
+        log_to_file(context.output.root / LOG_FILE, only_ends=True)
     if origin is not None:
         if process_group.is_main():
             context.history.begin(checkpoint.step if checkpoint else 0, world_size, origin.news)
@@ -212,9 +249,14 @@ def _make_evaluator(
         with_teacher=cfg.model.distillator.eval_teacher,
         mixed_precision=cfg.solver.amp.enabled,
         num_examples=cfg.test.vis_images,
-        shall_abandon=context.leaving.during_evaluation,
+        shall_abandon=partial(_shall_abandon, context),
     )
     return Evaluator(detect, context, backend=cfg.train.eval_backend, image_format=cfg.input.format)
+
+
+def _shall_abandon(context: RunContext) -> bool:
+    context.watch.again("evaluating")
+    return context.leaving.during_evaluation()
 
 
 def _find_batch(cfg: Config, device: torch.device) -> None:
@@ -270,7 +312,8 @@ def _open_output(cfg: Config, context: RunContext, keep: bool) -> None:
     output.clear_leftovers()
     if not keep:
         set_earlier_run_aside(output.root)
-    log_to_file(output.root / "log.txt")
+    log_to_file(output.root / LOG_FILE)
+    context.watch.look_at(FolderWatch(output.root))
     write_text_atomically(output.config, dump_config(cfg))
 
 

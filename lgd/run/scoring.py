@@ -25,7 +25,8 @@ from lgd.evaluation.coco import Backend, Metrics
 from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.results import write_predictions
 from lgd.evaluation.score import score
-from lgd.ranks.interruption import SIGNALS, leave_with_parent
+from lgd.exits import describe_end
+from lgd.ranks.interruption import BLOCKED_AT_START, leave_with_parent
 
 Scores = dict[str, dict[str, Metrics | None]]
 """Metrics of each model, as from `score`."""
@@ -95,7 +96,7 @@ class ScoringProcess:
         self._connection, theirs = multiprocessing.Pipe()
         program = f"import sys; sys.path[:] = {sys.path!r}; from lgd.run.scoring import serve; serve()"
         # Of the signals that ask this process to leave, it inherits that they are blocked.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS, signal.SIGINT})
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_AT_START)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", program, str(theirs.fileno())],
@@ -105,6 +106,7 @@ class ScoringProcess:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             theirs.close()
+        self._is_wanted = True
 
     @property
     def process_id(self) -> int:
@@ -122,9 +124,13 @@ class ScoringProcess:
         except OSError as error:
             raise self._explain() from error
 
-    def is_ready(self) -> bool:
-        """Whether `result` would not wait."""
-        return self._connection.poll()
+    def is_ready(self, seconds: float = 0.0) -> bool:
+        """Whether `result` would not wait, if not now then within `seconds`."""
+        return self._connection.poll(seconds)
+
+    def find_death(self) -> ScoringError | None:
+        """What it means if the process has ended without being told to."""
+        return self._explain() if self._is_wanted and self._process.poll() is not None else None
 
     def result(self) -> list[Scored]:
         """Wait for what comes of the jobs that were handed over last.
@@ -148,16 +154,15 @@ class ScoringProcess:
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
+        self._is_wanted = False
         self._connection.close()
         self._process.kill()
         self._process.wait()
 
     def _explain(self) -> ScoringError:
         """Say how the process ended."""
-        code = self._process.wait()
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        hint = "; the machine may have run out of memory" if code == -signal.SIGKILL else ""
-        return ScoringError(f"the process that scores the detections (pid {self.process_id}) {how}{hint}")
+        how = describe_end(self._process.wait())
+        return ScoringError(f"the process that scores the detections (pid {self.process_id}) {how}")
 
 
 def serve() -> None:
@@ -180,13 +185,13 @@ def _answer(connection: Connection) -> list[Scored] | Exception:
         jobs = pickle.loads(data)
         del data  # the arrays are copies
         return [score_and_write(job) for job in jobs]
-    except Exception as error:
+    except BaseException as error:  # a library's own kind too
         error.add_note("in the process that scores:\n" + traceback.format_exc())
         try:
             pickle.loads(pickle.dumps(error))
         except Exception:  # an exception of a library that does not survive the journey
             return ScoringError("".join(traceback.format_exception_only(error)))
-        return error
+        return error if isinstance(error, Exception) else ScoringError(repr(error))
 
 
 class _Log(logging.Handler):

@@ -109,6 +109,7 @@ def _run_loop(
     cfg, device, last_step = training.cfg, context.device, training.cfg.solver.max_iter
 
     def save(state: TrainState, leaves: bool) -> None:
+        context.watch.require()
         owing = evaluations.before_save()
         about = {**training.about(), "seed": cfg.seed, "share": asdict(training.share)}
         content = {**state.state_dict(), **owing, **about, "unwritten_metrics": metrics.waiting()}
@@ -148,4 +149,5 @@ def _run_loop(
             evaluate=lambda state: evaluations.evaluate(),
             save=save,
             shall_leave=shall_leave,
+            watch=context.watch,
         )

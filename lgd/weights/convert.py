@@ -19,7 +19,7 @@ from lgd.config.read import read_overrides
 from lgd.config.schema import Config
 from lgd.config.values import ConfigError
 from lgd.engine.checkpoint import FORMAT, save_file
-from lgd.run.output import start_logging
+from lgd.run.log import start_logging
 from lgd.run.run import USER_ERRORS
 from lgd.weights import (
     LoadedWeights,

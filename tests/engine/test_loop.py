@@ -5,6 +5,7 @@ import torch
 
 from lgd.engine.loop import LoopOptions, TrainState, _finish_step, _seed_step
 from lgd.ranks.interruption import Interrupted
+from lgd.ranks.watch import Watch
 
 
 @pytest.mark.parametrize("seed", [0, 5, 2**31 - 2])
@@ -29,8 +30,9 @@ def finish(state, *, evaluate=None, leave=False, **options):
     def save(state, leaves):
         done.append(f"save, {'owing' if state.owes_evaluation else 'nothing owed'}")
 
+    options = LoopOptions(images_per_step=1, **options)
     try:
-        _finish_step(state, LoopOptions(images_per_step=1, **options), evaluate_or_leave, save, lambda: leave)
+        _finish_step(state, options, evaluate_or_leave, save, lambda: leave, Watch())
     except Interrupted as reason:
         done.append(str(reason))
     return done

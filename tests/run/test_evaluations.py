@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 from functools import partial
 
@@ -12,7 +13,7 @@ import torch
 from lgd import exits, train
 from lgd.engine.checkpoint import load_newest
 from lgd.run import evaluations
-from lgd.run.scoring import ScoringError, ScoringProcess, score_and_write
+from lgd.run.scoring import ScoringProcess, score_and_write
 from tests.forked import Forked, start_ranks
 from tests.test_resume import assert_same_run
 from tests.training import REPOSITORY, read_metrics, small_settings
@@ -41,13 +42,16 @@ class PatientProcess:
         assert self.jobs is None, "one evaluation at a time"
         self.jobs, self.left = jobs, self.questions
 
-    def is_ready(self):
+    def is_ready(self, seconds=0.0):
         self.left -= 1
         return self.left < 0
 
     def result(self):
         jobs, self.jobs = self.jobs, None
         return [score_and_write(job) for job in jobs]
+
+    def find_death(self):
+        return None
 
     def close(self):
         pass
@@ -257,7 +261,7 @@ def test_errors_of_scoring_end_the_run(small_data, tmp_path, monkeypatch, capsys
     assert capsys.readouterr().err.endswith(line)
 
 
-def test_a_process_that_is_killed_ends_the_run(small_data, tmp_path, monkeypatch):
+def test_a_process_that_is_killed_ends_the_run(small_data, tmp_path, monkeypatch, capsys):
     class Killed(ScoringProcess):
         def submit(self, jobs):
             os.kill(self.process_id, signal.SIGKILL)
@@ -265,8 +269,13 @@ def test_a_process_that_is_killed_ends_the_run(small_data, tmp_path, monkeypatch
 
     monkeypatch.setattr(evaluations, "ScoringProcess", Killed)
     settings = settings_of(small_data, tmp_path, "together")
-    with pytest.raises(ScoringError, match="was killed by SIGKILL; the machine may have run out of memory"):
-        train.main(["--config-file", DEMO, *settings])
+    assert train.main(["--config-file", DEMO, *settings]) == exits.FAULT
+    text = capsys.readouterr().err
+    assert re.fullmatch(
+        r"error: the process that scores the detections \(pid \d+\) was killed by SIGKILL; the machine may "
+        r"have run out of memory\n",
+        text,
+    )
 
 
 def test_another_error_does_not_lose_the_evaluation_before_it(small_data, tmp_path, monkeypatch, capsys):
