@@ -80,33 +80,33 @@ def assert_says_what_is(code, text, output):
     return newest
 
 
-def live(settings, output, log, moment, *flags):
-    """Run with a signal at a moment; return the exit code and the newest step."""
+def live(settings, output, log, chance, *flags):
+    """Run with a signal at some moment, one in four kills; return the exit code and the newest step."""
     log.unlink(missing_ok=True)
     run = Forked(settings, *flags, log=log)
-    time.sleep(moment)
-    run.signal(signal.SIGUSR2)
+    time.sleep(chance.uniform(0, 4))
+    run.signal(chance.choice([signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR2, signal.SIGKILL]))
     code = run.wait()
-    assert code in (exits.DONE, exits.RUN_AGAIN, exits.USER_ERROR), log.read_text()
+    assert code in (exits.DONE, exits.RUN_AGAIN, exits.USER_ERROR, -signal.SIGKILL), log.read_text()
     return code, assert_says_what_is(code, log.read_text(), output)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DISKS)
-@pytest.mark.parametrize("trial", range(4))
+@pytest.mark.parametrize("trial", range(8))
 def test_signals_on_a_small_disk(small_data, tmp_path, uninterrupted, name, trial):
     require(missing())
     megabytes, changes = DISKS[name]
     output, chance = tmp_path / "disk", random.Random(trial)
     with disk(output, megabytes):
+        changes = {**changes, "TRAIN__MAX_STARTS_WITHOUT_PROGRESS": 0}
         settings = small_settings(small_data, output, **PERIODS, **changes)
         steps = []
         for life in range(20):
-            code, step = live(
-                settings, output, tmp_path / "log", chance.uniform(0, 4), *(["--resume"] if life else [])
-            )
+            flags = ["--resume"] if life else []
+            code, step = live(settings, output, tmp_path / "log", chance, *flags)
             steps.append(step or 0)
-            if code != exits.RUN_AGAIN:
+            if code in (exits.DONE, exits.USER_ERROR):
                 break
         assert steps == sorted(steps)  # no checkpoint is lost but for a newer one
         if code == exits.USER_ERROR:

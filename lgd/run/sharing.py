@@ -13,7 +13,8 @@ from lgd.engine.checkpoint import SECONDS_TO_SEE
 from lgd.files import temporary_name
 from lgd.ranks import process_group
 from lgd.ranks.process_group import LaunchInfo
-from lgd.run.lock import FolderError, Hold, Holder
+from lgd.run.holder import Holder
+from lgd.run.lock import FolderError, Hold
 from lgd.run.output import OutputFolder, shorten
 
 _LOOK_SECONDS = 0.2
