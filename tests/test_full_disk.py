@@ -1,6 +1,7 @@
 """Runs on a disk that is too small: nothing is called saved that is not; the end says what can be resumed."""
 
 import contextlib
+import json
 import random
 import re
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from lgd import exits
 from lgd.engine.checkpoint import check_seal, load_newest
 from tests.cluster.engines import require
-from tests.forked import Forked
+from tests.forked import Forked, start_ranks
 from tests.test_resume import assert_same_run
 from tests.training import small_settings
 
@@ -74,39 +75,40 @@ def assert_says_what_is(code, text, output):
     if code == exits.USER_ERROR:
         said = re.findall(r"goes on from step (\d+)|(no checkpoint to resume from)", text.splitlines()[-1])
         assert said == [(str(newest), "") if newest else ("", "no checkpoint to resume from")], text
-    history = (output / "history.jsonl").read_text() if (output / "history.jsonl").exists() else ""
-    for step in re.findall(r"saved step (\d+)", history.rpartition('"event": "end"')[2]):
-        assert int(step) == newest
+    if saved:
+        end = json.loads((output / "history.jsonl").read_text().splitlines()[-1])
+        assert f"saved step {newest} of" in end["message"]
+        assert end["outcome"] == "saved"
     return newest
 
 
-def live(settings, output, log, moment, *flags):
-    """Run with a signal at a moment; return the exit code and the newest step."""
+def live(settings, output, log, chance, *flags):
+    """Run with a signal at some moment, one in four kills; return the exit code and the newest step."""
     log.unlink(missing_ok=True)
     run = Forked(settings, *flags, log=log)
-    time.sleep(moment)
-    run.signal(signal.SIGUSR2)
+    time.sleep(chance.uniform(0, 4))
+    run.signal(chance.choice([signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR2, signal.SIGKILL]))
     code = run.wait()
-    assert code in (exits.DONE, exits.RUN_AGAIN, exits.USER_ERROR), log.read_text()
+    assert code in (exits.DONE, exits.RUN_AGAIN, exits.USER_ERROR, -signal.SIGKILL), log.read_text()
     return code, assert_says_what_is(code, log.read_text(), output)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DISKS)
-@pytest.mark.parametrize("trial", range(4))
+@pytest.mark.parametrize("trial", range(8))
 def test_signals_on_a_small_disk(small_data, tmp_path, uninterrupted, name, trial):
     require(missing())
     megabytes, changes = DISKS[name]
     output, chance = tmp_path / "disk", random.Random(trial)
     with disk(output, megabytes):
+        changes = {**changes, "TRAIN__MAX_STARTS_WITHOUT_PROGRESS": 0}
         settings = small_settings(small_data, output, **PERIODS, **changes)
         steps = []
         for life in range(20):
-            code, step = live(
-                settings, output, tmp_path / "log", chance.uniform(0, 4), *(["--resume"] if life else [])
-            )
+            flags = ["--resume"] if life else []
+            code, step = live(settings, output, tmp_path / "log", chance, *flags)
             steps.append(step or 0)
-            if code != exits.RUN_AGAIN:
+            if code in (exits.DONE, exits.USER_ERROR):
                 break
         assert steps == sorted(steps)  # no checkpoint is lost but for a newer one
         if code == exits.USER_ERROR:
@@ -144,6 +146,21 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(small_data, tmp_path, uni
         assert_same_run(uninterrupted[name], output)
         log = (output / "log.txt").read_text()
         assert all(f"[{step:>2}/12]" in log for step in range(1, 13))  # also what was said meanwhile
+
+
+@pytest.mark.slow
+def test_two_ranks_that_cannot_save_end_with_2(small_data, tmp_path):
+    require(missing())
+    output = tmp_path / "disk"
+    with disk(output, 60):
+        settings = small_settings(small_data, output, **{**PERIODS, "SOLVER__MAX_ITER": 200})
+        ranks = start_ranks(settings, folder=tmp_path)
+        ranks[0].wait_for(tmp_path / "rank0.log", "checkpoint of step 4 not saved")
+        ranks[1].signal(signal.SIGUSR2)
+        assert [rank.wait() for rank in ranks] == [exits.USER_ERROR] * 2
+        text = ranks[0].log.read_text()
+        assert assert_says_what_is(exits.USER_ERROR, text, output) == 2
+        assert "error: asked to leave, but checkpoint of step " in text.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -84,14 +84,13 @@ Segmentation = tuple[Floats, ...] | RunLengths | None
 
 
 _PARTS = {
-    "images": ("image_ids", "heights", "widths"),
-    "file names": ("file_names", "file_name_offsets"),
-    "boxes": ("annotation_offsets", "xywh", "areas", "usable"),
-    "labels": ("labels",),
-    "crowds": ("crowd", "difficult"),
-    "masks": ("polygon_offsets", "point_offsets", "points", "run_offsets", "runs"),
+    **dict.fromkeys(("image_ids", "heights", "widths"), "images"),
+    **dict.fromkeys(("file_names", "file_name_offsets"), "file names"),
+    "labels": "labels",
+    **dict.fromkeys(("crowd", "difficult"), "crowds"),
+    **dict.fromkeys(("polygon_offsets", "point_offsets", "points", "run_offsets", "runs"), "masks"),
 }
-"""Columns by what they say, but for the annotations' ids, on which nothing hangs."""
+"""What columns say; the others, of boxes. Nothing hangs on the ids of annotations."""
 
 
 class AnnotationIndex:
@@ -238,7 +237,10 @@ class AnnotationIndex:
 
     def hash_parts(self) -> dict[str, str]:
         """SHA-256, hexadecimal, of each part of what the columns say, wherever and however it is kept."""
-        return {part: self._hash_columns(names) for part, names in _PARTS.items()}
+        parts: dict[str, list[str]] = {}
+        for name in sorted(self.columns.keys() - {"annotation_ids"}):
+            parts.setdefault(_PARTS.get(name, "boxes"), []).append(name)
+        return {part: self._hash_columns(names) for part, names in parts.items()}
 
     def _hash_columns(self, names: Sequence[str]) -> str:
         digest = hashlib.sha256()

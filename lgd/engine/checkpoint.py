@@ -36,6 +36,9 @@ SECONDS_TO_SEE = 30.0
 """How long a shared file system may take to show every node what one has written."""
 
 
+_NO_SEAL = (ValueError, KeyError, TypeError, RecursionError)
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written, read or used."""
 
@@ -210,9 +213,9 @@ def amend_checkpoint(folder: Path, step: int, changes: Mapping[str, Any]) -> Non
     seal = _checkpoint_path(folder, step).with_suffix(".json")
     try:
         if seal.exists():
-            record = json.loads(seal.read_text())
+            record = _read_seal(seal)
             write_text_atomically(seal, json.dumps({**record, "amended": dict(changes)}))
-    except OSError as error:
+    except (OSError, *_NO_SEAL) as error:
         raise CheckpointError(f"could not write {seal}: {_reason(error)}") from error
 
 
@@ -309,19 +312,34 @@ def read_file(path: Path) -> dict[str, Any]:
 def check_seal(path: Path) -> str | None:
     """Hold a checkpoint against its seal; return what is wrong, or None."""
     try:
-        seal = json.loads(path.with_suffix(".json").read_text())
-        size, digest = int(seal["bytes"]), str(seal["sha256"])
+        seal = _read_seal(path)
     except FileNotFoundError:
         return "no seal: writing it did not finish"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *_NO_SEAL):
         return "unreadable seal"
-    if path.stat().st_size != size:
-        return f"{path.stat().st_size} bytes instead of {size}"
-    return None if _sha256(path) == digest else "its checksum differs"
+    if path.stat().st_size != seal["bytes"]:
+        return f"{path.stat().st_size} bytes instead of {seal['bytes']}"
+    return None if _sha256(path) == seal["sha256"] else "its checksum differs"
+
+
+def _read_seal(path: Path) -> dict[str, Any]:
+    """What the seal of a checkpoint says; raises one of `_NO_SEAL` where that is none."""
+    seal: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+    amended = seal.get("amended", {}) if isinstance(seal, dict) else None
+    if (
+        type(seal["bytes"]) is not int
+        or not isinstance(amended, dict)
+        or not amended.keys() <= set(AMENDABLE)
+    ):
+        raise ValueError("not a seal")
+    best = amended.get("best", {})
+    if not isinstance(best, dict) or any(type(value) not in (int, float) for value in best.values()):
+        raise ValueError("not a seal")
+    return seal
 
 
 def _read_amendments(path: Path) -> dict[str, Any]:
-    amended: dict[str, Any] = json.loads(path.with_suffix(".json").read_text()).get("amended", {})
+    amended: dict[str, Any] = _read_seal(path).get("amended", {})
     return amended
 
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 """What a checkpoint keeps of a data set: name, images, objects, class_names, category_ids, and content, which
-has a hash of each part."""
+has a hash of each part, made of these columns."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ def _describe(index: AnnotationIndex) -> Record:
         "objects": len(index.columns["labels"]),
         "class_names": list(index.class_names),
         "category_ids": list(index.category_ids),
+        "columns": sorted(index.columns),
         "content": index.hash_parts(),
     }
 
@@ -185,7 +186,7 @@ def _compare(old: Record | None, new: Record | None) -> list[str]:
         f"{what} {old[what]} -> {new[what]}" for what in ("images", "objects") if old[what] != new[what]
     ]
     changes += _compare_classes(old, new)
-    if not changes:
+    if not changes and old["columns"] == new["columns"]:  # else another version has hashed others
         parts = [name for name in new["content"] if new["content"][name] != old["content"].get(name)]
         changes = [f"the same counts, other content ({', '.join(parts)}, or their order)"] if parts else []
     name = new["name"] if old["name"] == new["name"] else f"{new['name']} (was {old['name']})"

@@ -10,25 +10,24 @@ the file before it writes anything, and ends.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
-import json
 import logging
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lgd.engine.checkpoint import say_resumable
-from lgd.files import FULL, temporary_name
+from lgd.engine.checkpoint import say_resumable, with_room
+from lgd.files import FULL, clear_leftovers, temporary_name
 from lgd.ranks import process_group
 from lgd.ranks.interruption import Interrupted
 from lgd.ranks.leaving import Leaving
+from lgd.run.holder import Holder
 from lgd.run.output import FolderLostError
-from lgd.run.place import Process, scheduler_job, scheduler_restarts
 
 logger = logging.getLogger(__name__)
 
@@ -48,69 +47,6 @@ class FolderError(ValueError):
     """OUTPUT_DIR cannot be used: another run has it, or it is no folder to write to."""
 
 
-@dataclass(frozen=True)
-class Holder:
-    """What the file says.
-
-    Attributes:
-        token: of this hold, 32 hexadecimal digits.
-        process: rank 0.
-        job: of the scheduler, None without.
-        restarts: of that job, by the scheduler.
-        agents: the elastic agents that started the run's workers.
-        since: seconds since 1970, by the holder's clock.
-        step: that it has reached; None before the first.
-        beat: the count.
-    """
-
-    token: str
-    process: Process
-    job: str | None
-    restarts: int
-    agents: tuple[str, ...]
-    since: float
-    step: int | None = None
-    beat: int = 0
-
-    @classmethod
-    def current(cls, agents: Collection[str]) -> Holder:
-        """This process, as a new holder."""
-        return cls(
-            token=uuid.uuid4().hex,
-            process=Process.current(),
-            job=scheduler_job(),
-            restarts=scheduler_restarts(),
-            agents=tuple(sorted(agents)),
-            since=time.time(),
-        )
-
-    @classmethod
-    def read(cls, content: bytes) -> Holder | None:
-        """Read the file's content; None where that is not whole."""
-        try:
-            values = json.loads(content)
-            holder = cls(**{**values, "process": Process.from_json(values["process"])})
-            agents = tuple(str(agent) for agent in holder.agents)
-            time.localtime(holder.since)  # may be beyond what there are dates for
-        except (ValueError, TypeError, KeyError, OverflowError, OSError, RecursionError):
-            return None
-        numbers = (holder.restarts, holder.beat, 0 if holder.step is None else holder.step)
-        texts = (holder.token, holder.job or "")
-        is_sound = all(type(each) is int for each in numbers) and all(type(each) is str for each in texts)
-        return replace(holder, agents=agents) if is_sound else None
-
-    def content(self, size: int) -> bytes:
-        """What the file has to say, in `size` bytes or more."""
-        return json.dumps({**vars(self), "process": vars(self.process)}).encode().ljust(size - 1) + b"\n"
-
-    def describe(self) -> str:
-        """Who it is, since when and how far, in half a line."""
-        job = f", job {self.job}" if self.job else ""
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
-        step = "before its first step" if self.step is None else f"last at step {self.step}"
-        return f"process {self.process.pid} on {self.process.host}{job}, since {since}, {step}"
-
-
 class Hold:
     """A run's hold on OUTPUT_DIR. It is rank 0's; on the other ranks nothing is asked of it.
 
@@ -127,6 +63,7 @@ class Hold:
         self.token = self._me.token
         self._size = len(self._me.content(0)) + 64  # numbers grow
         self._made: list[Path] = []
+        self._identity = (0, 0)  # of the folder: another of the same name is not it
         self._file = -1
         self._confirmed = 0.0
         self._problem: FolderError | FolderLostError | None = None
@@ -151,12 +88,16 @@ class Hold:
             reason = f"{error.strerror}: {error.filename or self.path}"
             stays = f"; {say_resumable(self.path.parent / 'checkpoints')}" if error.errno in FULL else ""
             raise FolderError(f"OUTPUT_DIR {self.path.parent} cannot be used: {reason}{stays}") from error
+        self._identity = _identify(self.path.parent)
         self._confirmed = time.monotonic()
         self._thread = threading.Thread(target=self._keep_beating, name="run.lock", daemon=True)
         self._thread.start()
 
-    def require(self) -> None:
+    def require(self, *, look: bool = False) -> None:
         """Make sure, before something is written, that the folder is still this run's.
+
+        Args:
+            look: look now, and do not rely on the last beat.
 
         Raises:
             FolderError: another run has taken it over.
@@ -164,7 +105,8 @@ class Hold:
         """
         if self._thread is None:
             return
-        if time.monotonic() - self._confirmed > 2 * BEAT_SECONDS:  # this process, or its machine, slept
+        # After a long time without a beat this process, or its machine, slept.
+        if look or time.monotonic() - self._confirmed > 2 * BEAT_SECONDS:
             with contextlib.suppress(OSError):
                 self._check()
         if self._problem is not None:
@@ -187,7 +129,7 @@ class Hold:
             os.close(self._file)
             self._file = -1
         with contextlib.suppress(OSError):
-            for folder in self._made:
+            for folder in self._made if self._problem is None else ():
                 folder.rmdir()
 
     def _create(self) -> bool:
@@ -198,13 +140,15 @@ class Hold:
             return False
         return True
 
-    def _write_new(self, path: Path) -> int:
-        """Make a file that says who this is, and return it open."""
+    def _write_new(self, path: Path, *, may_be_empty: bool = False) -> int:
+        """Make a file that says who this is, or nothing where the disk is full, and return it open."""
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             os.pwrite(file, self._me.content(self._size), 0)
             os.fsync(file)
         except OSError as error:
+            if may_be_empty and error.errno in FULL:
+                return file
             os.close(file)
             path.unlink(missing_ok=True)
             raise OSError(error.errno, error.strerror, str(path)) from error
@@ -218,6 +162,8 @@ class Hold:
         """
         content = _look(self.path)
         if content is None:
+            if self.path.is_symlink():
+                raise OSError(errno.ELOOP, "a link to nowhere", str(self.path))
             return False
         if self._is_mine(content):  # made, though NFS lost the answer
             self._file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
@@ -267,15 +213,16 @@ class Hold:
         """
         guard = _guard(self.path, dead)
         try:
-            os.close(self._write_new(guard))
+            os.close(self._write_new(guard, may_be_empty=True))
         except FileExistsError:
             self._await(guard)
             return False
         try:
             if _look(self.path) != dead:
                 return False
-            temporary = temporary_name(self.path, self.token)
-            file = self._write_new(temporary)
+            temporary, checkpoints = temporary_name(self.path, self.token), self.path.parent / "checkpoints"
+            clear_leftovers(checkpoints)  # which may be what fills the disk
+            file = with_room(checkpoints, lambda: self._write_new(temporary))
             temporary.replace(self.path)
         finally:
             guard.unlink(missing_ok=True)
@@ -321,7 +268,7 @@ class Hold:
         content = _look(self.path)
         if self._is_mine(content):
             self._confirmed = time.monotonic()
-        elif not self.path.parent.is_dir():
+        elif not self.path.parent.is_dir() or _identify(self.path.parent) != self._identity:
             self._problem = FolderLostError(f"OUTPUT_DIR {self.path.parent} is gone")
         elif content is None:  # somebody removed it by hand
             os.close(self._file)
@@ -341,6 +288,11 @@ def _look(path: Path) -> bytes | None:
         return path.read_bytes()
     except FileNotFoundError:
         return None
+
+
+def _identify(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _make_folder(folder: Path) -> list[Path]:

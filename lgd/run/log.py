@@ -37,6 +37,10 @@ class _LogFile(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self._file.append((self.format(record) + "\n").encode(errors="replace"))
 
+    def flush(self) -> None:
+        """Try again to write what waits."""
+        self._file.flush()
+
 
 def start_logging(rank: int) -> None:
     """Send the library's log to the terminal: all of rank 0's, warnings of the others."""

@@ -13,7 +13,8 @@ from lgd.engine.checkpoint import SECONDS_TO_SEE
 from lgd.files import temporary_name
 from lgd.ranks import process_group
 from lgd.ranks.process_group import LaunchInfo
-from lgd.run.lock import FolderError, Hold, Holder
+from lgd.run.holder import Holder
+from lgd.run.lock import FolderError, Hold
 from lgd.run.output import OutputFolder, shorten
 
 _LOOK_SECONDS = 0.2
@@ -80,11 +81,13 @@ def _look(output: OutputFolder, hold: Hold, mark: Path) -> _View:
 def _find_problem(output: OutputFolder, views: Sequence[_View]) -> str:
     """What is wrong, on rank 0, "" for nothing."""
     here = f"rank 0 on {views[0].host}"
-    blind = _name([rank for rank, view in enumerate(views) if not view.sees_lock], views)
+    blind = [rank for rank, view in enumerate(views) if not view.sees_lock]
     if blind:
+        has = sorted({Path(file).name for rank in blind for file in views[rank].files if "step_" in file})
         return (
-            f"OUTPUT_DIR {output.root} on {blind} is not the folder that {here} writes to: all nodes must "
-            "share OUTPUT_DIR, by the same path"
+            f"OUTPUT_DIR {output.root} on {_name(blind, views)} is not the folder that {here} writes to"
+            + (f" (it has {shorten(has)})" if has else "")
+            + ": all nodes must share OUTPUT_DIR, by the same path"
         )
     for rank, view in enumerate(views):
         hidden = [file for file in view.files if not _can_open(output.root / file)]

@@ -115,7 +115,7 @@ def _run_loop(
         content = {**state.state_dict(), **owing, **about, "unwritten_metrics": metrics.waiting()}
         problem, must = "", leaves or state.step == last_step
         if process_group.is_main():
-            context.hold.require()
+            context.hold.require(look=True)
             try:
                 folder, keep = context.output.checkpoints, cfg.train.keep_checkpoints
                 save_checkpoint(folder, state.step, content, keep=keep)
@@ -130,6 +130,7 @@ def _run_loop(
     def shall_leave() -> bool:
         leaves = context.leaving.after_step()
         context.hold.step = state.step
+        context.hold.require()
         evaluations.after_step(leaves)
         return leaves
 

@@ -68,7 +68,7 @@ class Host:
     folder: Path
     processes: list = field(default_factory=list)
 
-    def start(self, command, *, hide=(), binds=None, environment=None, log=None):
+    def start(self, command, *, hide=(), binds=None, environment=None, log=None, own_processes=False):
         """Start a command there.
 
         Args:
@@ -78,6 +78,7 @@ class Host:
             environment: more variables.
             log: name of a file in `folder` for the output, of which the process's `log` is the path; without
                 one it is read by `communicate`.
+            own_processes: processes are counted from 1 there, as on another machine or in a container.
         """
         steps = [f"hostname {self.name}"]
         steps += [f"mount -t tmpfs none '{place}'" for place in hide]
@@ -85,7 +86,8 @@ class Host:
         inside = " && ".join([*steps, 'exec "$0" "$@"'])
         path = self.folder / log if log else None
         process = subprocess.Popen(
-            ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "--mount", "sh", "-c", inside,
+            ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "--mount",
+             *(("--pid", "--fork", "--mount-proc") if own_processes else ()), "sh", "-c", inside,
              *map(str, command)],
             env={
                 **os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY),

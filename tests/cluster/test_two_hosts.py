@@ -267,17 +267,50 @@ def test_a_machine_that_never_comes(network):
     assert "hostA cannot meet the other machines at hostA:29500: " in text
 
 
-def test_an_output_folder_that_is_not_shared(network, tmp_path, small_data, uninterrupted):
+@pytest.mark.parametrize("hidden_on", [0, 1])
+def test_an_output_folder_that_is_not_shared(network, tmp_path, small_data, uninterrupted, hidden_on):
+    """Whichever host has rank 0: no new run is begun beside the one that the other host has."""
     arguments = ["--resume", *recipe(small_data, uninterrupted, SOLVER__MAX_ITER=NUM_STEPS + 4)]
     words = ["--nnodes=2", "--rdzv-endpoint=hostA:29400", meeting(LONG["join"]), "--"]
     processes = [
-        host.python("-m", "lgd.launch", *words, *arguments, hide=hidden, log=f"{host.name}.log")
-        for host, hidden in zip(network.hosts, ((), (uninterrupted,)), strict=True)
-    ]
+        host.python(
+            "-m", "lgd.launch", *words, *arguments,
+            hide=(uninterrupted,) if number == hidden_on else (), log=f"{host.name}.log",
+        )
+        for number, host in enumerate(network.hosts)
+    ]  # fmt: skip
     codes, texts = finish(*processes)
     assert codes == [exits.USER_ERROR] * 2, texts
-    expected = r"step_0000030\.pth is not visible on rank \d on hostB: all nodes must share OUTPUT_DIR"
+    expected = (
+        r"error.*: OUTPUT_DIR \S+ on rank 1 on host[AB] is not the folder that rank 0 on host[AB] writes to.*"
+        ": all nodes must share OUTPUT_DIR, by the same path"
+    )
     assert all(re.search(expected, text) for text in texts), texts
+    assert not any("lgd 0" in text for text in texts)  # nothing was begun
+
+
+def test_a_folder_that_a_run_on_another_host_has(network, tmp_path, small_data, uninterrupted):
+    """Refused while that one lives; half a minute after its host is gone, whoever asks goes on with it."""
+    output = tmp_path / "run"
+    near, far = network.hosts
+    arguments = ["-m", "lgd.train", *recipe(small_data, output, SOLVER__MAX_ITER=3000)]
+    holder = near.python(*arguments, log="holder.log", own_processes=True)
+    train_until(8, output, [holder])
+    for flags in ([], ["--resume"]):
+        (code,), (text,) = finish(far.python(*arguments, *flags, log=f"far{flags}.log", own_processes=True))
+        assert code == exits.USER_ERROR
+        assert re.search(
+            rf"error: {output} is in use by another run: process \d+ on hostA, since .*step \d+", text
+        )
+    assert holder.poll() is None
+    near.kill()
+    began = time.monotonic()
+    successor = far.python(*arguments, "--resume", log="successor.log", own_processes=True)
+    netns.wait_until(lambda: "resumed from" in successor.log.read_text(), 90, "the successor")
+    assert time.monotonic() - began > 25
+    assert "taken over from a run that is dead: process" in successor.log.read_text()
+    far.kill(signal.SIGTERM)
+    assert finish(successor)[0] == [exits.RUN_AGAIN]
 
 
 def interfaces_of(host):

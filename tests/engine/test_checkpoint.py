@@ -1,7 +1,9 @@
+import errno
 import json
 import logging
 import pickle
 import stat
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from lgd.engine.checkpoint import (
     read_file,
     save_checkpoint,
     save_file,
+    sealed_steps,
+    write_file,
 )
 
 
@@ -73,6 +77,125 @@ def test_a_checkpoint_that_is_not_there_cannot_be_amended_and_need_not(tmp_path,
         amend_checkpoint(tmp_path, 5, {})
     assert not attempt(lambda: amend_checkpoint(tmp_path, 5, {}))
     assert "No space left on device; training goes on" in caplog.text
+
+
+def no_room(monkeypatch, count, kind="torch"):
+    """Let the disk be full for so many writes of checkpoints, or of seals."""
+    left = [count]
+    module, name = (checkpoint.torch, "save") if kind == "torch" else (checkpoint, "write_text_atomically")
+    real = getattr(module, name)
+
+    def write(*arguments):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*arguments)
+
+    monkeypatch.setattr(module, name, write)
+
+
+def steps_in(folder):
+    return sorted(int(path.stem[5:]) for path in folder.glob("step_*.pth"))
+
+
+@pytest.mark.parametrize("kind", ["torch", "seal"])
+def test_on_a_full_disk_the_oldest_are_given_up_and_never_the_last_good_one(tmp_path, monkeypatch, kind):
+    for name, number, left in (("a", 1, [2, 3, 4]), ("b", 2, [3, 4])):
+        save(tmp_path / name, 1, 2, 3)
+        no_room(monkeypatch, number, kind)
+        save(tmp_path / name, 4)
+        assert steps_in(tmp_path / name) == left
+        assert sealed_steps(tmp_path / name) == left[::-1]
+        monkeypatch.undo()
+    save(tmp_path / "c", 1, 2, 3)
+    no_room(monkeypatch, 99, kind)
+    with pytest.raises(
+        CheckpointError, match=r"step 4 not saved .*No space.* step_0000003\.pth stays: --resume goes"
+    ):
+        save(tmp_path / "c", 4)
+    assert steps_in(tmp_path / "c") == [3]
+    assert load_newest(tmp_path / "c").step == 3
+
+
+def test_what_is_damaged_goes_first_and_the_last_good_one_stays_though_it_is_old(tmp_path, monkeypatch):
+    save(tmp_path, 1, 2, 3)
+    (tmp_path / "step_0000003.pth").write_bytes(b"x")
+    (tmp_path / "step_0000002.json").unlink()
+    no_room(monkeypatch, 1)
+    save(tmp_path, 4)
+    assert steps_in(tmp_path) == [1, 3, 4]
+    monkeypatch.undo()
+    (tmp_path / "step_0000004.pth").write_bytes(b"x")
+    no_room(monkeypatch, 99)
+    with pytest.raises(CheckpointError, match=r"step_0000001\.pth stays: --resume goes on from step 1"):
+        save(tmp_path, 5)
+    assert steps_in(tmp_path) == [1]
+
+
+def test_a_new_checkpoint_is_not_dropped_for_damaged_ones_of_later_steps(tmp_path):
+    save(tmp_path, 2, 6, 8)
+    for step in (6, 8):
+        (tmp_path / f"step_000000{step}.pth").write_bytes(b"x")
+    save(tmp_path, 3, keep=1)
+    assert load_newest(tmp_path).step == 3
+    assert steps_in(tmp_path) == [3, 6, 8]
+
+
+def test_a_whole_checkpoint_of_the_same_step_is_not_put_at_risk(tmp_path, monkeypatch):
+    state = {"model": {"w": torch.ones(2)}, "best": {}, "owes_evaluation": True}
+    path = save_checkpoint(tmp_path, 5, state, keep=3)
+    content = path.read_bytes()
+    no_room(monkeypatch, 99)
+    save_checkpoint(tmp_path, 5, {**state, "best": {"AP": 1.5, "step": 5}, "owes_evaluation": False}, keep=3)
+    assert path.read_bytes() == content
+    found = load_newest(tmp_path).state
+    assert (found["best"], found["owes_evaluation"]) == ({"AP": 1.5, "step": 5}, False)
+
+
+@pytest.mark.parametrize(
+    "seal",
+    [
+        '{"bytes": 1e999, "sha256": "x"}',
+        '{"bytes": 5, "sha256": "x", "amended": 7}',
+        '{"bytes": 5, "sha256": "x", "amended": {"model": 1}}',
+        '{"bytes": 5, "sha256": "x", "amended": {"best": 1}}',
+        "[]",
+        "7",
+        "[" * 100_000,
+    ],
+    ids=range(7),
+)
+def test_a_seal_that_says_nonsense_is_none(tmp_path, seal):
+    save(tmp_path, 5)
+    path = tmp_path / "step_0000005.pth"
+    path.with_suffix(".json").write_text(seal)
+    assert check_seal(path) == "unreadable seal"
+    with pytest.raises(CheckpointError, match="could not write"):
+        amend_checkpoint(tmp_path, 5, {"best": {}})
+
+
+def test_what_torch_makes_of_a_full_disk_is_told_as_it_is(tmp_path, monkeypatch):
+    """Torch turns the error of a failing write into one of its own."""
+    (tmp_path / "small").mkdir()
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def flush(self):
+            pass
+
+    @contextmanager
+    def replacing(path):
+        yield Full(None)
+
+    monkeypatch.setattr(checkpoint, "replacing", replacing)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        write_file(tmp_path / "x.pth", {"format": "lgd", "model": {"w": torch.ones(100_000)}})
+    assert error.value.errno == errno.ENOSPC
 
 
 def test_nothing_to_resume(tmp_path):

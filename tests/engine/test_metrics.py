@@ -283,3 +283,43 @@ def test_missing_tensorboard_says_what_to_do(tmp_path, monkeypatch):
 
 def test_memory_of_this_process_in_mib():
     assert 50 < measure_memory(torch.device("cpu")) < 100_000
+
+
+def test_lines_that_a_checkpoint_carries_along_are_there_once(tmp_path):
+    writer = MetricsWriter(tmp_path, max_iter=100)
+    writer.log(record(20))
+    assert writer.waiting() == []
+    writer._files[0]._file._write = refuse
+    writer.log(record(40))
+    (waiting,) = writer.waiting()
+    assert json.loads(waiting)["iteration"] == 40
+    assert writer.flush() == {tmp_path / "metrics.jsonl": "No space left on device"}
+    for _ in range(2):
+        again = MetricsWriter(tmp_path, max_iter=100, first_iteration=40, unwritten=[waiting])
+        again.close()
+        assert [line["iteration"] for line in read_lines(tmp_path)] == [20, 40]
+
+
+def refuse(entry):
+    raise OSError(28, "No space left on device")
+
+
+def test_taking_lines_back_needs_no_room(tmp_path, monkeypatch):
+    write_run(tmp_path, (20, 40, 60))
+    monkeypatch.setattr("lgd.engine.metrics.replacing", refuse)
+    MetricsWriter(tmp_path, max_iter=100, first_iteration=40).close()
+    assert [line["iteration"] for line in read_lines(tmp_path)] == [20, 40, 40]
+
+
+def test_events_that_the_disk_refuses_come_later_and_the_file_stays_readable(tmp_path, capfd):
+    writer = MetricsWriter(tmp_path, max_iter=3000)
+    file = writer._files[1]._runs["student"].file
+    whole = file._write
+    file._write = refuse
+    writer.log(record(20))
+    assert read_events(tmp_path).Tags()["scalars"] == []
+    file._write = whole
+    writer.log(record(40))
+    writer.close()
+    assert scalars(read_events(tmp_path), "loss/loss_cls") == [(20, 0.61), (40, 0.61)]
+    assert "Traceback" not in capfd.readouterr().err

@@ -14,7 +14,8 @@ import pytest
 
 from lgd.ranks.interruption import Interrupted
 from lgd.run import lock
-from lgd.run.lock import FolderError, FolderLostError, Hold, Holder
+from lgd.run.holder import Holder
+from lgd.run.lock import FolderError, FolderLostError, Hold
 
 FORK = multiprocessing.get_context("fork")
 
@@ -234,6 +235,24 @@ def test_a_folder_that_goes_away_is_noticed(tmp_path):
         hold._check()
         with pytest.raises(FolderLostError, match=r"OUTPUT_DIR .*run is gone"):
             hold.require()
+
+
+def test_another_folder_of_the_same_name_is_not_it(tmp_path):
+    with held(tmp_path / "run") as hold:
+        (tmp_path / "run").rename(tmp_path / "away")
+        (tmp_path / "run").mkdir()
+        hold.require()  # the last beat is not long ago
+        with pytest.raises(FolderLostError, match="is gone"):
+            hold.require(look=True)
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_link_to_nowhere(tmp_path):
+    (tmp_path / "run.lock").symlink_to(tmp_path / "nowhere")
+    assert refuses(tmp_path).endswith(f"cannot be used: a link to nowhere: {tmp_path / 'run.lock'}")
+    (tmp_path / "run.lock").unlink()
+    (tmp_path / "run.lock").mkdir()
+    assert "Is a directory" in refuses(tmp_path)
 
 
 def test_a_process_that_slept_looks_before_it_writes(tmp_path, monkeypatch):

@@ -1,0 +1,78 @@
+"""Files that grow, on disks that refuse."""
+
+import errno
+import logging
+
+import pytest
+
+from lgd.files import GrowingFile, clear_leftovers, temporary_name
+
+
+class Disk:
+    """Stands for a file on a disk with room for so many more bytes."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def fileno(self):
+        return self.file.fileno()
+
+    def write(self, data):
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        part = data[: self.room]
+        self.room -= len(part)
+        return self.file.write(part)
+
+    def truncate(self, size):
+        self.room += self.file.seek(0, 2) - size
+        self.file.truncate(size)
+
+    def close(self):
+        self.file.close()
+
+
+@pytest.fixture
+def growing(tmp_path):
+    file = GrowingFile(tmp_path / "sub" / "file")
+    file._file = Disk(file._file, 1000)
+    yield file
+    file.close()
+
+
+def test_what_the_disk_refuses_waits_and_nothing_is_half_there(growing, caplog):
+    caplog.set_level(logging.INFO)
+    growing.append(b"first\n")
+    growing._file.room = 4
+    for entry in (b"second\n", b"3\n"):
+        growing.append(entry)
+    assert growing.path.read_bytes() == b"first\n"
+    assert growing.waiting() == [b"second\n", b"3\n"]
+    assert growing.flush() == "No space left on device"
+    assert caplog.text.count("No space left on device; kept until there is room") == 1
+    growing._file.room = 8
+    assert growing.flush() == "No space left on device"  # for one entry, not for both
+    assert growing.path.read_bytes() == b"first\nsecond\n"
+    growing._file.room = 1000
+    growing.append(b"fourth\n")
+    assert growing.path.read_bytes() == b"first\nsecond\n3\nfourth\n"
+    assert growing.waiting() == []
+    assert "can be written to again; nothing is missing" in caplog.text
+
+
+def test_it_goes_on_behind_what_is_there(tmp_path):
+    for entry in (b"a", b"b"):
+        file = GrowingFile(tmp_path / "file")
+        file.append(entry)
+        file.close()
+    assert (tmp_path / "file").read_bytes() == b"ab"
+
+
+def test_leftovers_are_known_by_their_names(tmp_path):
+    temporary_name(tmp_path / "x.pth", "0" * 32).touch()
+    kept = [".x.tmp", "x.pth", ".x.pth.123.tmp", f".x.{'g' * 32}.tmp"]
+    for name in kept:
+        (tmp_path / name).touch()
+    clear_leftovers(tmp_path)
+    clear_leftovers(tmp_path / "none")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
