@@ -29,7 +29,7 @@ MAX_COORDINATE = 2**31
 MAX_ANNOTATION_BYTES = 2**35
 """Of an annotation file or a list of images."""
 
-MAX_XML_BYTES = 2**23
+MAX_XML_BYTES = 2**22
 """Of one image's XML: more than ten thousand objects."""
 
 MAX_NAME = 1000
