@@ -36,7 +36,7 @@ MAX_NAME = 1000
 """Letters of the name of a class."""
 
 _SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxstring = 200
 
 
 def is_file(path: Path) -> bool:
