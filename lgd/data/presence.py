@@ -99,5 +99,7 @@ def _remember(index: AnnotationIndex, times: _Times) -> None:
 
 
 def _complaint(index: AnnotationIndex, absent: list[int]) -> str:
-    named = name_some(absent, lambda i: f"{plain(index.file_name(i))} (image {index.image_ids[i]})", at_most=3)
+    named = name_some(
+        absent, lambda i: f"{plain(index.file_name(i))} (image {index.image_ids[i]})", at_most=3
+    )
     return f"{index.json_path} lists images that are not in {index.image_dir}: {named}"

@@ -19,6 +19,7 @@ from lgd.build import (
     load_initial_weights,
     micro_batch_size,
     place_model,
+    require_scorable,
 )
 from lgd.config.keys import flatten
 from lgd.config.load import dump_config
@@ -106,6 +107,7 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
     context.leaving.check("before the model was built")
     require_equal({f"data set {index.name}": f"content {index.content_hash[:12]}" for index in data.sets})
     cfg = _settle_classes(cfg, data.sets)
+    require_scorable(cfg, data.tests.values())
     checkpoint = find_newest(context.output.checkpoints) if resume else None
     cfg, share, changes = adapt_to_ranks(cfg, checkpoint, process_group.get_world_size())
     cfg = replace(cfg, seed=choose_seed(cfg.seed, checkpoint))
