@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import reprlib
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -76,13 +77,18 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            content = file.read() if size <= limit else b""
+            check_file(path, os.fstat(file.fileno()), limit)
+            return file.read()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    if size > limit:
-        raise DataError(f"{path} is of {size} bytes; at most {limit} are read")
-    return content
+
+
+def check_file(path: Path, status: os.stat_result, limit: int) -> None:
+    """See that it is a file of at most `limit` bytes; raises DataError where it is not."""
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path} is no regular file")
+    if status.st_size > limit:
+        raise DataError(f"{path} is of {status.st_size} bytes; at most {limit} are read")
 
 
 def parse_json(text: str | bytes) -> Any:

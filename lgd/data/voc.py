@@ -19,7 +19,7 @@ from lgd.data.annotations import ParsedImage, columns_of_images
 from lgd.data.cache import Columns, cached_columns
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
-from lgd.data.limits import is_file, is_folder, is_name, is_printable, plain, read_text, shown
+from lgd.data.limits import MAX_XML_BYTES, is_file, is_folder, is_name, is_printable, plain, read_text, shown
 from lgd.data.presence import check_images_present, names_in
 from lgd.data.voc_xml import VocFile, read_voc_xml
 
@@ -96,6 +96,7 @@ def _open(places: _Places, ids: Sequence[str], name: str) -> AnnotationIndex:
         places.list_path,
         lambda content_hash: _parse(places, ids, content_hash),
         parts=_parts(places, ids),
+        max_part_bytes=MAX_XML_BYTES,
     )
     return AnnotationIndex(cache_path, name=name, json_path=places.list_path, image_dir=places.images)
 

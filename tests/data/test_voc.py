@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -266,4 +267,13 @@ def test_a_list_cannot_lead_out_of_the_set(tmp_path):
     (tmp_path / "2.xml").write_text(voc_xml("2", []))
     (tmp_path / "ImageSets" / "Main" / "trainval.txt").write_text("../2\n")
     with pytest.raises(DataError, match=r"trainval\.txt lists \.\./2, but there is no"):
+        open_dataset(spec, HERE)
+
+
+def test_a_pipe_among_the_annotations_is_not_waited_for(tmp_path):
+    spec = write_voc(tmp_path, {"1": []})
+    path = tmp_path / "Annotations" / "1.xml"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"1\.xml is no regular file"):
         open_dataset(spec, HERE)
