@@ -4,8 +4,8 @@
     python benchmarks/index.py --workers 32            # COCO's: 118,000 images, 860,000 polygons
     python benchmarks/index.py --objects365            # 2 million images, 30 million boxes
 
-A JSON is made in a temporary folder (--folder to choose its disk). Of Objects365's size the columns are
-written at once, since that JSON would take longer to make than to read. Each worker then reads every
+A JSON is made in a temporary folder (--folder to choose its disk). Of Objects365's size the columns are made
+at once, since that JSON would take longer to make than to read. Each worker then reads every
 annotation of the set; the memory is what they have more than before they opened it.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 import gc
 import json
 import multiprocessing
-import os
 import re
 import tempfile
 import time
@@ -27,9 +26,8 @@ import report
 
 from lgd.bench.machine import read_status, reset_peak_resident
 from lgd.data.annotations import annotation_columns, image_columns
-from lgd.data.cache import cached_columns
+from lgd.data.cache import SETTLED, Columns, cached_columns
 from lgd.data.coco_json import parse_coco
-from lgd.data.columns import Stamp, write_columns
 from lgd.data.index import AnnotationIndex
 from lgd.data.presence import check_images_present
 from lgd.data.segmentations import segmentation_columns
@@ -72,8 +70,8 @@ def _image(number: int) -> str:
     return f'{{"id": {number}, "file_name": "{number:012d}.jpg", "height": {height}, "width": {width}}}'
 
 
-def write_boxes(path: Path, num_images: int, num_boxes: int) -> None:
-    """Write columns of boxes without masks, as indexing would leave them."""
+def make_boxes(path: Path, content_hash: str, num_images: int, num_boxes: int) -> Columns:
+    """Columns of boxes without masks, as indexing would leave them."""
     generator = np.random.default_rng(0)
     image_of = np.sort(generator.integers(0, num_images, num_boxes))
     corners, sides = generator.uniform(1, 300, (num_boxes, 2)), generator.uniform(10, 170, (num_boxes, 2))
@@ -85,23 +83,23 @@ def write_boxes(path: Path, num_images: int, num_boxes: int) -> None:
     annotations = annotation_columns(
         num_images,
         image_of,
-        boxes=np.concatenate([corners, corners + sides], axis=1),
+        xywh=np.concatenate([corners, sides], axis=1),
         labels=np.arange(num_boxes) % NUM_CLASSES,
         ids=np.arange(1, num_boxes + 1),
         areas=sides.prod(axis=1),
         crowd=flags,
         difficult=flags,
+        usable=~flags,
     )
     metadata = {
         "kind": "coco",
-        "content_hash": "",
+        "content_hash": content_hash,
         "class_names": [f"class {k}" for k in range(NUM_CLASSES)],
         "category_ids": list(range(1, NUM_CLASSES + 1)),
         "has_annotations": True,
-        "warnings": [],
+        "warnings": [[]],
     }
-    arrays = image_columns(np.arange(1, num_images + 1), names, *sizes) | annotations | masks
-    write_columns(path, arrays, metadata, Stamp(0, 0))
+    return image_columns(np.arange(1, num_images + 1), names, *sizes) | annotations | masks, metadata
 
 
 def private_and_proportional() -> tuple[int, int]:
@@ -149,9 +147,19 @@ def weigh_workers(index: AnnotationIndex, num_workers: int) -> list[tuple[int, i
     return found
 
 
-def open_index(path: Path, folder: Path) -> AnnotationIndex:
-    """Open columns, as training does: map them and look whether every image is there."""
-    index = AnnotationIndex(path, name="made", json_path=folder / "made.json", image_dir=folder / "images")
+def open_columns(json_path: Path) -> AnnotationIndex:
+    """Find the columns again, check and map them."""
+    path = cached_columns(json_path, _no_more)
+    return AnnotationIndex(path, name="made", json_path=json_path, image_dir=json_path.parent / "images")
+
+
+def _no_more(content_hash: str) -> Columns:
+    raise AssertionError(content_hash)
+
+
+def open_index(json_path: Path) -> AnnotationIndex:
+    """Open a set as training does: look whether every image is there, too."""
+    index = open_columns(json_path)
     check_images_present(index)
     return index
 
@@ -172,22 +180,27 @@ def main() -> None:
         (folder / "images").mkdir()
         for number in range(1, num_images + 1):
             (folder / "images" / f"{number:012d}.jpg").touch()
+        json_path = folder / "made.json"
         if arguments.objects365:
-            path = folder / "made.lgd-index"
-            write_boxes(path, num_images, num_boxes)
+            json_path.write_text("stands for the file")
+            time.sleep(SETTLED / 1e9)
+            cached_columns(json_path, lambda h: make_boxes(json_path, h, num_images, num_boxes))
         else:
-            path, first = index_first(folder, num_images, num_boxes)
-            rows += first
+            rows += index_first(json_path, num_images, num_boxes)
         begin = time.perf_counter()
-        AnnotationIndex(path, name="made", json_path=path, image_dir=folder)
-        rows.append(["opening again: the columns, s", time.perf_counter() - begin])
+        open_columns(json_path)
+        rows.append(["opening again: the columns, checked, s", time.perf_counter() - begin])
         begin = time.perf_counter()
-        index = open_index(path, folder)
+        index = open_index(json_path)
         rows.append(["opening again, and every image looked for, s", time.perf_counter() - begin])
         begin = time.perf_counter()
-        open_index(path, folder)
+        open_index(json_path)
         rows.append(["... once more: the folder is known to be whole, s", time.perf_counter() - begin])
-        size = path.stat().st_size
+        json_path.touch()
+        begin = time.perf_counter()
+        open_index(json_path)
+        rows.append(["... of a copy: the JSON is read and hashed, s", time.perf_counter() - begin])
+        size = index.cache_path.stat().st_size
         rows.append(["the columns, MiB", report.mebibytes(size)])
         if SMAPS.exists():
             found = weigh_workers(index, arguments.workers)
@@ -209,24 +222,20 @@ def main() -> None:
     )
 
 
-def index_first(folder: Path, num_images: int, num_boxes: int) -> tuple[Path, list[list[Any]]]:
-    """Make the JSON and index it; returns the columns' file and the table's rows."""
-    json_path = folder / "made.json"
+def index_first(json_path: Path, num_images: int, num_boxes: int) -> list[list[Any]]:
+    """Make the JSON and index it; returns the table's rows."""
     write_json(json_path, num_images, num_boxes)
-    os.utime(json_path, (time.time() - 60,) * 2)  # a file just written would not be trusted to be settled
+    time.sleep(SETTLED / 1e9)  # a file just written is not trusted to stay
     can_weigh = reset_peak_resident()
     before = read_status("VmRSS") if can_weigh else 0
     begin = time.perf_counter()
-    path = cached_columns(json_path, lambda content_hash: parse_coco(json_path, content_hash))
+    cached_columns(json_path, lambda content_hash: parse_coco(json_path, content_hash))
     seconds = time.perf_counter() - begin
     peak = read_status("VmHWM") - before if can_weigh else None
-    begin = time.perf_counter()
-    cached_columns(json_path, lambda content_hash: parse_coco(json_path, content_hash))
-    return path, [
+    return [
         ["the JSON, MiB", report.mebibytes(json_path.stat().st_size)],
         ["indexing it the first time, s", seconds],
         ["... its peak memory, MiB", report.mebibytes(peak)],
-        ["finding the columns again, s", time.perf_counter() - begin],
     ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -150,6 +151,21 @@ def test_missing_data_config_and_weights(small_data, tmp_path, capsys):
     settings = small_settings(small_data, tmp_path, MODEL__WEIGHTS=tmp_path / "none.pth")
     assert "none.pth" in fails(capsys, settings)
     assert "MODEL.WEIGHTS" in fails(capsys, small_settings(small_data, tmp_path), "--eval-only")
+
+
+def test_what_cannot_be_scored_stops_before_the_first_step(small_data, tmp_path, capsys, monkeypatch):
+    data = shutil.copytree(small_data, tmp_path / "data")
+    path = data / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    del content["annotations"][0]["segmentation"]
+    path.write_text(json.dumps(content))
+    settings = small_settings(data, tmp_path / "out")
+    line = fails(capsys, [*settings, "MODEL.DISTILLATOR.LABEL_ENCODER.LOAD_LABELMAP", "True"])
+    assert f"{path}: annotations {content['annotations'][0]['id']} (image " in line
+    monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
+    line = fails(capsys, [*settings, "TRAIN.EVAL_BACKEND", "pycocotools"])
+    assert "TRAIN.EVAL_BACKEND pycocotools: it is not installed; pip install pycocotools" in line
+    assert not (tmp_path / "out" / "log.txt").exists()
 
 
 def test_unknown_key_names_the_nearest(small_data, tmp_path, capsys):

@@ -9,6 +9,7 @@ from lgd.build.training import (
     build_train_loader,
     load_initial_weights,
     micro_batch_size,
+    require_scorable,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "load_initial_weights",
     "micro_batch_size",
     "place_model",
+    "require_scorable",
 ]

@@ -18,12 +18,14 @@ from lgd.data.canvases import Canvas, static_canvases
 from lgd.data.collate import Layout
 from lgd.data.index import AnnotationIndex
 from lgd.data.loader import test_loader, train_loader
+from lgd.data.outlines import require_masks
 from lgd.data.transforms import Crop
 from lgd.distill.distiller import LabelGuidedDistiller
 from lgd.distill.fgfi import FeatureImitation
 from lgd.distill.schedule import DistillSchedule
 from lgd.engine.loop import LoopOptions, Side
 from lgd.engine.optim import LRSchedule, build_optimizer
+from lgd.evaluation.coco import require_backend
 from lgd.ranks.process_group import get_rank, get_world_size
 from lgd.structures import Batch
 from lgd.weights.classes import Classes
@@ -184,6 +186,18 @@ def build_test_loader(cfg: Config, index: AnnotationIndex, *, pin_memory: bool) 
         pin_memory=pin_memory,
         with_masks=reads_masks(cfg),
     )
+
+
+def require_scorable(cfg: Config, indices: Iterable[AnnotationIndex]) -> None:
+    """See that detections on test sets will be scored, which would otherwise show after hours of training.
+
+    Raises:
+        ConfigError: what counts the matches is not installed.
+        DataError: the model predicts masks, and an object has none.
+    """
+    require_backend(cfg.train.eval_backend)
+    for index in indices if reads_masks(cfg) else ():
+        require_masks(index)
 
 
 def load_initial_weights(

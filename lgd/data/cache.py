@@ -30,6 +30,7 @@ from typing import Any
 from lgd.data.columns import Array, open_columns, write_columns
 from lgd.data.errors import DataError
 from lgd.data.folder import folders, make_folder, read_note, write_note
+from lgd.data.limits import MAX_ANNOTATION_BYTES, check_file
 from lgd.data.schema import check_columns
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,13 @@ Columns = tuple[Mapping[str, Array], Mapping[str, Any]]
 """Arrays and metadata, as `write_columns` takes them."""
 
 
-def cached_columns(json_path: Path, build: Callable[[str], Columns], *, parts: Sequence[Path] = ()) -> Path:
+def cached_columns(
+    json_path: Path,
+    build: Callable[[str], Columns],
+    *,
+    parts: Sequence[Path] = (),
+    max_part_bytes: int = MAX_ANNOTATION_BYTES,
+) -> Path:
     """Return the file of columns for the content of `json_path`, making it where there is none.
 
     Several processes may do this at once: each writes a file of its own and renames it.
@@ -56,12 +63,14 @@ def cached_columns(json_path: Path, build: Callable[[str], Columns], *, parts: S
         json_path: the annotation file; the cache is called after it and lies in a folder beside it.
         build: makes arrays and metadata, given the content's hash.
         parts: more files that the annotations are spread over, if any.
+        max_part_bytes: of one of these.
 
     Raises:
-        DataError: a file cannot be read or changes meanwhile, or no folder for the cache can be written to.
+        DataError: a file cannot be read, is too large or changes meanwhile, or no folder for the cache can be
+            written to.
     """
     sources = (json_path, *parts)
-    name, stamp = _short_name(json_path), _stamp(sources)
+    name, stamp = _short_name(json_path), _stamp(sources, max_part_bytes)
     known = _recall(json_path, name, stamp)
     path = _find(json_path, name, known) if known else None
     if path is not None:
@@ -99,7 +108,7 @@ def _short_name(json_path: Path) -> str:
     return os.fsencode(json_path.name)[:_LONGEST_NAME].decode(errors="replace")
 
 
-def _stamp(sources: Sequence[Path]) -> str | None:
+def _stamp(sources: Sequence[Path], max_part_bytes: int) -> str | None:
     """What tells the files from changed ones without reading them; None where one has just been written."""
     try:
         # A file that is opened is asked for at its server; what is known of the others may be seconds old.
@@ -107,6 +116,8 @@ def _stamp(sources: Sequence[Path]) -> str | None:
         states = [source.stat() for source in sources]
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+    for source, state in zip(sources, states, strict=True):
+        check_file(source, state, max_part_bytes if source is not sources[0] else MAX_ANNOTATION_BYTES)
     if time.time_ns() - max(state.st_ctime_ns for state in states) < SETTLED:
         return None
     numbers = [(state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino) for state in states]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import reprlib
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -29,14 +30,14 @@ MAX_COORDINATE = 2**31
 MAX_ANNOTATION_BYTES = 2**35
 """Of an annotation file or a list of images."""
 
-MAX_XML_BYTES = 2**23
+MAX_XML_BYTES = 2**22
 """Of one image's XML: more than ten thousand objects."""
 
 MAX_NAME = 1000
 """Letters of the name of a class."""
 
 _SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxstring = 200
 
 
 def is_file(path: Path) -> bool:
@@ -76,13 +77,18 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            content = file.read() if size <= limit else b""
+            check_file(path, os.fstat(file.fileno()), limit)
+            return file.read()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    if size > limit:
-        raise DataError(f"{path} is of {size} bytes; at most {limit} are read")
-    return content
+
+
+def check_file(path: Path, status: os.stat_result, limit: int) -> None:
+    """See that it is a file of at most `limit` bytes; raises DataError where it is not."""
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path} is no regular file")
+    if status.st_size > limit:
+        raise DataError(f"{path} is of {status.st_size} bytes; at most {limit} are read")
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -20,7 +20,7 @@ from lgd.data.cache import SETTLED
 from lgd.data.errors import DataError
 from lgd.data.folder import read_note, write_note
 from lgd.data.index import AnnotationIndex
-from lgd.data.limits import name_some
+from lgd.data.limits import name_some, plain
 
 _Times = dict[str, list[int]]
 """Of each folder below the image folder: when its content changed, and when anything of it did (which no
@@ -99,5 +99,7 @@ def _remember(index: AnnotationIndex, times: _Times) -> None:
 
 
 def _complaint(index: AnnotationIndex, absent: list[int]) -> str:
-    named = name_some(absent, lambda i: f"{index.file_name(i)} (image {index.image_ids[i]})", at_most=3)
+    named = name_some(
+        absent, lambda i: f"{plain(index.file_name(i))} (image {index.image_ids[i]})", at_most=3
+    )
     return f"{index.json_path} lists images that are not in {index.image_dir}: {named}"

@@ -132,9 +132,10 @@ def _add_polygons(
 def _refuse_far_points(
     columns: Mapping[str, Array], records: Sequence[Mapping[str, Any]], path: Path
 ) -> None:
-    # Also those that are NaN. Drawing a mask takes as long as its outline is.
-    wrong = np.flatnonzero(~(np.abs(columns["points"]) <= MAX_SIDE))
-    if wrong.size:
+    # Drawing a mask takes as long as its outline is.
+    points = columns["points"]
+    if not -MAX_SIDE <= points.min(initial=0) <= points.max(initial=0) <= MAX_SIDE:  # so NaN is found, too
+        wrong = np.flatnonzero(~(np.abs(points) <= MAX_SIDE))
         polygon = np.searchsorted(columns["point_offsets"], wrong[0], side="right") - 1
         annotation = np.searchsorted(columns["polygon_offsets"], polygon, side="right") - 1
         raise DataError(

@@ -7,6 +7,7 @@ evaluation.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 from collections import Counter
@@ -18,7 +19,7 @@ from lgd.data.annotations import ParsedImage, columns_of_images
 from lgd.data.cache import Columns, cached_columns
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
-from lgd.data.limits import is_file, is_folder, is_name, is_printable, plain, read_text, shown
+from lgd.data.limits import MAX_XML_BYTES, is_file, is_folder, is_name, is_printable, plain, read_text, shown
 from lgd.data.presence import check_images_present, names_in
 from lgd.data.voc_xml import VocFile, read_voc_xml
 
@@ -75,16 +76,29 @@ def load_voc(root: Path, split: str, *, name: str) -> AnnotationIndex:
         if not is_folder(folder):
             raise DataError(f"{name}: there is no folder {folder}")
     ids = _read_ids(places.list_path)
+    index = _open(places, ids, name)
+    try:
+        check_images_present(index)
+    except DataError:
+        if index.file_names() == _file_names(places, ids):
+            raise
+        with contextlib.suppress(OSError):
+            index.cache_path.unlink()  # it is of pictures that had other endings
+        index = _open(places, ids, name)
+        check_images_present(index)
+    for warning in index.warnings:
+        logger.warning("%s", warning)
+    return index
+
+
+def _open(places: _Places, ids: Sequence[str], name: str) -> AnnotationIndex:
     cache_path = cached_columns(
         places.list_path,
         lambda content_hash: _parse(places, ids, content_hash),
         parts=_parts(places, ids),
+        max_part_bytes=MAX_XML_BYTES,
     )
-    index = AnnotationIndex(cache_path, name=name, json_path=places.list_path, image_dir=places.images)
-    check_images_present(index)
-    for warning in index.warnings:
-        logger.warning("%s", warning)
-    return index
+    return AnnotationIndex(cache_path, name=name, json_path=places.list_path, image_dir=places.images)
 
 
 @dataclass(frozen=True)
@@ -144,14 +158,9 @@ def _parts(places: _Places, ids: Sequence[str]) -> list[Path]:
 def _parse(places: _Places, ids: Sequence[str], content_hash: str) -> Columns:
     files = [read_voc_xml(places.annotations / f"{image_id}.xml") for image_id in ids]
     class_names, class_warnings = _choose_classes(places, files)
-    # Of two pictures of one name the JPEG counts, since it comes last.
-    pictures = sorted(
-        filter(is_printable, names_in(places.images)), key=lambda name: (name.endswith(".jpg"), name)
-    )
-    file_names = {Path(name).stem: name for name in pictures}
     images = [
-        _parse_image(file, file_names.get(image_id, f"{image_id}.jpg"), class_names, places.classes)
-        for image_id, file in zip(ids, files, strict=True)
+        _parse_image(file, file_name, class_names, places.classes)
+        for file_name, file in zip(_file_names(places, ids), files, strict=True)
     ]
     columns, warnings = columns_of_images(images, places.list_path)
     metadata = {
@@ -163,6 +172,13 @@ def _parse(places: _Places, ids: Sequence[str], content_hash: str) -> Columns:
         "warnings": [class_warnings + warnings],
     }
     return columns, metadata
+
+
+def _file_names(places: _Places, ids: Sequence[str]) -> list[str]:
+    """The images' pictures; of two of one name the JPEG counts, since it comes last."""
+    names = filter(is_printable, names_in(places.images))
+    stems = {Path(name).stem: name for name in sorted(names, key=lambda name: (name.endswith(".jpg"), name))}
+    return [stems.get(image_id, f"{image_id}.jpg") for image_id in ids]
 
 
 def _choose_classes(places: _Places, files: Sequence[VocFile]) -> tuple[list[str], list[str]]:

@@ -21,6 +21,7 @@ import hotcoco
 import numpy as np
 import numpy.typing as npt
 
+from lgd.config.values import ConfigError
 from lgd.evaluation.ground_truth import GroundTruth, Mask
 from lgd.evaluation.predictions import Predictions
 
@@ -67,8 +68,9 @@ def evaluate_coco(
         occur). None altogether without ground truth, or without masks in it where masks are to be measured.
 
     Raises:
-        ValueError: pycocotools is asked for and not installed.
+        ConfigError: pycocotools is asked for and not installed.
     """
+    require_backend(backend)
     if ground_truth is None:
         logger.info("%s has no annotations: only predictions are written, there is no AP", name)
         return None
@@ -80,6 +82,19 @@ def evaluate_coco(
     count = {"hotcoco": _count_with_hotcoco, "pycocotools": _count_with_pycocotools}[backend]
     precision, recall = count(ground_truth, found, iou_type)
     return _summarise(precision, recall, ground_truth.class_names)
+
+
+def require_backend(backend: Backend) -> None:
+    """See that what counts the matches is there; raises ConfigError where it is not."""
+    if backend == "hotcoco":
+        return
+    try:
+        import pycocotools.cocoeval  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "TRAIN.EVAL_BACKEND pycocotools: it is not installed; pip install pycocotools, or evaluate with "
+            "hotcoco"
+        ) from error
 
 
 def _fill_in_masks(ground_truth: GroundTruth, name: str) -> GroundTruth | None:
@@ -152,14 +167,9 @@ def _count_with_pycocotools(
     ground_truth: GroundTruth, found: Predictions, iou_type: IouType
 ) -> tuple[Array, Array]:
     """Count with pycocotools; returns what `_count_with_hotcoco` returns."""
-    try:
-        from pycocotools import mask
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        raise ValueError(
-            "pycocotools is not installed: pip install pycocotools, or evaluate with hotcoco"
-        ) from error
+    from pycocotools import mask
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
 
     # Its own loadRes fails on an empty list, so the detections become a data set by hand.
     results = [

@@ -36,8 +36,8 @@ def score(
         rules have it.
 
     Raises:
-        ValueError: `found` names an image or a category that `index` does not have, or pycocotools is asked
-            for and not installed.
+        ValueError: `found` names an image or a category that `index` does not have.
+        ConfigError: pycocotools is asked for and not installed.
     """
     with without_collections():
         ground_truth = ground_truth_of(index, with_masks=with_masks)

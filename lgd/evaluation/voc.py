@@ -55,7 +55,12 @@ def evaluate_voc(index: AnnotationIndex, predictions: Predictions) -> Metrics:
     return {
         "AP50": 100 * float(np.mean(list(areas.values()))) if areas else None,
         "AP50-07": 100 * float(np.mean(sampled)) if sampled else None,
-    } | {f"AP50-{name}": 100 * areas[k] if k in areas else None for k, name in enumerate(index.class_names)}
+    } | {_key(name): 100 * areas[k] if k in areas else None for k, name in enumerate(index.class_names)}
+
+
+def _key(class_name: str) -> str:
+    """What AP50 of a class is called; of one called "07" not like the mean over all."""
+    return "AP50-class 07" if class_name == "07" else f"AP50-{class_name}"
 
 
 def _match(found: Found, index: AnnotationIndex, i: int, ignored: Flags) -> tuple[Flags, Flags]:

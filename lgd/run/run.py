@@ -23,6 +23,7 @@ from lgd.build import (
     load_initial_weights,
     micro_batch_size,
     place_model,
+    require_scorable,
 )
 from lgd.config.keys import flatten
 from lgd.config.load import dump_config
@@ -205,6 +206,7 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
         {f"data set {index.name}": f"content {index.content_hash[:12]}" for index in data.opened.values()}
     )
     cfg = _settle_classes(cfg, data.sets)
+    require_scorable(cfg, data.tests.values())
     checkpoint = find_newest(context.output.checkpoints) if resume else None
     origin = None if eval_only else trace_data(data, checkpoint, accept=cfg.train.accept_changed_data)
     cfg, share, changes = adapt_to_ranks(cfg, checkpoint, world_size)

@@ -282,3 +282,163 @@ def test_bad_masks(tmp_path, segmentation, message):
     )
     expect_error(path, "segmentation of annotation 9")
     expect_error(path, message)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../1.png",
+        "a/../../1.png",
+        "a\\..\\1.png",
+        "..",
+        "/etc/1.png",
+        "\\1.png",
+        "C:\\1.png",
+        "c:1.png",
+        "//a/1",
+    ],
+)
+def test_file_names_never_lead_out_of_the_folder(tmp_path, name):
+    (tmp_path / "1.png").touch()
+    path = write_coco(tmp_path, [image_record(2) | {"file_name": name}], with_files=False)
+    expect_error(
+        path, f"file_name of image 2, {name!r}, leads out of the image folder; write it relative to that"
+    )
+
+
+def test_links_inside_the_folder_are_followed(tmp_path):
+    record = image_record(1) | {"file_name": "linked/..1.png"}
+    path = write_coco(tmp_path, [record], with_files=False)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "..1.png").touch()
+    (tmp_path / "train" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert open_coco(path).path(0).exists()
+
+
+@pytest.mark.parametrize("name", ["a\nb.png", "a\0.png", "\ud800.png", 7, None, ["1.png"]])
+def test_file_names_are_text_of_one_line(tmp_path, name):
+    path = write_coco(tmp_path, [image_record(1) | {"file_name": name}], with_files=False)
+    expect_error(path, "file_name of image 1")
+    expect_error(path, "is not a name")
+
+
+def test_a_folder_name_that_is_too_long_is_absent(tmp_path):
+    path = write_coco(tmp_path, [image_record(1) | {"file_name": "a" * 300 + "/1.png"}], with_files=False)
+    expect_error(path, "lists images that are not in")
+
+
+@pytest.mark.parametrize("size", [(2**20 + 1, 1), (1, 10**18), (2**20, 2**20), (65536, 65536)])
+def test_sizes_of_images_are_bounded(tmp_path, size):
+    path = write_coco(tmp_path, [image_record(7, *size)], with_files=False)
+    expect_error(
+        path, f"the size of image 7, {size[0]} x {size[1]}, is beyond 1048576 pixels a side or 2147483647"
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ((7, 2.5, "b"), ("7", "2.5", "b")),
+        ((7, "7", "b"), ("7 (1)", "7 (3)", "b")),
+        (("a", "a", "a (3)"), ("a (1)", "a (3) (3)", "a (3)")),
+        (("cow", "cow", "cow"), ("cow (1)", "cow (3)", "cow (7)")),
+    ],
+)
+def test_names_are_told_apart(tmp_path, names, expected):
+    categories = [{"id": number, "name": name} for number, name in zip((1, 3, 7), names, strict=True)]
+    index = open_coco(write_coco(tmp_path, [image_record(1)], categories=categories))
+    assert index.class_names == expected
+    assert len(index.warnings) == (expected != tuple(map(str, names)))
+
+
+@pytest.mark.parametrize(
+    "name", [None, "", " ", True, NAN, [], {"a": 1}, "a\nb", "\x1b[31m", "\udc80", "x" * 1001]
+)
+def test_what_is_no_name(tmp_path, name):
+    path = write_coco(tmp_path, [image_record(1)], categories=[{"id": 5, "name": name}])
+    expect_error(path, '"name" of category 5 is ')
+    expect_error(path, ", not a name")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 10**5, "is JSON that is nested too deeply"),
+        ('{"a":' * 10**5, "is JSON that is nested too deeply"),
+        ('{"images": ' + "9" * 5000 + "}", "is JSON with a number of thousands of digits"),
+        ('{"images": [], "images": []}', "is JSON with the key 'images' twice in an object"),
+        ('{"images": [{"id": 1, "id": 2}]}', "is JSON with the key 'id' twice in an object"),
+        ('{"images": 1}{}', "is not whole JSON: Extra data at line 1, column 14"),
+        ("\ufeff{}", "is not whole JSON: Unexpected UTF-8 BOM"),
+        ("NaN", "holds a float, not an object"),
+    ],
+)
+def test_json_beyond_reason(tmp_path, text, message):
+    path = write_coco(tmp_path, [image_record(1)])
+    path.write_text(text)
+    expect_error(path, message)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = write_coco(tmp_path, [image_record(1)])
+    with path.open("r+b") as file:
+        file.truncate(2**35 + 1)  # takes no room on the disk
+    expect_error(path, "is of 34359738369 bytes; at most 34359738368 are read")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bbox": [10**400, 0, 1, 1]}, "bbox of annotation 9 is NaN or infinite"),
+        ({"bbox": [0, 0, 10**12, 1]}, "bbox of annotation 9 is beyond 2147483648 pixels"),
+        ({"bbox": {"x": 1}}, "bbox of annotation 9 is not four numbers"),
+        ({"bbox": [True, 0, 1, 1]}, "bbox of annotation 9 is not four numbers"),
+        ({"area": 10**400}, "area of annotation 9 is infinite"),
+        ({"area": -INFINITE}, "area of annotation 9 is infinite"),
+        ({"area": True}, "area of annotation 9 is not a number"),
+        ({"iscrowd": "0"}, "iscrowd of annotation 9 is neither 0 nor 1"),
+        ({"iscrowd": 2}, "iscrowd of annotation 9 is neither 0 nor 1"),
+        ({"iscrowd": []}, "iscrowd of annotation 9 is neither 0 nor 1"),
+        ({"id": {"a": "b\nc"}}, "\"id\" of annotation {'a': 'b\\nc'} is {'a': 'b\\nc'}, not a whole number"),
+        ({"id": 2**63}, "is 9223372036854775808, not a whole number of at most 64 bits"),
+        ({"image_id": -(2**63)}, "is -9223372036854775808, not a whole number of at most 64 bits"),
+        ({"category_id": 10**3000}, '"category_id" of annotation 9 is 100000000'),
+        ({"segmentation": [[0, 0, 1, 0, 1, 2**20 + 1]]}, "or reaches beyond 1048576 pixels"),
+        ({"segmentation": [[0, 0, 1, 0, 1, 10**400]]}, "a number in it is out of range"),
+        (
+            {"segmentation": {"size": [48, 64], "counts": "o" * 10**5}},
+            "the compressed RLE has a run beyond 64 bits",
+        ),
+        ({"segmentation": {"size": "x" * 10**5, "counts": "0"}}, "the RLE is of size 'xxx"),
+    ],
+)
+def test_values_beyond_reason(tmp_path, change, message):
+    path = write_coco(tmp_path, [image_record(1)], [annotation(8, 1), annotation(9, 1) | change])
+    expect_error(path, message)
+    with pytest.raises(DataError) as caught:
+        open_coco(path)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("crowd", [1, 1.0, True])
+def test_crowds_as_tools_write_them(tmp_path, crowd):
+    annotations = [
+        annotation(1, 1, iscrowd=crowd),
+        annotation(2, 1, iscrowd=None),
+        annotation(3, 1, iscrowd=0),
+    ]
+    assert make(tmp_path, annotations).crowd(0).tolist() == [True, False, False]
+
+
+def test_what_training_drops_is_kept_for_the_evaluation(tmp_path):
+    boxes = [(4, 6, 20, 10), (1, 1, 0, 5), (7, 8, 3, 3), (100, 1, 5, 5)]
+    index = make(
+        tmp_path,
+        [annotation(k, 1, box, segmentation=[[0, 0, k, 0, k, k]]) for k, box in enumerate(boxes, start=10)],
+    )
+    assert index.columns["xywh"].tolist() == [list(box) for box in boxes]
+    assert index.columns["usable"].tolist() == [True, False, True, False]
+    assert index.boxes(0).tolist() == [[4, 6, 24, 16], [7, 8, 10, 11]]
+    assert index.annotation_ids(0).tolist() == [10, 12]
+    assert [polygons[0].max() for polygons in index.segmentation(0)] == [10, 12]
+    assert index.counts.tolist() == [2, 0]

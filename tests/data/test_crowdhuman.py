@@ -125,6 +125,15 @@ def test_boxes_without_extent_are_dropped(tmp_path):
             '{"ID": "b", "gtboxes": [{"tag": "person", "fbox": [1, 2, 3, NaN]}]}',
             'line 3: "fbox" of box 0 of b is [1, 2, 3, nan], not four numbers',
         ),
+        (
+            '{"ID": "b", "gtboxes": [{"tag": "person", "fbox": [1, 2, 3, 1' + "0" * 400 + "]}]}",
+            "not four numbers of at most 2147483648",
+        ),
+        ('{"ID": "b", "gtboxes": ' + "[" * 10**5, "line 3 is JSON that is nested too deeply"),
+        ('{"ID": "b", "gtboxes": ' + "9" * 5000 + "}", "line 3 is JSON with a number of thousands of digits"),
+        ('{"ID": "b", "ID": "c"}', "line 3 is JSON with the key 'ID' twice in an object"),
+        ('{"ID": "../b", "gtboxes": []}', "lists images that are not in"),
+        ('{"ID": "\\ud800\\n' + "x" * 10**5 + '", "gtboxes": []}', "lists images that are not in"),
     ],
 )
 def test_broken_lines(tmp_path, line, message):

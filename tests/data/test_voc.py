@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -202,4 +203,77 @@ def test_what_is_absent(tmp_path):
         open_dataset(spec, HERE)
     (root / "Annotations").rename(root / "elsewhere")
     with pytest.raises(DataError, match=r"there is no folder .*Annotations"):
+        open_dataset(spec, HERE)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (("9" * 5000, 3), "the image's width is '99999"),
+        (
+            (2**20 + 1, 3),
+            "the image's size, 1048577 x 3, is beyond 1048576 pixels a side or 2147483647 in all",
+        ),
+        (
+            (65536, 65536),
+            "the image's size, 65536 x 65536, is beyond 1048576 pixels a side or 2147483647 in all",
+        ),
+        (("²", 3), "the image's width is '²', not a positive whole number"),
+    ],
+)
+def test_sizes_are_bounded(tmp_path, size, message):
+    spec = write_voc(tmp_path, {"1": []})
+    (tmp_path / "Annotations" / "1.xml").write_text(voc_xml("1", [], size))
+    with pytest.raises(DataError) as caught:
+        open_dataset(spec, HERE)
+    assert str(caught.value).startswith(f"{tmp_path / 'Annotations' / '1.xml'}: {message}")
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("objects", "message"),
+    [
+        (
+            [voc_object("cat", (1, 1, "1e10", 9))],
+            "object 0 (cat) has xmax '1e10', not a number of at most 2147483648",
+        ),
+        ([voc_object("c\tat", (1, 1, 9, 9))], "the name of object 0 is 'c\\tat', which is no name"),
+        ([voc_object("c" * 10**5, (1, 1, 9, 9))], "the name of object 0 is 'ccc"),
+        ([voc_object("cat", (1, 1, 9, 9))] * 30_000, "is of "),
+        (["<a>" * 10**4], "not whole XML: mismatched tag"),
+    ],
+)
+def test_objects_beyond_reason(tmp_path, objects, message):
+    spec = write_voc(tmp_path, {"1": []})
+    (tmp_path / "Annotations" / "1.xml").write_text(voc_xml("1", objects))
+    with pytest.raises(DataError) as caught:
+        open_dataset(spec, HERE)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 400
+    if message == "is of ":
+        assert str(caught.value).endswith(" bytes; at most 4194304 are read")
+
+
+@pytest.mark.parametrize("file", ["classes.txt", "ImageSets/Main/trainval.txt"])
+def test_lists_that_are_no_text(tmp_path, file):
+    spec = write_voc(tmp_path, {"1": []})
+    (tmp_path / file).write_bytes(b"\xff\xfe1")
+    with pytest.raises(DataError, match=r"\.txt is not UTF-8 text: invalid start byte at byte 0"):
+        open_dataset(spec, HERE)
+
+
+def test_a_list_cannot_lead_out_of_the_set(tmp_path):
+    spec = write_voc(tmp_path, {"1": []})
+    (tmp_path / "2.xml").write_text(voc_xml("2", []))
+    (tmp_path / "ImageSets" / "Main" / "trainval.txt").write_text("../2\n")
+    with pytest.raises(DataError, match=r"trainval\.txt lists \.\./2, but there is no"):
+        open_dataset(spec, HERE)
+
+
+def test_a_pipe_among_the_annotations_is_not_waited_for(tmp_path):
+    spec = write_voc(tmp_path, {"1": []})
+    path = tmp_path / "Annotations" / "1.xml"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"1\.xml is no regular file"):
         open_dataset(spec, HERE)

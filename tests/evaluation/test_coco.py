@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from lgd.config.values import ConfigError
 from lgd.evaluation.coco import evaluate_coco
 from lgd.evaluation.ground_truth import ground_truth_of, numbered
 from lgd.evaluation.predictions import Predictions
@@ -232,6 +233,6 @@ def test_detections_of_another_set_are_refused(tmp_path):
 
 def test_missing_pycocotools_says_what_to_do(tmp_path, monkeypatch):
     path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), {})])
-    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    with pytest.raises(ValueError, match="pip install pycocotools, or evaluate with hotcoco"):
+    monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
+    with pytest.raises(ConfigError, match="pip install pycocotools, or evaluate with hotcoco"):
         evaluate(path, [], backend="pycocotools")
