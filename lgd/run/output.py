@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from lgd.ranks.interruption import Interrupted
+from lgd.run.job import process_start, scheduler_job
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +99,9 @@ class History:
     def begin(self, step: int, num_ranks: int) -> None:
         """Write that a training starts, having done `step` steps."""
         self._has_begun = True
-        where = {"host": socket.gethostname(), "pid": os.getpid(), "ranks": num_ranks}
-        self._write({"event": "start", "time": time.time(), "step": step, **where})
+        where = {"host": socket.gethostname(), "pid": os.getpid(), "began": process_start(os.getpid())}
+        who = {**where, "ranks": num_ranks, "job": scheduler_job()}
+        self._write({"event": "start", "time": time.time(), "step": step, **who})
 
     def __enter__(self) -> History:
         """Wait for `begin`."""
