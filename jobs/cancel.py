@@ -9,6 +9,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,9 +43,7 @@ def _cancel_slurm(folder: Path, job: str) -> str:
             raise
         state = ""
     if state in ("", "COMPLETING", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT"):
-        raise ValueError(
-            f"{folder}: its job {job} is not in SLURM's queue any more, so nothing is to be ended"
-        )
+        raise ValueError(f"{folder}: its job {job} is not in SLURM's queue any more")
     ask("scancel", job)
     return f"asked SLURM to cancel job {job}"
 
@@ -55,7 +54,7 @@ def _cancel_torchx(handle: str) -> str:
     except ImportError:
         raise SchedulerError("torchx is not installed here: pip install lgd[jobs]") from None
     try:
-        with get_runner() as runner:
+        with warnings.catch_warnings(action="ignore"), get_runner() as runner:
             runner.cancel(handle)
     except Exception as error:  # each of its schedulers raises what its client does
         raise SchedulerError(f"torchx cannot cancel {handle}: {error}") from None
@@ -65,9 +64,7 @@ def _cancel_torchx(handle: str) -> str:
 def _cancel_process(folder: Path, start: Start) -> str:
     who = f"process {start.process_id} on {start.host or 'an unknown host'}"
     if not start.is_here:
-        raise ValueError(
-            f"{folder}: it was started as {who}, and no scheduler is known: type this line there"
-        )
+        raise ValueError(f"{folder}: no scheduler is known; it is {who}: type this line there")
     if not (start.began and start.runs() and _writes_to(start.process_id, folder / "log.txt")):
         raise ValueError(f"{folder}: {who} is not there any more")
     if start.kind == "local" and start.job_id and _parent_of(start.process_id) == int(start.job_id):
@@ -100,9 +97,8 @@ def _parent_of(process_id: int) -> int:
 
 def show(folder: Path) -> int:
     """Cancel and say what was done; returns the exit code."""
-    sys.stdout.write(
-        f"{cancel(folder)}: it saves and leaves, and `python -m jobs.status {folder}` shows it\n"
-    )
+    done = cancel(folder)
+    sys.stdout.write(f"{done}: it saves and leaves, which `python -m jobs.status {folder}` shows\n")
     return 0
 
 

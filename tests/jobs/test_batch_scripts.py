@@ -54,6 +54,20 @@ def requeues(read):
     return [words for words in read("scontrol") if words[0] == "requeue"]
 
 
+@pytest.mark.parametrize("missing", ["scontrol", "srun"])
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_node_without_slurms_programs_says_so(script, missing, pretend, tmp_path):
+    write, _ = pretend
+    write("srun", "")
+    (tmp_path / missing).unlink()
+    for program in ("bash", "hostname", "head"):
+        (tmp_path / program).symlink_to(shutil.which(program))
+    variables = {**environment(tmp_path), "PATH": str(tmp_path)}
+    done = subprocess.run(["bash", script], env=variables, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, line.startswith(f"error: there is no {missing} on ")) == (2, True)
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_every_word_reaches_the_launcher(script, pretend, tmp_path):
     write, read = pretend
