@@ -21,7 +21,7 @@ from jobs.scheduler import explaining_submission, require_programs
 from jobs.sweep import runs_of_sweep, split_list
 from jobs.text import on_one_line, require_one_line
 from jobs.timelimit import describe_minutes, parse_minutes
-from jobs.trainer import ENVIRONMENT, Trainer
+from jobs.trainer import ENVIRONMENT, FAILED, Trainer
 
 if TYPE_CHECKING:
     from submitit import Executor
@@ -39,9 +39,10 @@ PASSED_ON = re.compile(r"(NCCL|GLOO|TORCH|TP|UCX|FI)_\w+|OMP_NUM_THREADS")
 
 RESTART = """\
 # A task that SIGUSR2 (140) or SIGTERM (143) ended while it was still starting had nothing to save: queue it
-# again, unless somebody cancelled the job.
+# again, unless somebody cancelled the job, or the signal came because another task has failed.
 code=$?
-if {{ [ "$code" -eq 140 ] || [ "$code" -eq 143 ]; }} && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {limit} ] &&
+if {{ [ "$code" -eq 140 ] || [ "$code" -eq 143 ]; }} && [ ! -e {mark} ] &&
+    [ "${{SLURM_RESTART_COUNT:-0}}" -lt {limit} ] &&
     [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" != COMPLETING ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
@@ -206,8 +207,8 @@ def batch_parameters(options: argparse.Namespace, name: str) -> dict[str, Any]:
         "signal_delay_s": min(options.signal_seconds, minutes * 30),
         "array_parallelism": options.max_running,
         "stderr_to_stdout": True,
-        "setup": [*options.setup, *_exports(options.env)],
-        "teardown": RESTART.format(limit=options.max_requeues).splitlines(),
+        "setup": [*options.setup, *_exports(options.env), f"rm -f {_mark(options)}"],
+        "teardown": RESTART.format(limit=options.max_requeues, mark=_mark(options)).splitlines(),
         # srun takes none of these three from sbatch; a rank that fails must not leave the others waiting.
         "srun_args": [
             "--export=ALL", f"--cpus-per-task={options.cpus_per_task}", "--open-mode=append",
@@ -215,6 +216,12 @@ def batch_parameters(options: argparse.Namespace, name: str) -> dict[str, Any]:
         ],
         "additional_parameters": {"requeue": True, **_more_options(options.sbatch)},
     }  # fmt: skip
+
+
+def _mark(options: argparse.Namespace) -> str:
+    """`jobs.trainer.failure_mark` in words of bash."""
+    folder = Path(options.folder).expanduser().absolute()
+    return f'{shlex.quote(str(folder))}/"$SLURM_JOB_ID"{FAILED}'
 
 
 def _tasks_per_node(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ is noted). From then on `lgd.train` does: at either signal all ranks save at the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -24,6 +25,10 @@ ENVIRONMENT = {
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
 }
+
+
+FAILED = "_failed"
+"""Behind a job's id: the file in the logs' folder that a rank leaves which has failed by itself."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Trainer:
             queue_again(requeue)
             raise SystemExit(exits.DONE)  # a failed rank would have the others killed
         if code != exits.DONE:
+            note_failure()
             raise SystemExit(code)
         return code
 
@@ -61,6 +67,19 @@ class Trainer:
         from submitit.helpers import DelayedSubmission
 
         return None if is_ending() else DelayedSubmission(self)
+
+
+def note_failure() -> None:
+    """Leave a file behind: the batch script must not take what ends the other ranks for a pre-emption.
+
+    srun ends them by SIGTERM, and tells the highest exit code, which is then that of the signal.
+    """
+    from submitit.core.job_environment import JobEnvironment
+
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is not None:
+        with contextlib.suppress(OSError):
+            (JobEnvironment().paths.folder / f"{job}{FAILED}").touch()
 
 
 def queue_again(requeue: Callable[[int, None], None]) -> None:

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from jobs.submit import RESTART
+from jobs.submit import RESTART, main
 from tests.training import REPOSITORY
 
 SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sbatch"))
@@ -108,10 +108,31 @@ def test_only_what_may_end_better_comes_back(script, code, state, restarts, come
     if script == "submitit":  # there the task itself sees to 75
         comes_back = comes_back and code != 75
         path = tmp_path / "submitit.sh"
-        path.write_text(f"srun\n{RESTART.format(limit=100)}")
+        path.write_text(f"srun\n{RESTART.format(limit=100, mark='no-mark')}")
     done = subprocess.run(["bash", path], env=environment(tmp_path, RESTART_COUNT=restarts), check=False)
     assert done.returncode == code
     assert requeues(read) == ([["requeue", "123456"]] if comes_back else [])
+
+
+def test_a_rank_that_failed_is_no_pre_emption(pretend, tmp_path, capsys):
+    """srun ends the others by SIGTERM then, and tells their code."""
+    write, read = pretend
+    folder = tmp_path / "it's a folder"
+    words = ["--config-file", str(REPOSITORY / "configs/demo.yaml"), "--time", "5", "--folder", str(folder)]
+    assert main([*words, "--dry-run"]) == 0
+    script = tmp_path / "script.sh"
+    script.write_text(capsys.readouterr().out)
+    variables = {**environment(tmp_path), "SLURM_JOB_ID": "123456"}
+    folder.mkdir()
+    write("srun", "sys.exit(143)")
+    subprocess.run(["bash", script], env=variables, check=False)
+    assert requeues(read) == [["requeue", "123456"]]
+    write("srun", f"open({str(folder / '123456_failed')!r}, 'w').close(); sys.exit(143)")
+    subprocess.run(["bash", script], env=variables, check=False)
+    assert requeues(read) == [["requeue", "123456"]]  # not again
+    write("srun", "sys.exit(143)")  # the next start forgets it
+    subprocess.run(["bash", script], env=variables, check=False)
+    assert len(requeues(read)) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])

@@ -95,6 +95,13 @@ def test_a_job_that_cannot_be_queued_again_says_so(capsys, error, code, said):
     assert line.startswith(said)
 
 
+def test_a_rank_that_fails_leaves_a_mark(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "environ", dict(os.environ, SUBMITIT_EXECUTOR="slurm", SLURM_JOB_ID="4711"))
+    os.environ["SUBMITIT_FOLDER"] = str(tmp_path)
+    trainer.note_failure()
+    assert [path.name for path in tmp_path.iterdir()] == ["4711_failed"]
+
+
 def test_nobody_to_ask_whether_the_job_is_ending(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
