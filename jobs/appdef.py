@@ -7,14 +7,20 @@ comes from the user is quoted, also against TorchX's and Kubernetes' own substit
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 from torchx import specs
+
+from jobs.text import on_one_line, require_one_line
+
+Component = TypeVar("Component", bound=Callable[..., specs.AppDef])
 
 IMAGE = "lgd:latest"
 """The image that the Dockerfile's first lines say how to build."""
@@ -78,6 +84,15 @@ class Machine:
     mounts: Sequence[str] = ()
     max_retries: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse what would break a line of a batch script, or is no name of a variable."""
+        for what, text in (("image", self.image), ("h", self.named), *(("mounts", m) for m in self.mounts)):
+            require_one_line(what, text)
+        for name, value in self.environment.items():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"env: {name!a} is no name of a variable")
+            require_one_line(f"env {name}", value)
+
     def resource(self, num_processes: int) -> specs.Resource:
         """What the scheduler is asked for, for a node of so many processes."""
         if self.named:
@@ -106,6 +121,18 @@ class Elastic:
     join_seconds: int = 600
     max_restarts: int = 0
     log_dir: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that the launchers would refuse on the nodes, and line breaks."""
+        require_one_line("log_dir", self.log_dir)
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"rdzv_port must be in [0, 65535], not {self.port}")
+        for what, number, least in (
+            ("rdzv_timeout", self.join_seconds, 1),
+            ("max_restarts", self.max_restarts, 0),
+        ):
+            if number < least:
+                raise ValueError(f"{what} must be {least} or more, not {number}")
 
 
 def elastic_role(
@@ -250,6 +277,48 @@ def folder_settings(data: str, output: str) -> tuple[list[str], list[str]]:
             mounts += options
             settings += [key, path]
     return mounts, settings
+
+
+def check_recipe(recipe: str, settings: Sequence[str], *, check: bool) -> None:
+    """Read a recipe as the job will, so that what is wrong is said now and not after hours in a queue.
+
+    Args:
+        recipe: the file, or a recipe's name.
+        settings: KEY VALUE pairs over it.
+        check: False does nothing: the recipe may be in the image alone.
+
+    Raises:
+        ValueError: what is wrong with them.
+    """
+    if not check:
+        return
+    try:
+        from lgd.config.load import load_config
+    except ImportError:
+        raise ValueError(
+            "lgd is not installed here, so nothing can be checked; --check False goes without"
+        ) from None
+    try:
+        load_config(recipe, settings)
+    except ValueError as error:
+        is_here = PurePosixPath(recipe).suffix == "" or Path(recipe).exists()
+        hint = "" if is_here else "; where only the image has it, --check False queues it unread"
+        raise ValueError(f"{error}{hint}") from None
+
+
+def said_in_one_line(component: Component) -> Component:
+    """Let a component that refuses its arguments say so in one line and end `torchx run` with 2."""
+
+    @functools.wraps(component)
+    def guarded(*arguments: Any, **options: Any) -> specs.AppDef:
+        try:
+            return component(*arguments, **options)
+        except (ValueError, KeyError, OSError) as error:
+            message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+            sys.stderr.write(f"error: {on_one_line(' '.join(message.split()))}\n")
+            raise SystemExit(2) from None
+
+    return guarded  # type: ignore[return-value]
 
 
 def network_environment(

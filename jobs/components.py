@@ -13,15 +13,18 @@ from jobs.appdef import (
     Elastic,
     Machine,
     Size,
+    check_recipe,
     elastic_role,
     folder_settings,
     mount_options,
     network_environment,
+    said_in_one_line,
     single_role,
 )
 from jobs.sweep import runs_of_sweep
 
 
+@said_in_one_line
 def train(
     *settings: str,
     config: str,
@@ -45,6 +48,7 @@ def train(
     max_restarts: int = 3,
     max_retries: int = 3,
     log_dir: str = "",
+    check: bool = True,
 ) -> specs.AppDef:
     """Train a detector, on one node or many.
 
@@ -71,6 +75,7 @@ def train(
         max_restarts: how often lost workers bring all back to the newest checkpoint, on the same nodes
         max_retries: how often the scheduler starts the job again after a non-zero exit
         log_dir: folder on each node for a copy of every worker's output
+        check: read recipe and settings before anything is queued; False where only the image has them
     """
     network = network_environment(
         nccl_ib_disable, nccl_socket_ifname, nccl_tree_threshold, gloo_socket_ifname
@@ -80,12 +85,14 @@ def train(
         image, cpu, gpu, memMB, h, {**network, **(env or {})}, [*places, *(mounts or [])], max_retries
     )
     elastic = Elastic(Size.parse(j), rdzv_port, rdzv_timeout, max_restarts, log_dir)
+    check_recipe(config, [*folders, *settings], check=check)
     arguments = ["--config-file", config, *(["--resume"] if resume else []), *folders, *settings]
     return specs.AppDef(
         name="train", roles=[elastic_role("train", ["lgd.launch"], arguments, elastic, machine)]
     )
 
 
+@said_in_one_line
 def evaluate(
     *settings: str,
     config: str,
@@ -107,6 +114,7 @@ def evaluate(
     rdzv_port: int = 0,
     rdzv_timeout: int = 600,
     max_retries: int = 0,
+    check: bool = True,
 ) -> specs.AppDef:
     """Evaluate weights on the recipe's test sets.
 
@@ -131,6 +139,7 @@ def evaluate(
         rdzv_port: port on the first node at which all meet (0: derived from the job's id)
         rdzv_timeout: seconds that nodes wait for one another
         max_retries: how often the scheduler starts the job again after a non-zero exit
+        check: read recipe and settings before anything is queued; False where only the image has them
     """
     network = network_environment(
         nccl_ib_disable, nccl_socket_ifname, nccl_tree_threshold, gloo_socket_ifname
@@ -140,12 +149,15 @@ def evaluate(
         image, cpu, gpu, memMB, h, {**network, **(env or {})}, [*places, *(mounts or [])], max_retries
     )
     elastic = Elastic(Size.parse(j), rdzv_port, rdzv_timeout)
-    arguments = ["--config-file", config, "--eval-only", *folders, "MODEL.WEIGHTS", weights, *settings]
+    settings = (*folders, "MODEL.WEIGHTS", weights, *settings)
+    check_recipe(config, settings, check=check)
+    arguments = ["--config-file", config, "--eval-only", *settings]
     return specs.AppDef(
         name="evaluate", roles=[elastic_role("evaluate", ["lgd.launch"], arguments, elastic, machine)]
     )
 
 
+@said_in_one_line
 def preflight(
     *arguments: str,
     config: str = "",
@@ -165,6 +177,7 @@ def preflight(
     mounts: Optional[List[str]] = None,
     rdzv_port: int = 0,
     rdzv_timeout: int = 120,
+    check: bool = True,
 ) -> specs.AppDef:
     """Look at nodes, network and data before a long job: `python -m lgd.preflight` on all nodes.
 
@@ -187,6 +200,7 @@ def preflight(
         mounts: more mounts, type=bind,src=/HOST,dst=/INSIDE[,readonly] or type=volume,src=CLAIM,dst=/INSIDE
         rdzv_port: port on the first node at which all meet (0: derived from the job's id)
         rdzv_timeout: seconds that nodes wait for one another
+        check: read recipe and settings before anything is queued; False where only the image has them
     """
     network = network_environment(
         nccl_ib_disable, nccl_socket_ifname, nccl_tree_threshold, gloo_socket_ifname
@@ -195,11 +209,16 @@ def preflight(
     machine = Machine(image, cpu, gpu, memMB, h, {**network, **(env or {})}, [*places, *(mounts or [])])
     elastic = Elastic(Size.parse(j), rdzv_port, rdzv_timeout)
     recipe = ["--config-file", config, *folders] if config else []
+    if config and check:
+        from lgd.preflight.command import parse_arguments
+
+        check_recipe(config, parse_arguments([*recipe, *arguments]).opts, check=check)
     launcher = ["lgd.launch", "--module=lgd.preflight"]
     role = elastic_role("preflight", launcher, [*recipe, *arguments], elastic, machine)
     return specs.AppDef(name="preflight", roles=[role])
 
 
+@said_in_one_line
 def sweep(
     *settings: str,
     configs: List[str],
@@ -222,6 +241,7 @@ def sweep(
     rdzv_timeout: int = 600,
     max_restarts: int = 3,
     max_retries: int = 3,
+    check: bool = True,
 ) -> specs.AppDef:
     """Train every recipe with every seed, one run after another on the same nodes.
 
@@ -249,12 +269,14 @@ def sweep(
         rdzv_timeout: seconds that nodes wait for one another
         max_restarts: how often lost workers bring a run back to its newest checkpoint, on the same nodes
         max_retries: how often the scheduler starts the job again after a non-zero exit
+        check: read recipe and settings before anything is queued; False where only the image has them
     """
     network = network_environment(
         nccl_ib_disable, nccl_socket_ifname, nccl_tree_threshold, gloo_socket_ifname
     )
-    runs_of_sweep(configs, seeds or [])  # what is wrong with them is said now, not on the nodes
     places, folders = folder_settings(data, "")
+    for _, (_, recipe, *own) in runs_of_sweep(configs, seeds or []):
+        check_recipe(recipe, [*folders, *settings, *own], check=check)
     outputs, root = mount_options(output, read_only=False)
     mounts = [*places, *outputs, *(mounts or [])]
     machine = Machine(image, cpu, gpu, memMB, h, {**network, **(env or {})}, mounts, max_retries)
@@ -269,6 +291,7 @@ def sweep(
     return specs.AppDef(name="sweep", roles=[role])
 
 
+@said_in_one_line
 def tensorboard(
     logdir: str = "outputs",
     port: int = 6006,

@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import glob
 import json
-import math
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,16 +17,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from jobs.console import guarded
+from jobs.records import (
+    FILES,
+    Start,
+    get,
+    last_start,
+    last_training_line,
+    modified,
+    number,
+    read_aps,
+    read_history,
+    read_settings,
+    whole,
+)
+from jobs.text import on_one_line
 
-FILES = ("metrics.jsonl", "history.jsonl", "config.yaml", "log.txt")
-"""What makes a folder a run."""
-
-_TAIL_BYTES = 2**16
-_LONGEST_TAIL = 2**24
+_COLUMNS = [
+    "run", "state", "step", "phase", "ETA", "AP", "teacher", "s/step", "last line", "restarts", "job",
+]  # fmt: skip
 _DEPTH = 6
 _QUIET_PERIODS = 5
 """A run that was silent for so many log periods has stalled, if --stalled-after has passed too."""
+
+_LONGEST_MESSAGE = 500
+_LONGEST_WAIT = 1e7
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,7 @@ class RunStatus:
 
     Attributes:
         run: its folder.
-        state: "running", "stalled", "finished", "failed", "saved-75" or "not started".
+        state: "running", "stalled", "finished", "failed", "saved-75", "not started" or "unreadable".
         step: steps done.
         max_step: steps to do.
         phase: "freeze", "distill", "freeze+distill" or "train".
@@ -47,6 +60,7 @@ class RunStatus:
         seconds_per_step: in the last log period.
         age_seconds: since something was last written.
         restarts: how often it was started again.
+        job: the scheduler's job of its last start, such as "slurm 4711".
         message: why it failed, or what it said when it left.
     """
 
@@ -61,6 +75,7 @@ class RunStatus:
     seconds_per_step: float | None = None
     age_seconds: float | None = None
     restarts: int | None = None
+    job: str | None = None
     message: str | None = None
 
 
@@ -80,22 +95,28 @@ def find_runs(places: Sequence[str]) -> list[Path]:
             if not folders:
                 raise ValueError(f"{place}: no folder fits the pattern")
         for folder in folders:
-            runs |= dict.fromkeys(sorted(_runs_below(Path(folder), _DEPTH)) or [Path(folder)])
+            runs |= dict.fromkeys(sorted(_runs_below(Path(folder), _DEPTH, set())) or [Path(folder)])
     return list(runs)
 
 
-def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
-    """Yield the folder if it is a run, else the runs below it; what a run has set aside is none."""
+def _runs_below(folder: Path, depth: int, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Yield the folder if it is a run, else the runs below it; what a run has set aside is none.
+
+    Links are followed, but to no folder twice: they may lead in a ring.
+    """
     try:
+        found = folder.stat()
         entries = list(os.scandir(folder))
     except OSError:
         return
+    if (found.st_dev, found.st_ino) in seen:
+        return
+    seen.add((found.st_dev, found.st_ino))
     if any(entry.name in FILES for entry in entries):
         yield folder
     elif depth:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and entry.is_dir()):
-                yield from _runs_below(folder / entry.name, depth - 1)
+            yield from _runs_below(folder / entry.name, depth - 1, seen)
 
 
 def read_run(folder: Path, now: float, stalled_after: float = 600.0) -> RunStatus:
@@ -106,40 +127,63 @@ def read_run(folder: Path, now: float, stalled_after: float = 600.0) -> RunStatu
         now: seconds since 1970.
         stalled_after: seconds of silence after which a run that has not ended is called stalled.
     """
-    ages = [now - modified for name in FILES[:2] + FILES[3:] if (modified := _modified(folder / name))]
-    history = [entry for entry in _read_lines(folder / "history.jsonl") if "event" in entry]
-    last = _last_training_line(folder / "metrics.jsonl")
-    settings = _read_settings(folder / "config.yaml")
-    step, max_step = _whole(last.get("iteration")), _whole(_get(settings, "SOLVER", "MAX_ITER"))
-    age = max(0.0, min(ages)) if ages else None
-    seconds = _number(last.get("time"))
-    period = _number(settings.get("LOG_PERIOD")) or 0.0
+    try:
+        return _read_run(folder, now, stalled_after)
+    except Exception as error:  # whatever one run's files make of it, the others shall be shown
+        said = f"cannot be read: {type(error).__name__}: {error}"
+        return RunStatus(str(folder), "unreadable", message=_shorten(said))
+
+
+def _read_run(folder: Path, now: float, stalled_after: float) -> RunStatus:
+    times = [time for name in FILES[:2] + FILES[3:] if (time := modified(folder / name, now)) is not None]
+    history = read_history(folder)
+    start, entry = last_start(history), history[-1] if history else {}
+    last = last_training_line(folder / "metrics.jsonl")
+    settings = read_settings(folder / "config.yaml")
+    step, max_step = whole(last.get("iteration")), whole(get(settings, "SOLVER", "MAX_ITER"))
+    seconds, age = number(last.get("time")), max(0.0, now - max(times)) if times else None
+    period = number(settings.get("LOG_PERIOD")) or 0.0
     patience = max(stalled_after, _QUIET_PERIODS * period * (seconds or 0.0))
     is_complete = step is not None and step == max_step and (folder / "model_final.pth").exists()
-    state = decide_state(history[-1] if history else {}, age, patience, is_complete=is_complete)
+    state = decide_state(entry, age, patience, start=start, is_complete=is_complete)
+    if state == "not started" and any((folder / name).exists() for name in FILES):
+        state = "stalled"  # nothing is known of when it wrote last
     starts = sum(entry["event"] == "start" for entry in history)
-    student, teacher = _read_aps(folder / "results.json")
-    message = history[-1].get("message") if history else None
+    student, teacher = read_aps(folder / "results.json")
+    message = entry.get("message")
     if state == "failed" and not message:
-        message = f"process {history[-1].get('pid')} ended without a word: killed?"
+        message = f"process {start.process_id if start else '?'} ended without a word: killed?"
+    elif age is None and state == "stalled":
+        message = "its files are dated in the future, so nobody can tell whether it runs: look at the clocks"
+    phase = last.get("phase")
     return RunStatus(
         run=str(folder),
         state=state,
-        step=step if step is not None else _whole(history[-1].get("step")) if history else None,
+        step=step if step is not None else start.step if start else None,
         max_step=max_step,
-        phase=str(last["phase"]) if "phase" in last else None,
-        eta_seconds=_number(last.get("eta_seconds")) if state == "running" else None,
+        phase=_shorten(phase)[:20] if isinstance(phase, str) else None,
+        eta_seconds=number(last.get("eta_seconds")) if state == "running" else None,
         student_ap=student,
         teacher_ap=teacher,
         seconds_per_step=seconds,
         age_seconds=age,
         restarts=starts - 1 if starts else None,
-        message=str(message) if message else None,
+        job=start.job[:100] if start and start.job else None,
+        message=_shorten(str(message)) if message else None,
     )
 
 
+def _shorten(text: str) -> str:
+    return on_one_line(" ".join(text.split()))[:_LONGEST_MESSAGE]
+
+
 def decide_state(
-    entry: Mapping[str, Any], age: float | None, patience: float, *, is_complete: bool = False
+    entry: Mapping[str, Any],
+    age: float | None,
+    patience: float,
+    *,
+    start: Start | None = None,
+    is_complete: bool = False,
 ) -> str:
     """Tell a run's state.
 
@@ -147,126 +191,43 @@ def decide_state(
         entry: the last line of its history, empty without one.
         age: seconds since it last wrote anything, None where it never did.
         patience: seconds after which silence means that it has stalled.
+        start: its last start, None without one.
         is_complete: whether all steps are done and the final model is there.
     """
     ends = {"finished": "finished", "saved": "saved-75", "failed": "failed"}
     if entry.get("event") == "end":
         return ends.get(str(entry.get("outcome")), "failed")
-    if age is None:
-        return "not started"
     if not entry and is_complete:
         return "finished"
-    if entry.get("host") == socket.gethostname() and not _is_alive(entry.get("pid")):
+    if start is not None and start.is_here and not start.runs():
         return "failed"  # killed: it could not write its end
+    if age is None:
+        return "running" if start is not None and start.is_here else "not started"
     return "running" if age <= patience else "stalled"
-
-
-def _is_alive(pid: Any) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError, TypeError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _last_training_line(path: Path) -> dict[str, Any]:
-    """The last whole line of a log period, searched from the end; empty without one."""
-    size = _TAIL_BYTES
-    while True:
-        entries = [entry for entry in _read_lines(path, size) if "total_loss" in entry]
-        if entries:
-            return entries[-1]
-        try:
-            if size >= path.stat().st_size or size >= _LONGEST_TAIL:
-                return {}
-        except OSError:
-            return {}
-        size *= 8  # the lines of an evaluation are long
-
-
-def _read_lines(path: Path, num_bytes: int = _TAIL_BYTES) -> list[dict[str, Any]]:
-    """The JSON objects in the last bytes of a file, a line each; broken and half lines are left out."""
-    try:
-        with path.open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - num_bytes))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return []
-    entries: list[dict[str, Any]] = []
-    for line in lines[1:] if end > num_bytes else lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict):
-            entries.append(entry)
-    return entries
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        content = yaml.load(path.read_bytes(), Loader=loader)  # both are safe
-    except (OSError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _read_aps(path: Path) -> tuple[float | None, float | None]:
-    """Box AP of student and teacher on the first test set."""
-    try:
-        results = json.loads(path.read_bytes())
-        models = next(iter(results.values()))
-    except (OSError, ValueError, AttributeError, StopIteration):
-        return None, None
-    return _number(_get(models, "student", "bbox", "AP")), _number(_get(models, "teacher", "bbox", "AP"))
-
-
-def _get(tree: Any, *keys: str) -> Any:
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
-
-
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _modified(path: Path) -> float | None:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return None
 
 
 def format_table(statuses: Sequence[RunStatus]) -> str:
     """Lay out runs as text: a row each, then what those that did not end well have said."""
-    rows = [["run", "state", "step", "phase", "ETA", "AP", "teacher", "s/step", "last line", "restarts"]]
+    rows = [
+        ["run", "state", "step", "phase", "ETA", "AP", "teacher", "s/step", "last line", "restarts", "job"]
+    ]
     for status in statuses:
         step = "-" if status.step is None else f"{status.step}/{status.max_step or '?'}"
         rows.append([
-            status.run, status.state, step, status.phase or "-", _duration(status.eta_seconds),
+            on_one_line(status.run), status.state, step, status.phase or "-", _duration(status.eta_seconds),
             _decimals(status.student_ap, 2), _decimals(status.teacher_ap, 2),
             _decimals(status.seconds_per_step, 3), _duration(status.age_seconds),
-            "-" if status.restarts is None else str(status.restarts),
+            "-" if status.restarts is None else str(status.restarts), on_one_line(status.job or "-"),
         ])  # fmt: skip
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = []
     for row in rows:
         cells = [
-            cell.ljust(width) if c in (0, 1, 3) else cell.rjust(width)
+            cell.ljust(width) if c in (0, 1, 3, 10) else cell.rjust(width)
             for c, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
-    lines += [f"{status.run}: {status.message}" for status in statuses if status.message]
+    lines += [f"{on_one_line(status.run)}: {status.message}" for status in statuses if status.message]
     return "\n".join(lines)
 
 
@@ -294,36 +255,37 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of silence; long evaluations are silent too",
     )  # fmt: skip
     arguments = parser.parse_args(argv)
-    if arguments.watch is not None and arguments.watch <= 0:
+    if arguments.watch is not None and not 0 < arguments.watch < _LONGEST_WAIT:
         parser.error(f"--watch must be above 0, not {arguments.watch:g}")
+    if not arguments.stalled_after >= 0:
+        parser.error(f"--stalled-after must be 0 or more, not {arguments.stalled_after:g}")
     return arguments
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Print the table, once or again and again; returns the exit code."""
+    while True:
+        now = time.time()
+        runs = find_runs(arguments.places)
+        statuses = [read_run(run, now, 60 * arguments.stalled_after) for run in runs]
+        text = (
+            json.dumps([asdict(status) for status in statuses]) if arguments.json else format_table(statuses)
+        )
+        clear = "\x1b[H\x1b[2J" if arguments.watch and sys.stdout.isatty() else ""
+        sys.stdout.write(f"{clear}{text}\n")
+        sys.stdout.flush()
+        if arguments.watch is None:
+            return 0
+        try:
+            time.sleep(arguments.watch)
+        except KeyboardInterrupt:  # how it is meant to end
+            return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for wrong arguments."""
     arguments = parse_arguments(argv)
-    try:
-        while True:
-            now = time.time()
-            statuses = [
-                read_run(run, now, 60 * arguments.stalled_after) for run in find_runs(arguments.places)
-            ]
-            text = (
-                json.dumps([asdict(status) for status in statuses])
-                if arguments.json
-                else format_table(statuses)
-            )
-            clear = "\x1b[H\x1b[2J" if arguments.watch and sys.stdout.isatty() else ""
-            sys.stdout.write(f"{clear}{text}\n")
-            sys.stdout.flush()
-            if arguments.watch is None:
-                return 0
-            time.sleep(arguments.watch)
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 0
+    return guarded(lambda: show(arguments))
 
 
 if __name__ == "__main__":

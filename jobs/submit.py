@@ -7,6 +7,7 @@ again and goes on from its newest checkpoint.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import shlex
@@ -15,23 +16,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.console import guarded
+from jobs.scheduler import explaining_submission, require_programs
 from jobs.sweep import runs_of_sweep, split_list
+from jobs.text import on_one_line, require_one_line
 from jobs.timelimit import describe_minutes, parse_minutes
-from jobs.trainer import ENVIRONMENT, Trainer
+from jobs.trainer import ENVIRONMENT, FAILED, Trainer
 
 if TYPE_CHECKING:
     from submitit import Executor
 
 WEEK = 7 * 24 * 60
 
+SCHEDULING = ("partition", "account", "qos", "constraint", "nodelist", "exclude", "dependency", "comment")
+"""Options that are sbatch's own."""
+
+GPUS_PER_NODE = 8
+"""Of a node under SLURM, unless told otherwise."""
+
 PASSED_ON = re.compile(r"(NCCL|GLOO|TORCH|TP|UCX|FI)_\w+|OMP_NUM_THREADS")
 """Variables of the submitting shell that every task gets, however the site treats the environment."""
 
 RESTART = """\
 # A task that SIGUSR2 (140) or SIGTERM (143) ended while it was still starting had nothing to save: queue it
-# again, unless somebody cancelled the job.
+# again, unless somebody cancelled the job, or the signal came because another task has failed.
 code=$?
-if {{ [ "$code" -eq 140 ] || [ "$code" -eq 143 ]; }} && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {limit} ] &&
+if {{ [ "$code" -eq 140 ] || [ "$code" -eq 143 ]; }} && [ ! -e {mark} ] &&
+    [ "${{SLURM_RESTART_COUNT:-0}}" -lt {limit} ] &&
     [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" != COMPLETING ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
@@ -67,6 +78,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_scheduling(parser)
     parser.add_argument("settings", nargs="*", metavar="KEY VALUE", help="settings over the recipe's")
     options = parser.parse_intermixed_args(argv)
+    _check(options)
     options.recipes = [options.config_file] if options.config_file else []
     for place, word in enumerate(options.array or []):
         if word.isupper() and not Path(word).is_dir():
@@ -76,10 +88,42 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what would break the batch script's lines, and fill in the GPUs."""
+    for name in (*SCHEDULING, "name", "folder", "mem", "time", "seeds"):
+        require_one_line(f"--{name}", getattr(options, name))
+    for name in ("sbatch", "setup", "env"):
+        for word in getattr(options, name):
+            require_one_line(f"--{name}", word)
+    least = {"nodes": 1, "cpus_per_task": 1, "max_running": 1, "tasks_per_node": 1, "gpus_per_node": 0,
+             "signal_seconds": 0, "max_requeues": 0}  # fmt: skip
+    for name, number in least.items():
+        value = getattr(options, name)
+        if value is not None and value < number:
+            raise ValueError(f"--{name.replace('_', '-')} must be {number} or more, not {value}")
+    there = _visible_gpus() if options.cluster == "local" else range(GPUS_PER_NODE)
+    if options.gpus_per_node is None:
+        options.gpus_per_node = 0 if options.tasks_per_node and not there else len(there)
+    elif options.cluster == "local" and options.gpus_per_node > len(there):
+        raise ValueError(f"--gpus-per-node {options.gpus_per_node}: torch sees {len(there)} on this machine")
+
+
+def _visible_gpus() -> Sequence[int]:
+    """Numbers of this machine's GPUs that processes of this shell may use."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [int(name) for name in named[:count]] if all(map(str.isdecimal, named)) else range(count)
+
+
 def _add_resources(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what each job gets")
     group.add_argument("--nodes", type=int, default=1, metavar="N")
-    group.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="and one task for each")
+    group.add_argument(
+        "--gpus-per-node", type=int, metavar="N",
+        help=f"and one task for each; {GPUS_PER_NODE} under SLURM, here those that are there",
+    )  # fmt: skip
     group.add_argument("--tasks-per-node", type=int, metavar="N", help="only where there is no GPU")
     group.add_argument("--cpus-per-task", type=int, default=6, metavar="N", help="for the data workers too")
     group.add_argument("--mem", metavar="SIZE", help="of a node, such as 480G; 0 for all of it")
@@ -94,7 +138,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
 
 def _add_scheduling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how it is scheduled")
-    for name in ("partition", "account", "qos", "constraint", "nodelist", "exclude", "dependency", "comment"):
+    for name in SCHEDULING:
         group.add_argument(f"--{name}", metavar=name.upper(), help=f"as sbatch's --{name}")
     group.add_argument("--sbatch", action="append", default=[], metavar="NAME[=VALUE]",
                        help="any other option of sbatch, such as reservation=R or exclusive")  # fmt: skip
@@ -153,8 +197,7 @@ def batch_parameters(options: argparse.Namespace, name: str) -> dict[str, Any]:
     if not options.time:
         raise ValueError("--time is missing: how long may a job run? For example 24:00:00, a day")
     minutes = parse_minutes(options.time)
-    own = {key: getattr(options, key) for key in ("partition", "account", "qos", "constraint", "nodelist",
-                                                  "exclude", "dependency", "comment", "mem")}  # fmt: skip
+    own = {key: getattr(options, key) for key in (*SCHEDULING, "mem")}
     return {
         **{key: value for key, value in own.items() if value is not None},
         "job_name": name,
@@ -167,8 +210,8 @@ def batch_parameters(options: argparse.Namespace, name: str) -> dict[str, Any]:
         "signal_delay_s": min(options.signal_seconds, minutes * 30),
         "array_parallelism": options.max_running,
         "stderr_to_stdout": True,
-        "setup": [*options.setup, *_exports(options.env)],
-        "teardown": RESTART.format(limit=options.max_requeues).splitlines(),
+        "setup": [*options.setup, *_exports(options.env), f"rm -f {_mark(options)}"],
+        "teardown": RESTART.format(limit=options.max_requeues, mark=_mark(options)).splitlines(),
         # srun takes none of these three from sbatch; a rank that fails must not leave the others waiting.
         "srun_args": [
             "--export=ALL", f"--cpus-per-task={options.cpus_per_task}", "--open-mode=append",
@@ -176,6 +219,12 @@ def batch_parameters(options: argparse.Namespace, name: str) -> dict[str, Any]:
         ],
         "additional_parameters": {"requeue": True, **_more_options(options.sbatch)},
     }  # fmt: skip
+
+
+def _mark(options: argparse.Namespace) -> str:
+    """`jobs.trainer.failure_mark` in words of bash."""
+    folder = Path(options.folder).expanduser().absolute()
+    return f'{shlex.quote(str(folder))}/"$SLURM_JOB_ID"{FAILED}'
 
 
 def _tasks_per_node(options: argparse.Namespace) -> int:
@@ -212,6 +261,7 @@ def _more_options(words: Sequence[str]) -> dict[str, Any]:
 
 def make_executor(options: argparse.Namespace, name: str) -> Executor:
     """The submitit executor that the options ask for."""
+    _require_submitit()
     import submitit
     from submitit.local.debug import DebugExecutor
 
@@ -224,24 +274,31 @@ def make_executor(options: argparse.Namespace, name: str) -> Executor:
             nodes=options.nodes,
             tasks_per_node=_tasks_per_node(options),
             gpus_per_node=options.gpus_per_node,
+            visible_gpus=tuple(_visible_gpus()),
             timeout_min=minutes,
             signal_delay_s=min(options.signal_seconds, minutes * 30),
             stderr_to_stdout=True,
         )
         return local
-    try:
-        executor = submitit.SlurmExecutor(options.folder, max_num_timeout=options.max_requeues)
-    except RuntimeError as error:
-        raise ValueError(
-            "there is no srun on this machine: submit from a login node of the cluster, look at the script "
-            "with --dry-run, or train here with --cluster local"
-        ) from error
+    # scontrol is what a job queues itself again with.
+    require_programs(
+        ("srun", "sbatch", "scontrol"),
+        "submit from a login node of the cluster, look at the script with --dry-run, or train here with "
+        "--cluster local",
+    )
+    executor = submitit.SlurmExecutor(options.folder, max_num_timeout=options.max_requeues)
     executor.update_parameters(**batch_parameters(options, name))
     return executor
 
 
+def _require_submitit() -> None:
+    if importlib.util.find_spec("submitit") is None:
+        raise ValueError("submitit is not installed: pip install lgd[jobs]")
+
+
 def batch_text(options: argparse.Namespace, jobs: Sequence[tuple[str, Trainer]], name: str) -> str:
     """The batch script, and behind it what each job of it runs; needs no SLURM."""
+    _require_submitit()
     from submitit.slurm.slurm import _make_sbatch_string
 
     folder = Path(options.folder).absolute()
@@ -251,7 +308,10 @@ def batch_text(options: argparse.Namespace, jobs: Sequence[tuple[str, Trainer]],
         map_count=len(jobs) if len(jobs) > 1 else None,
         **batch_parameters(options, name),
     )
-    lines = [f"# {i}: python -m lgd.train {shlex.join(job.arguments)}" for i, (_, job) in enumerate(jobs)]
+    lines = [
+        on_one_line(f"# {i}: python -m lgd.train {shlex.join(job.arguments)}")
+        for i, (_, job) in enumerate(jobs)
+    ]
     return "\n".join([text, "", "# What the tasks run:", *lines, ""])
 
 
@@ -259,11 +319,12 @@ def submit(options: argparse.Namespace) -> int:
     """Queue what the options say, or print it; returns the exit code."""
     jobs = plan(options)
     name = options.name or (jobs[0][0] if len(jobs) == 1 else "sweep")
+    require_one_line("the job's name, which is the recipe's,", name)
     if options.dry_run:
         sys.stdout.write(batch_text(options, jobs, name))
         return 0
     executor = make_executor(options, name)
-    with executor.batch():
+    with explaining_submission(), executor.batch():
         queued = [executor.submit(trainer) for _, trainer in jobs]
     for job, (run, _) in zip(queued, jobs, strict=True):
         sys.stdout.write(f"{run}: job {job.job_id}, log {job.paths.stdout}\n")
@@ -277,11 +338,7 @@ def submit(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 with one line for what the user can mend."""
-    try:
-        return submit(parse_arguments(argv))
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    return guarded(lambda: submit(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

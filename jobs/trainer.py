@@ -7,10 +7,13 @@ is noted). From then on `lgd.train` does: at either signal all ranks save at the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +25,10 @@ ENVIRONMENT = {
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
 }
+
+
+FAILED = "_failed"
+"""Behind a job's id: the file in the logs' folder that a rank leaves which has failed by itself."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +55,10 @@ class Trainer:
 
         code = train.main(list(self.arguments))
         if code == exits.RUN_AGAIN and callable(requeue):
-            requeue(signal.SIGUSR2, None)  # does not return on rank 0
+            queue_again(requeue)
             raise SystemExit(exits.DONE)  # a failed rank would have the others killed
         if code != exits.DONE:
+            note_failure()
             raise SystemExit(code)
         return code
 
@@ -61,14 +69,52 @@ class Trainer:
         return None if is_ending() else DelayedSubmission(self)
 
 
+def note_failure() -> None:
+    """Leave a file behind: the batch script must not take what ends the other ranks for a pre-emption.
+
+    srun ends them by SIGTERM, and tells the highest exit code, which is then that of the signal.
+    """
+    from submitit.core.job_environment import JobEnvironment
+
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is not None:
+        with contextlib.suppress(OSError):
+            (JobEnvironment().paths.folder / f"{job}{FAILED}").touch()
+
+
+def queue_again(requeue: Callable[[int, None], None]) -> None:
+    """Do what submitit does at SIGUSR2: on rank 0 it queues the job again and does not return.
+
+    Raises:
+        SystemExit: likewise; or with the code of what is in the way, which is said in one line.
+    """
+    from submitit.core.utils import UncompletedJobError
+
+    from lgd import exits
+
+    try:
+        requeue(signal.SIGUSR2, None)
+    except UncompletedJobError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(exits.RUN_AGAIN) from None
+    except (OSError, subprocess.SubprocessError) as error:
+        sys.stderr.write(
+            f"error: saved, but the job could not be queued again ({error}): submit it again, it goes on\n"
+        )
+        raise SystemExit(exits.USER_ERROR) from None
+
+
 def join_group() -> None:
     """Set what torch.distributed needs to know (RANK, MASTER_ADDR, ...) from the scheduler's variables."""
     from submitit.core.job_environment import JobEnvironment
     from submitit.helpers import TorchDistributedEnvironment
 
-    # The job's own id, so that jobs that share a node do not meet.
-    job = int(re.sub(r"\D", "", JobEnvironment().raw_job_id))
-    os.environ["MASTER_PORT"] = str(20000 + job % 10000)
+    # The job's own id, so that jobs that share a node do not meet. On one node any port will do: rank 0 tells
+    # the others (lgd.ranks.store).
+    job = JobEnvironment()
+    number = int(re.sub(r"\D", "", job.raw_job_id))
+    os.environ["MASTER_PORT"] = "0" if job.num_nodes == 1 else str(20000 + number % 10000)
+    os.environ["LGD_MEETING"] = f"job-{number}"
     # Every rank sees all GPUs of its node and takes the one of its local rank.
     TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     for name, value in {**ENVIRONMENT, "OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_PER_TASK", "1")}.items():
@@ -84,5 +130,8 @@ def is_ending() -> bool:
     if job is None:
         return False
     command = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]
-    state = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=60)
+    try:
+        state = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return False  # nobody to ask
     return state.returncode == 0 and state.stdout.strip() in ("COMPLETING", "CANCELLED")

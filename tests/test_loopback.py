@@ -48,12 +48,12 @@ def addresses_listened_on(process_ids):
                 yield address_of(words[1].split(":")[0])
 
 
-def watch(arguments):
+def watch(arguments, *, itself=True):
     """Run a program to its end; its output, and all addresses that it and its children ever listened on."""
     process = start_program(arguments)
-    seen = set()
+    seen, own = set(), [process.pid] if itself else []
     while process.poll() is None:
-        seen |= set(addresses_listened_on([process.pid, *descendants(process.pid)]))
+        seen |= set(addresses_listened_on([*own, *descendants(process.pid)]))
         time.sleep(0.1)
     output, _ = process.communicate()
     assert process.returncode == 0, output
@@ -82,19 +82,24 @@ def spawned(settings):
     return command([*settings], "--num-gpus", "2")
 
 
+def torchrun(settings):
+    """Torchrun's own store is not ours."""
+    program = Path(sys.executable).with_name("torchrun")
+    return [str(program), "--standalone", "--nproc-per-node=2", *command(settings)[1:]]
+
+
 def preflight(settings):
     own = ["-m", "lgd.launch", "--nproc-per-node", "2", "-m", "lgd.preflight"]
     return [sys.executable, *own, "--", "--slow-factor", "1000", "--largest", "1"]
 
 
-slow = pytest.mark.slow
+STARTS = [spawned, *(pytest.param(start, marks=pytest.mark.slow) for start in (launched, launched_twice))]
+STARTS += [pytest.param(start, marks=pytest.mark.slow) for start in (torchrun, preflight)]
 
 
-@pytest.mark.parametrize(
-    "start",
-    [spawned, *(pytest.param(start, marks=slow) for start in (launched, launched_twice, preflight))],
-)
+@pytest.mark.parametrize("start", STARTS)
 def test_only_loopback(small_data, tmp_path, start):
-    output, seen = watch(start(small_settings(small_data, tmp_path / "run", SOLVER__MAX_ITER=8)))
+    arguments = start(small_settings(small_data, tmp_path / "run", SOLVER__MAX_ITER=8))
+    output, seen = watch(arguments, itself=start is not torchrun)
     assert seen, output
     assert all(address.is_loopback for address in seen), seen

@@ -38,7 +38,7 @@ _ANSWER_SECONDS = 20.0
 _PATIENCE_SECONDS = 10.0
 """For a port that an earlier start of the same run may still hold."""
 
-_QUIET_PORTS = (20_000, 32_000)
+_QUIET_PORTS = (10_000, 20_000)
 """Below those that Linux gives to connections and to who asks for any port."""
 
 _BACKLOG = 2048

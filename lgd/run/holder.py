@@ -8,7 +8,8 @@ import uuid
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from lgd.run.place import Process, scheduler_job, scheduler_restarts
+from lgd.run.job import scheduler_job
+from lgd.run.place import Process, scheduler_restarts
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Holder:
         return cls(
             token=uuid.uuid4().hex,
             process=Process.current(),
-            job=scheduler_job(),
+            job=scheduler_job() or None,
             restarts=scheduler_restarts(),
             agents=tuple(sorted(agents)),
             since=time.time(),

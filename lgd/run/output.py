@@ -16,6 +16,7 @@ from typing import Any
 
 from lgd.files import GrowingFile, clear_leftovers
 from lgd.ranks.interruption import Interrupted
+from lgd.run.job import process_start, scheduler_job
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +131,10 @@ class History:
     def begin(self, step: int, num_ranks: int, notes: Sequence[str] = ()) -> None:
         """Write that a training starts, having done `step` steps; `notes` say what is unusual about it."""
         self._file = GrowingFile(self._path)
-        where = {"host": socket.gethostname(), "pid": os.getpid(), "ranks": num_ranks}
+        where = {"host": socket.gethostname(), "pid": os.getpid(), "began": process_start(os.getpid())}
+        who = {**where, "ranks": num_ranks, "job": scheduler_job()}
         said = {"notes": list(notes)} if notes else {}
-        self._write({"event": "start", "time": time.time(), "step": step, **where, **said})
+        self._write({"event": "start", "time": time.time(), "step": step, **who, **said})
 
     def abandon(self) -> None:
         """Write no more: the folder is somebody else's."""

@@ -1,4 +1,4 @@
-"""Where a process runs: its host, the scheduler's job it belongs to, the elastic agent that started it."""
+"""Where a process runs: its host, and what started it there how often."""
 
 from __future__ import annotations
 
@@ -9,14 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
-
-
-def scheduler_job() -> str | None:
-    """The job of the scheduler that this process belongs to: SLURM's id, TorchX's handle, the pod's name."""
-    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHX_JOB_ID")
-    if not job and "KUBERNETES_SERVICE_HOST" in os.environ:
-        job = f"pod {socket.gethostname()}"
-    return job or None
 
 
 def scheduler_restarts() -> int:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lgd import __version__
+from lgd.weights.limits import LARGEST, in_words
 from lgd.weights.report import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ _LATER = (408, 425, 429, 500, 502, 503, 504)
 """Answers of a server that may be another the next time."""
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
-_TOTAL = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_TOTAL = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})")
 
 
 def download(
@@ -37,6 +38,7 @@ def download(
     attempts: int = 5,
     pause: float = 1.0,
     timeout: float = 30.0,
+    largest: int = LARGEST,
 ) -> None:
     """Fetch `url` into `file`, unless it is there already.
 
@@ -51,10 +53,11 @@ def download(
         attempts: how often to try.
         pause: seconds before the second attempt; doubled before every further one.
         timeout: seconds without a byte after which an attempt has failed.
+        largest: bytes that the file may have.
 
     Raises:
         WeightsError: the server does not have the file, could not be reached in all attempts, or sent another
-            file than `sha256` says; or the disk takes no more.
+            file than `sha256` says or one that is too large; or the disk takes no more.
     """
     try:
         if _is_whole(file, sha256):  # before anything is written: the cache may be read-only
@@ -65,7 +68,7 @@ def download(
                 return
             if file.exists():
                 logger.warning("%s is damaged: its SHA-256 is not %s; fetching it again", file, sha256)
-            _fetch(url, file, sha256, attempts, pause, timeout)
+            _fetch(url, file, sha256, attempts, pause, timeout, largest)
     except OSError as error:
         raise WeightsError(f"{url}: cannot write {error.filename or file}: {error.strerror}") from None
 
@@ -74,8 +77,10 @@ def _is_whole(file: Path, sha256: str | None) -> bool:
     return file.exists() and (sha256 is None or _digest(file).startswith(sha256))
 
 
-def _fetch(url: str, file: Path, sha256: str | None, attempts: int, pause: float, timeout: float) -> None:
-    part = _Part(file)
+def _fetch(
+    url: str, file: Path, sha256: str | None, attempts: int, pause: float, timeout: float, largest: int
+) -> None:
+    part = _Part(file, largest)
     logger.info("downloading %s to %s", url, file)
     for attempt in range(1, attempts + 1):
         try:
@@ -114,8 +119,9 @@ class _Part:
     Without that tag, a later attempt could join the halves of two different files.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, largest: int) -> None:
         self.file = file
+        self.largest = largest
         self.path = file.with_name(file.name + ".part")
         self.tag_path = file.with_name(file.name + ".part.tag")
 
@@ -129,6 +135,15 @@ class _Part:
         self.discard()
         if tag:
             self.tag_path.write_text(tag)
+
+    def check(self, url: str, total: int) -> None:
+        """Refuse a file of so many bytes or more, and keep nothing of it."""
+        if total > self.largest:
+            self.discard()
+            raise WeightsError(
+                f"{url}: the file has {in_words(total)} or more, and at most {in_words(self.largest)} are "
+                "fetched; if it is what you want, fetch it yourself and set MODEL.WEIGHTS to its path"
+            )
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -159,10 +174,12 @@ def _receive(url: str, part: _Part, timeout: float) -> None:
         request.add_header("If-Range", tag)
     with _open(request, part, timeout) as response:
         total = _total_length(response, start)
+        part.check(url, total or 0)
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
             part.start(_version(response))
         with part.path.open("ab") as stream:
             for chunk in _chunks(response):
+                part.check(url, stream.tell() + len(chunk))
                 stream.write(chunk)
             stream.flush()
             os.fsync(stream.fileno())
@@ -202,8 +219,8 @@ def _total_length(response: http.client.HTTPResponse, start: int) -> int | None:
         if match is None or int(match[1]) != start:
             raise _InterruptedError(f"the server answers with another range than from {start} on")
         return int(match[2])
-    length = response.headers.get("Content-Length")
-    return int(length) if length is not None else None
+    length = response.headers.get("Content-Length", "")
+    return int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
 
 
 def _version(response: http.client.HTTPResponse) -> str | None:

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lgd.weights.limits import check_archive, check_values
 from lgd.weights.pickles import read_numeric_pickle
 from lgd.weights.report import WeightsError
 
@@ -72,13 +73,15 @@ def read_checkpoint_file(path: str | Path) -> LoadedWeights:
             numpy arrays (`.pkl`).
 
     Raises:
-        WeightsError: no such file, a damaged file, one that holds more than numbers, or none we know.
+        WeightsError: no such file, a damaged file, one that holds more than numbers or is too large, or none
+            we know.
     """
     file = local_file(path)
     content = _read_content(file)
     if not isinstance(content, Mapping):
         raise WeightsError(f"{file}: holds a {type(content).__name__}, not weights by name")
     state, metadata = _split_content(content)
+    check_values(file, state.values())
     tensors = {_without_ddp_prefix(name): _to_tensor(file, name, value) for name, value in state.items()}
     if metadata.get("format") != "lgd":
         tensors = _without_path_to_backbone(tensors)
@@ -101,6 +104,8 @@ def _read_content(file: Path) -> Any:
             head = stream.read(len(_LEGACY_TORCH_MAGIC))
     except OSError as error:
         raise WeightsError(f"{file}: cannot be read: {error.strerror}") from None
+    if head.startswith(_ZIP_MAGIC):
+        check_archive(file)
     if head.startswith((_ZIP_MAGIC, _LEGACY_TORCH_MAGIC)):
         return _read_torch(file)
     return _read_safetensors(file) if head[8:9] == b"{" else read_numeric_pickle(file)
@@ -113,7 +118,7 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
             metadata = content.metadata() or {}
         decoded = {key: json.loads(metadata[key]) for key in _JSON_METADATA if key in metadata}
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise WeightsError(f"{file}: not a readable safetensors file ({error})") from None
     return {**metadata, **decoded, "model": tensors}
 

@@ -9,17 +9,19 @@ of ours, which hold the bytes until the whole file is read.
 from __future__ import annotations
 
 import pickle
+import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from lgd.weights.report import WeightsError
 
 _NUMERIC_KINDS = "biuf"
+_MEMO_WRITES = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 @dataclass
@@ -123,15 +125,36 @@ class _NumbersOnlyUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError("it refers to data outside the file")
 
 
-def _resolve(value: Any) -> Any:
-    """Replace the stand-ins inside plain containers by what they stand for."""
+def _resolve(value: Any, done: dict[int, Any]) -> Any:
+    """Replace the stand-ins inside plain containers by what they stand for.
+
+    Args:
+        value: what was read; it may hold one container many times, which stays one.
+        done: containers that are replaced already, by their identity.
+    """
     if isinstance(value, _PickledArray):
         return value.array
-    if isinstance(value, dict):
-        return {key: _resolve(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_resolve(item) for item in value)
-    return value
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if id(value) not in done:
+        done[id(value)] = (
+            {key: _resolve(item, done) for key, item in value.items()}
+            if isinstance(value, dict)
+            else type(value)(_resolve(item, done) for item in value)
+        )
+    return done[id(value)]
+
+
+def _check_memo(file: BinaryIO) -> None:
+    """Refuse numbers of the unpickler's memory that no pickle counts up to: it makes room for all below them.
+
+    Raises:
+        UnpicklingError: such a number.
+    """
+    for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
+        if operation.name in _MEMO_WRITES and isinstance(argument, int) and argument > count:
+            raise pickle.UnpicklingError(f"it wants room for {argument} objects and has {count}")
+    file.seek(0)
 
 
 def read_numeric_pickle(path: Path) -> Any:
@@ -148,7 +171,8 @@ def read_numeric_pickle(path: Path) -> Any:
     """
     with path.open("rb") as file:
         try:
-            return _resolve(_NumbersOnlyUnpickler(file, encoding="latin1").load())
+            _check_memo(file)
+            return _resolve(_NumbersOnlyUnpickler(file, encoding="latin1").load(), {})
         except pickle.UnpicklingError as error:
             raise WeightsError(f"{path}: refused as a pickle of weights: {error}") from None
         except Exception as error:  # the bytes are anybody's: a damaged pickle fails in any way it likes

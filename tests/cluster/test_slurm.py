@@ -1,9 +1,11 @@
 """Jobs on a real SLURM: interrupted in every way, queued again, and ended as if nothing had happened."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -45,16 +47,21 @@ def uninterrupted(small_data, tmp_path_factory):
     return output
 
 
-def execute(cluster, folder, *command):
+def execute(cluster, folder, *command, code=0, **variables):
     """Run a user's command in a folder that the nodes share; return what it says."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    own = {"PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **variables}
     done = subprocess.run(
         command, cwd=folder, text=True, check=False, timeout=120,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**cluster.environment, "PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**cluster.environment, **own},
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == code, done.stdout
     return done.stdout
+
+
+def tool(cluster, name, output, code=0):
+    """`python -m jobs.NAME OUTPUT_DIR`."""
+    return execute(cluster, output.parent, sys.executable, "-m", f"jobs.{name}", str(output), code=code)
 
 
 def submit(cluster, folder, nodes, tasks, *arguments):
@@ -166,14 +173,20 @@ def test_cancelled_by_the_user_it_saves_but_does_not_come_back(cluster, small_da
         (jobs[name],) = way(cluster, tmp_path, 1, 1, *RECIPE, *settings)
     for name, job in jobs.items():
         wait_for_step(cluster, job, tmp_path / name, 4, tmp_path)
-    cluster.run("scancel", *jobs.values())
+        assert tool(cluster, "status", tmp_path / name).splitlines()[1].endswith(f"  slurm {job}")
+        text = tool(cluster, "logs", tmp_path / name)
+        assert "==> " in text
+        assert ".out" in text.splitlines()[0], text  # the job's own, not log.txt
+        assert "/10000]" in text
+        assert tool(cluster, "cancel", tmp_path / name).startswith(f"asked SLURM to cancel job {job}")
     for name, job in jobs.items():
         cluster.wait_for(job, ["CANCELLED"], 60)
         assert list((tmp_path / name / "checkpoints").glob("*.pth")), logs(tmp_path)
     time.sleep(2)
-    for job in jobs.values():
+    for name, job in jobs.items():
         assert cluster.state(job) == "CANCELLED"
         assert cluster.restarts(job) == 0
+        assert "is not in SLURM's queue any more" in tool(cluster, "cancel", tmp_path / name, code=2)
 
 
 def test_what_fails_is_not_queued_again(cluster, small_data, tmp_path):
@@ -191,10 +204,68 @@ def test_table_of_recipes(cluster, small_data, tmp_path):
     assert [job.split("_")[1] for job in jobs] == ["0", "1"]
     for job in jobs:
         assert cluster.wait_for(job, ["COMPLETED", "FAILED"], 120) == "COMPLETED", logs(tmp_path)
-    for seed in (1, 2):
+    for seed, job in zip((1, 2), jobs, strict=True):
         (folder,) = (tmp_path / "runs").glob(f"*demo-seed{seed}")
         assert (folder / "model_final.pth").exists()
+        assert tool(cluster, "status", folder).splitlines()[1].endswith(f"  slurm {job}")
+        assert f"/{job}_0_log.out\n" in tool(cluster, "logs", folder)
         assert f"\nSEED: {seed}\n" in (folder / "config.yaml").read_text()
+
+
+def test_what_slurm_refuses_is_one_line(cluster, tmp_path):
+    words = [sys.executable, "-m", "jobs.submit", *RECIPE, "--time", "5", "--gpus-per-node", "1"]
+    text = execute(cluster, tmp_path, *words, "--partition", "nope", code=2)
+    assert text.startswith("error: sbatch refuses the job: invalid partition specified: nope; ")
+    assert text.count("\n") == 1
+    without_munge = tmp_path / "slurm.conf"
+    settings = (cluster.root / "slurm.conf").read_text()
+    without_munge.write_text(settings.replace("munge.socket", "no.socket"))
+    text = execute(cluster, tmp_path, *words, code=2, SLURM_CONF=str(without_munge))
+    assert text.startswith("error: sbatch refuses the job: ")
+    assert "Munge encode failed" in text
+    assert text.count("\n") == 1
+
+
+@contextlib.contextmanager
+def next_jobs_port_taken(cluster, count=1):
+    """Have the ports that the next jobs' ids stand for."""
+    last = int(cluster.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=true")[1])
+    with contextlib.ExitStack() as stack:
+        for number in range(1, count + 1):
+            stack.enter_context(socket.create_server(("", 20000 + (last + number) % 10000)))
+        yield
+
+
+def test_one_node_needs_no_port(cluster, small_data, tmp_path):
+    with next_jobs_port_taken(cluster, 2):
+        for name, way in WAYS.items():
+            (job,) = way(cluster, tmp_path, 1, 2, *RECIPE, *make_settings(small_data, tmp_path / name, 2))
+            assert cluster.wait_for(job, ["COMPLETED", "FAILED"], 150) == "COMPLETED", logs(tmp_path)
+            assert "2 x CPU" in (tmp_path / name / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_two_nodes_say_that_their_port_is_taken(cluster, small_data, tmp_path, name):
+    with next_jobs_port_taken(cluster):
+        (job,) = WAYS[name](cluster, tmp_path, 2, 1, *RECIPE, *make_settings(small_data, tmp_path / "run"))
+        cluster.wait_for(job, ["FAILED"], 90)
+    text = logs(tmp_path)
+    port = 20000 + int(job) % 10000
+    assert re.search(rf"error: .*port {port} on node\d is in use by another program; take another", text), (
+        text
+    )
+    assert "Traceback" not in text
+
+
+def test_a_wrong_interface_fails_at_the_first_try(cluster, small_data, tmp_path):
+    words = [*RECIPE, "--env", "GLOO_SOCKET_IFNAME=ib0", *make_settings(small_data, tmp_path / "run")]
+    (job,) = submit(cluster, tmp_path, 2, 1, *words)
+    cluster.wait_for(job, ["FAILED"], 90)
+    text = logs(tmp_path)
+    assert re.search(
+        r"error: on node1 GLOO_SOCKET_IFNAME is ib0, which is not there; this host has lo 127", text
+    )
+    assert cluster.restarts(job) == 0
 
 
 def test_evaluation_and_preflight(cluster, small_data, tmp_path, uninterrupted):
@@ -235,6 +306,7 @@ def test_torchx(cluster, small_data, tmp_path):
     job = address.split("/")[-1]
     wait_for_step(cluster, job, output, 4, tmp_path)
     assert "RUNNING" in torchx("status", address)
+    assert tool(cluster, "status", output).splitlines()[1].endswith(f"  slurm {job}")
     os.kill(cluster.ranks(job)[0], signal.SIGKILL)
     cluster.wait_for(job, ["PENDING"], 60)
     while cluster.state(job) == "PENDING":

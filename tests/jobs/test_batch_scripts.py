@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.submit import RESTART
+from jobs.submit import RESTART, main
 from tests.training import REPOSITORY
 
 SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sbatch"))
@@ -56,6 +56,20 @@ def requeues(read):
     return [words for words in read("scontrol") if words[0] == "requeue"]
 
 
+@pytest.mark.parametrize("missing", ["scontrol", "srun"])
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_node_without_slurms_programs_says_so(script, missing, pretend, tmp_path):
+    write, _ = pretend
+    write("srun", "")
+    (tmp_path / missing).unlink()
+    for program in ("bash", "hostname", "head"):
+        (tmp_path / program).symlink_to(shutil.which(program))
+    variables = {**environment(tmp_path), "PATH": str(tmp_path)}
+    done = subprocess.run(["bash", script], env=variables, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, line.startswith(f"error: there is no {missing} on ")) == (2, True)
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_every_word_reaches_the_launcher(script, pretend, tmp_path):
     write, read = pretend
@@ -96,10 +110,31 @@ def test_only_what_may_end_better_comes_back(script, code, state, restarts, come
     if script == "submitit":  # there the task itself sees to 75
         comes_back = comes_back and code != 75
         path = tmp_path / "submitit.sh"
-        path.write_text(f"srun\n{RESTART.format(limit=100)}")
+        path.write_text(f"srun\n{RESTART.format(limit=100, mark='no-mark')}")
     done = subprocess.run(["bash", path], env=environment(tmp_path, RESTART_COUNT=restarts), check=False)
     assert done.returncode == code
     assert requeues(read) == ([["requeue", "123456"]] if comes_back else [])
+
+
+def test_a_rank_that_failed_is_no_pre_emption(pretend, tmp_path, capsys):
+    """srun ends the others by SIGTERM then, and tells their code."""
+    write, read = pretend
+    folder = tmp_path / "it's a folder"
+    words = ["--config-file", str(REPOSITORY / "configs/demo.yaml"), "--time", "5", "--folder", str(folder)]
+    assert main([*words, "--dry-run"]) == 0
+    script = tmp_path / "script.sh"
+    script.write_text(capsys.readouterr().out)
+    variables = {**environment(tmp_path), "SLURM_JOB_ID": "123456"}
+    folder.mkdir()
+    write("srun", "sys.exit(143)")
+    subprocess.run(["bash", script], env=variables, check=False)
+    assert requeues(read) == [["requeue", "123456"]]
+    write("srun", f"open({str(folder / '123456_failed')!r}, 'w').close(); sys.exit(143)")
+    subprocess.run(["bash", script], env=variables, check=False)
+    assert requeues(read) == [["requeue", "123456"]]  # not again
+    write("srun", "sys.exit(143)")  # the next start forgets it
+    subprocess.run(["bash", script], env=variables, check=False)
+    assert len(requeues(read)) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])

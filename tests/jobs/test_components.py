@@ -20,6 +20,10 @@ AWKWARD = [
 ]  # fmt: skip
 
 
+UNREAD = {"config": "c.yaml", "check": False}
+"""A recipe that only the image has."""
+
+
 def role_of(app):
     (role,) = app.roles
     return role
@@ -95,14 +99,14 @@ def test_quoted_words_survive_bash_torchx_and_kubernetes(word):
 
 
 def test_settings_arrive_as_they_were_given(tmp_path):
-    role = role_of(components.train(*AWKWARD, config="my recipes/a.yaml", j="1x2"))
+    role = role_of(components.train(*AWKWARD, config="my recipes/a.yaml", check=False, j="1x2"))
     words, _ = run_script(role, tmp_path, expand=lambda text: kubernetes_expand(text, {"HOME": "/wrong"}))
     assert words[:2] == ["-m", "lgd.launch"]
     assert words[words.index("--") + 1 :] == ["--config-file", "my recipes/a.yaml", "--resume", *AWKWARD]
 
 
 def test_train_on_one_node(tmp_path):
-    role = role_of(components.train(config="c.yaml", j="8", max_restarts=2, rdzv_timeout=60, log_dir="logs"))
+    role = role_of(components.train(**UNREAD, j="8", max_restarts=2, rdzv_timeout=60, log_dir="logs"))
     words, environment = run_script(role, tmp_path)
     assert launch_options(words) == {
         "nnodes": "1", "nproc-per-node": "8", "rdzv-backend": "c10d", "rdzv-endpoint": "localhost:0",
@@ -116,7 +120,7 @@ def test_train_on_one_node(tmp_path):
 
 
 def test_nodes_meet_at_the_first_one_on_a_port_of_the_job(tmp_path):
-    role = role_of(components.train(config="c.yaml", j="2x8"))
+    role = role_of(components.train(**UNREAD, j="2x8"))
     words, _ = run_script(role, tmp_path, RANK0="node7")
     host, port = launch_options(words)["rdzv-endpoint"].split(":")
     assert host == "node7"
@@ -129,14 +133,14 @@ def test_nodes_meet_at_the_first_one_on_a_port_of_the_job(tmp_path):
 
 
 def test_port_may_be_given(tmp_path):
-    role = role_of(components.train(config="c.yaml", j="2x8", rdzv_port=29400))
+    role = role_of(components.train(**UNREAD, j="2x8", rdzv_port=29400))
     words, _ = run_script(role, tmp_path, RANK0="node7")
     assert launch_options(words)["rdzv-endpoint"] == "node7:29400"
     assert role.port_map == {"c10d": 29400}
 
 
 def test_unknown_first_node_ends_the_replica_with_a_message():
-    role = role_of(components.train(config="c.yaml", j="2x8"))
+    role = role_of(components.train(**UNREAD, j="2x8"))
     done = subprocess.run(
         ["bash", "-c", substitute(script_of(role))], capture_output=True, text=True, check=False, env={}
     )
@@ -147,7 +151,7 @@ def test_unknown_first_node_ends_the_replica_with_a_message():
 def test_environment_of_the_seed_and_more(tmp_path):
     role = role_of(
         components.train(
-            config="c.yaml", nccl_ib_disable="1", nccl_socket_ifname="ib0,ib1", nccl_tree_threshold="0",
+            **UNREAD, nccl_ib_disable="1", nccl_socket_ifname="ib0,ib1", nccl_tree_threshold="0",
             gloo_socket_ifname="ib0",
             env={"NCCL_DEBUG": "INFO", "NOTE": 'it\'s "$5", ok', "GLOO_SOCKET_IFNAME": "x"},
         )
@@ -182,7 +186,7 @@ def test_interpreter_is_this_environment_where_the_node_has_it(monkeypatch):
 
 
 def test_data_and_output_are_mounted_and_set(tmp_path):
-    role = role_of(components.train("A", "1", config="c.yaml", data="/nfs/data", output="claim:/runs/a"))
+    role = role_of(components.train("A", "1", **UNREAD, data="/nfs/data", output="claim:/runs/a"))
     data, output = role.mounts
     assert (data.src_path, data.dst_path, data.read_only) == ("/nfs/data", "/nfs/data", True)
     assert (output.src, output.dst_path, output.read_only) == ("claim", "/runs/a", False)
@@ -192,7 +196,7 @@ def test_data_and_output_are_mounted_and_set(tmp_path):
 
 def test_further_mounts_follow_torchx():
     mounts = ["type=bind", "src=/a", "dst=/b", "readonly"]
-    (mount,) = role_of(components.evaluate(config="c.yaml", weights="w.pth", mounts=mounts)).mounts
+    (mount,) = role_of(components.evaluate(**UNREAD, weights="w.pth", mounts=mounts)).mounts
     assert (mount.src_path, mount.dst_path, mount.read_only) == ("/a", "/b", True)
 
 
@@ -224,15 +228,63 @@ def test_sizes(text, size):
 @pytest.mark.parametrize("text", ["", "0x8", "2x", "x8", "2x0", "2*8", "1:2x8", "-1x2", "2x8x1"])
 def test_other_sizes_are_refused(text):
     with pytest.raises(ValueError, match="j must be NODESxPROCESSES such as 2x8"):
-        components.train(config="c.yaml", j=text)
+        Size.parse(text)
+
+
+DEMO = f"{REPOSITORY}/configs/demo.yaml"
+
+
+def refusal(capsys, component, *settings, **options):
+    """What `torchx run` ends with, in one line."""
+    with pytest.raises(SystemExit) as end:
+        component(*settings, **options)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image": "a\n#SBATCH --uid=0"}, r"image has the character '\n' in it, which would break the line"),
+        ({"h": "gpu\r"}, r"h has the character '\r' in it"),
+        ({"log_dir": "a\x00"}, r"log_dir has the character '\x00' in it"),
+        ({"mounts": ["type=bind", "src=/a\x85", "dst=/b"]}, r"mounts has the character '\x85' in it"),
+        ({"env": {"A": "b\u2028c"}}, r"env A has the character '\u2028' in it"),
+        ({"env": {"A;B": "c"}}, "env: 'A;B' is no name of a variable"),
+        ({"nccl_socket_ifname": "ib0\n"}, r"env NCCL_SOCKET_IFNAME has the character '\n' in it"),
+        ({"j": "2*8"}, "j must be NODESxPROCESSES such as 2x8, or PROCESSES, not '2*8'"),
+        ({"data": "claim:data"}, "'claim:data' must be /FOLDER, CLAIM:/PATH or a relative path"),
+        ({"mounts": ["size=3"]}, "unknown mount option size"),
+        ({"rdzv_port": 65536}, "rdzv_port must be in [0, 65535], not 65536"),
+        ({"rdzv_timeout": 0}, "rdzv_timeout must be 1 or more, not 0"),
+        ({"max_restarts": -1}, "max_restarts must be 0 or more, not -1"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(capsys, options, message):
+    assert refusal(capsys, components.train, config=DEMO, **options).startswith(message)
+
+
+def test_recipe_and_settings_are_read_before_anything_is_queued(capsys, tmp_path):
+    wrong = ("SOLVER.MAXITER", "3")
+    did_you_mean = "command line: SOLVER.MAXITER is not a setting; did you mean SOLVER.MAX_ITER?"
+    assert refusal(capsys, components.train, *wrong, config=DEMO) == did_you_mean
+    assert refusal(capsys, components.evaluate, *wrong, config=DEMO, weights="w") == did_you_mean
+    assert refusal(capsys, components.sweep, *wrong, configs=[DEMO]) == did_you_mean
+    assert refusal(capsys, components.preflight, "--largest", "1", *wrong, config=DEMO) == did_you_mean
+    missing = str(tmp_path / "missing.yaml")
+    said = refusal(capsys, components.train, config=missing)
+    assert said == f"{missing}: no such file; where only the image has it, --check False queues it unread"
+    components.train(*wrong, config=missing, check=False)
+    components.train("SOLVER.MAX_ITER", "3", config=DEMO, output="/runs/a")
 
 
 def test_without_resume():
-    assert "--resume" not in script_of(role_of(components.train(config="c.yaml", resume=False)))
+    assert "--resume" not in script_of(role_of(components.train(**UNREAD, resume=False)))
 
 
 def test_evaluate(tmp_path):
-    role = role_of(components.evaluate("A", "1", config="c.yaml", weights="w x.pth", j="1x4", output="o"))
+    role = role_of(components.evaluate("A", "1", **UNREAD, weights="w x.pth", j="1x4", output="o"))
     words, _ = run_script(role, tmp_path)
     assert words[words.index("--") + 1 :] == [
         "--config-file", "c.yaml", "--eval-only", "OUTPUT_DIR", "o", "MODEL.WEIGHTS", "w x.pth", "A", "1",
@@ -248,7 +300,7 @@ def test_preflight(tmp_path):
 
 
 def test_preflight_of_a_recipe(tmp_path):
-    role = role_of(components.preflight("A", "1", config="c.yaml", data="/d"))
+    role = role_of(components.preflight("A", "1", **UNREAD, data="/d"))
     words, _ = run_script(role, tmp_path)
     assert words[words.index("--") + 1 :] == ["--config-file", "c.yaml", "DATASETS.ROOT", "/d", "A", "1"]
     assert len(role.mounts) == 1
@@ -256,7 +308,9 @@ def test_preflight_of_a_recipe(tmp_path):
 
 def test_sweep(tmp_path):
     recipes = ["configs/a.yaml", "configs/b.yaml"]
-    app = components.sweep("A", "1", configs=recipes, seeds=["1", "22"], j="2x4", data="/d", output="c:/out")
+    app = components.sweep(
+        "A", "1", check=False, configs=recipes, seeds=["1", "22"], j="2x4", data="/d", output="c:/out"
+    )
     role = role_of(app)
     words, _ = run_script(role, tmp_path, RANK0="n")
     assert words[:5] == [
@@ -267,9 +321,9 @@ def test_sweep(tmp_path):
     assert [mount.dst_path for mount in role.mounts] == ["/d", "/out"]
 
 
-def test_sweep_that_cannot_be_is_refused_before_it_is_queued():
-    with pytest.raises(ValueError, match="seeds must be whole numbers, not 'x'"):
-        components.sweep(configs=["a.yaml"], seeds=["x"])
+def test_sweep_that_cannot_be_is_refused_before_it_is_queued(capsys):
+    said = refusal(capsys, components.sweep, configs=[DEMO], seeds=["x"])
+    assert said == "seeds must be whole numbers, not 'x'"
 
 
 def test_tensorboard(tmp_path):

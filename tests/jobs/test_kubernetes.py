@@ -159,4 +159,8 @@ def test_train_job_says_the_same_as_the_job_set(jobset):
         completionMode="Indexed", completions=trainer["numNodes"], parallelism=trainer["numNodes"]
     )
     pod_of(made)["containers"][0].update(command=trainer["command"], args=trainer["args"])
+    # Each is cancelled by its own kind.
+    (own,) = (variable for variable in pod_of(made)["containers"][0]["env"] if variable["name"] == "LGD_JOB")
+    assert own["value"] == "kubernetes trainjob/$(JOB)"
+    own["value"] = "kubernetes jobset/$(JOB)"
     assert made == jobset["spec"]

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from jobs import status
+from jobs import records, status
+from jobs.records import Start
 from jobs.status import decide_state, find_runs, format_table, main, read_run
 from lgd.ranks.interruption import Interrupted
 from lgd.run.output import History, set_earlier_run_aside
@@ -75,10 +76,17 @@ def test_a_run_in_full(tmp_path):
         (ended("saved"), 5.0, "saved-75"),
         (ended("failed"), 5.0, "failed"),
         ({"event": "end"}, 5.0, "failed"),
+        (started(), None, "not started"),
+        (started(**HERE), None, "running"),
+        (started(**HERE, began="1"), 5.0, "failed"),  # another process has its number now
+        (started(host=socket.gethostname(), pid=10**30), 5.0, "failed"),
+        (started(host=socket.gethostname(), pid=0), 5.0, "failed"),
+        (started(host=socket.gethostname(), pid=-1), 5.0, "failed"),
     ],
 )
 def test_states(entry, age, state):
-    assert decide_state(entry, age, 600.0) == state
+    start = Start.read(entry) if entry.get("event") == "start" else None
+    assert decide_state(entry, age, 600.0, start=start) == state
 
 
 def test_a_run_that_was_killed_on_this_host(tmp_path):
@@ -149,10 +157,93 @@ def test_only_the_end_of_a_long_file_is_read(tmp_path, monkeypatch):
         file.seek(100 * 2**20)  # a sparse file of 100 MB
         file.write(b"\n" + training_line(40).encode())
     read = []
-    read_lines = status._read_lines
-    monkeypatch.setattr(status, "_read_lines", lambda *a: read.append(a[1:]) or read_lines(*a))
+    read_lines = records.read_lines
+    monkeypatch.setattr(records, "read_lines", lambda *a: read.append(a[1:]) or read_lines(*a))
     assert read_run(folder, NOW).step == 40
-    assert read == [(), (status._TAIL_BYTES,)]  # history, metrics
+    assert read == [(), (records.TAIL_BYTES,)]  # history, metrics
+
+
+DAMAGES = {
+    "pipe": os.mkfifo,
+    "folder": lambda path: path.mkdir(),
+    "link in a ring": lambda path: path.symlink_to(path.name),
+    "endless": lambda path: path.symlink_to("/dev/zero"),
+    "deep JSON": lambda path: path.write_text("[" * 100_000 + "\n"),
+    "deep YAML": lambda path: path.write_text("{a: " * 3_000),
+    "growing YAML": lambda path: path.write_text(
+        "a0: &a0 {k: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 40))
+    ),
+    "no date": lambda path: path.write_text("SOLVER: {MAX_ITER: 2001-99-99}\n"),
+    "long number": lambda path: path.write_text('{"event": "start", "pid": ' + "9" * 5_000 + "}\n"),
+    "large numbers": lambda path: path.write_text(
+        '{"event": "start", "pid": 1e400, "step": 1e300, "iteration": 123456789012345678901234567890, '
+        '"total_loss": 1, "eta_seconds": 1e308, "time": -1e308, "phase": {"a": 1}, "job": 3}\n'
+    ),
+    "other kinds": lambda path: path.write_text(
+        '{"event": "start", "host": [1], "pid": {"a": 1}, "began": 7, "step": "x", "job": ["slurm", 1]}\n'
+        '{"event": ["end"], "outcome": {}, "message": 1}\n{"event": "end", "message": ["\\n\\u001b[2J"]}\n'
+    ),
+    "no text": lambda path: path.write_bytes(bytes(range(256)) * 50),
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "history.jsonl", "config.yaml", "results.json", "launch.json"]
+)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_hides_no_other(tmp_path, capsys, name, damage):
+    write_run(tmp_path / "whole", history=[started(), ended("failed", "no space")])
+    broken = write_run(tmp_path / "broken", metrics=training_line(20), history=[started()], results=RESULTS)
+    (broken / name).unlink(missing_ok=True)
+    DAMAGES[damage](broken / name)
+    assert main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines[1:3]) == 2
+    assert any("whole" in line and "failed" in line for line in lines[1:3])
+    assert all(line.isprintable() and len(line) < 1000 for line in lines)
+
+
+def test_whatever_one_run_raises_hides_no_other(tmp_path, monkeypatch):
+    def raise_it(path):
+        raise MemoryError("a lot")
+
+    monkeypatch.setattr(status, "read_settings", raise_it)
+    found = read_run(write_run(tmp_path / "run"), NOW)
+    assert (found.state, found.message) == ("unreadable", "cannot be read: MemoryError: a lot")
+
+
+def test_names_that_are_no_text(tmp_path, capsys):
+    write_run(tmp_path / "line\nbreak\x1b[2J")
+    write_run(tmp_path / os.fsdecode(b"\xff"))
+    assert main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5  # two rows, and below them that their dates are in the future
+    assert all(line.isprintable() for line in lines)
+    assert any(r"line\nbreak\x1b[2J" in line for line in lines)
+
+
+def test_a_ring_of_links_is_walked_once(tmp_path):
+    run = write_run(tmp_path / "deep" / "run")
+    for number in range(20):
+        (tmp_path / "deep" / f"ring{number}").symlink_to(tmp_path)
+        (tmp_path / f"self{number}").symlink_to(f"self{number}")
+    assert [path.resolve() for path in find_runs([str(tmp_path)])] == [run]
+
+
+def test_the_future_is_not_believed(tmp_path):
+    folder = write_run(tmp_path / "run", metrics=training_line(20), history=[started()], age=-86_400.0)
+    found = read_run(folder, NOW)
+    assert (found.state, found.age_seconds, found.eta_seconds) == ("stalled", None, None)
+    assert found.message.startswith("its files are dated in the future")
+    os.utime(folder / "history.jsonl", (NOW - 7.0, NOW - 7.0))
+    assert read_run(folder, NOW).age_seconds == 7.0
+    os.utime(folder / "metrics.jsonl", (NOW + 60.0, NOW + 60.0))  # a file server's clock
+    assert read_run(folder, NOW).age_seconds == 0.0
+
+
+def test_the_job_is_that_of_the_last_start(tmp_path):
+    history = [{**started(), "job": "slurm 1"}, ended("saved"), {**started(20), "job": "slurm 2"}]
+    assert read_run(write_run(tmp_path / "run", history=history), NOW).job == "slurm 2"
 
 
 def test_finding_runs(tmp_path):
@@ -171,17 +262,18 @@ def test_finding_runs(tmp_path):
 
 def test_table():
     statuses = [
-        status.RunStatus("a", "running", 40, 100, "distill", 90.0, 40.125, 44.0, 0.25, 5.0, 1),
+        status.RunStatus("a", "running", 40, 100, "distill", 90.0, 40.125, 44.0, 0.25, 5.0, 1, "slurm 4711"),
         status.RunStatus(
             "long/name", "failed", 4, None, age_seconds=90000.0, restarts=0, message="disk full"
         ),
         status.RunStatus("c", "not started"),
     ]
     assert format_table(statuses).splitlines() == [
-        "run        state          step  phase        ETA     AP  teacher  s/step   last line  restarts",
-        "a          running      40/100  distill  0:01:30  40.12    44.00   0.250     0:00:05         1",
-        "long/name  failed          4/?  -              -      -        -       -  1d 1:00:00         0",
-        "c          not started       -  -              -      -        -       -           -         -",
+        "run        state          step  phase        ETA     AP  teacher  s/step   last line  restarts  job",
+        "a          running      40/100  distill  0:01:30  40.12    44.00   0.250     0:00:05         1  "
+        "slurm 4711",
+        "long/name  failed          4/?  -              -      -        -       -  1d 1:00:00         0  -",
+        "c          not started       -  -              -      -        -       -           -         -  -",
         "long/name: disk full",
     ]
 
@@ -228,6 +320,8 @@ def test_history(tmp_path):
     assert [entry.get("message") for entry in entries[1::2]] == ["", "saved at step 7", "the disk is full"]
     assert [(entry["step"], entry["ranks"]) for entry in entries[::2]] == [(0, 2), (5, 2), (7, 1)]
     assert entries[0]["pid"] == os.getpid()
+    assert Start.read(entries[0]).runs()
+    assert not Start.read({**entries[0], "began": "1"}).runs()
     set_earlier_run_aside(tmp_path)
     assert not path.exists()
 

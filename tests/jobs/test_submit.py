@@ -1,12 +1,14 @@
 """`python -m jobs.submit` without a cluster: command line, batch script, what is queued."""
 
+import os
 import re
 import shlex
 import subprocess
 
 import pytest
+import torch
 
-from jobs.submit import main, parse_arguments, plan
+from jobs.submit import main, make_executor, parse_arguments, plan
 from jobs.timelimit import describe_minutes, parse_minutes
 from jobs.trainer import Trainer
 from tests.training import REPOSITORY
@@ -158,6 +160,9 @@ def test_names_of_recipes_are_handed_on_as_they_are(tmp_path, monkeypatch):
         (["--config-file", DEMO, "--time", "5", "--env", "A"], "--env 'A' must be NAME=VALUE"),
         (["--config-file", DEMO, "--time", "5", "--sbatch", "Mem 3"], "--sbatch 'Mem 3' must be NAME"),
         (["--config-file", DEMO, "--time", "5", "--tasks-per-node", "4"], "every task has one GPU"),
+        (["--config-file", DEMO, "--time", "5", "--nodes", "0"], "--nodes must be 1 or more, not 0"),
+        (["--config-file", DEMO, "--time", "5", "--cpus-per-task=-1"], "--cpus-per-task must be 1 or more"),
+        (["--config-file", "a\nb.yaml", "--time", "5"], r"a b.yaml: no such file"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(capsys, monkeypatch, words, message):
@@ -166,6 +171,112 @@ def test_what_does_not_fit_is_said_in_one_line(capsys, monkeypatch, words, messa
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert re.search(message, line), line
+
+
+INJECTED = "a\n#SBATCH --uid=0"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("partition", "account", "qos", "constraint", "nodelist", "exclude", "dependency", "comment"),
+        *("name", "folder", "mem", "time", "seeds", "setup"),
+    ],
+)
+def test_no_option_adds_lines_to_the_script(capsys, option):
+    assert main(["--config-file", DEMO, "--time", "5", "--dry-run", f"--{option}", INJECTED]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        rf"error: --{option} has the character '\n' in it, which would break the line: 'a\n"
+    )
+
+
+@pytest.mark.parametrize("words", [("--sbatch", f"reservation={INJECTED}"), ("--env", f"A={INJECTED}")])
+def test_nor_does_any_that_is_given_several_times(capsys, words):
+    assert main(["--config-file", DEMO, "--time", "5", "--dry-run", words[0], "x=1", *words]) == 2
+    assert f"error: {words[0]} has the character" in capsys.readouterr().err
+
+
+def test_nor_a_recipes_name(capsys, tmp_path):
+    recipe = tmp_path / f"{INJECTED.replace('/', '')}.yaml"
+    recipe.write_text(f"_BASE_: {DEMO}\n")
+    assert main(["--config-file", str(recipe), "--time", "5", "--dry-run"]) == 2
+    assert "error: the job's name, which is the recipe's, has the character" in capsys.readouterr().err
+
+
+def test_settings_stay_in_the_comment_that_shows_them(capsys):
+    text = dry_run(capsys, "--time", "5", "DATASETS.TRAIN", "('a',\n#SBATCH --uid=0\n'b')")
+    assert r"\n#SBATCH --uid=0\n" in text.splitlines()[-1]
+    assert "\n#SBATCH --uid" not in text
+
+
+@pytest.mark.parametrize(
+    ("gpus", "variable", "words", "expected"),
+    [
+        (0, None, [], (0, 1, ())),
+        (2, None, [], (2, 2, (0, 1))),
+        (2, "5,3", [], (2, 2, (5, 3))),
+        (4, None, ["--gpus-per-node", "2"], (2, 2, (0, 1, 2, 3))),
+        (4, None, ["--gpus-per-node", "0", "--tasks-per-node", "3"], (0, 3, (0, 1, 2, 3))),
+        (0, None, ["--tasks-per-node", "3"], (0, 3, ())),
+    ],
+)
+def test_here_it_asks_for_the_gpus_that_are_there(monkeypatch, tmp_path, gpus, variable, words, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if variable:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    own = ["--config-file", DEMO, "--cluster", "local", "--folder", str(tmp_path), *words]
+    asked = make_executor(parse_arguments(own), "demo").parameters
+    assert (asked["gpus_per_node"], asked["tasks_per_node"], asked["visible_gpus"]) == expected
+
+
+def test_more_gpus_than_are_here(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert main(["--config-file", DEMO, "--cluster", "local", "--gpus-per-node", "8"]) == 2
+    assert capsys.readouterr().err == "error: --gpus-per-node 8: torch sees 1 on this machine\n"
+
+
+STUB = """\
+#!/bin/sh
+echo "sbatch: error: invalid partition specified: nope" >&2
+echo "sbatch: error: Batch job submission failed: Invalid partition name specified" >&2
+exit 1
+"""
+
+
+def add_program(folder, name, text="#!/bin/sh\n"):
+    (folder / name).write_text(text)
+    (folder / name).chmod(0o755)
+
+
+def test_what_sbatch_refuses_is_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name in ("srun", "scontrol"):
+        add_program(tmp_path, name)
+    add_program(tmp_path, "sbatch", STUB)
+    assert main(["--config-file", DEMO, "--time", "5", "--folder", str(tmp_path / "logs")]) == 2
+    assert capsys.readouterr().err == (
+        "error: sbatch refuses the job: invalid partition specified: nope; Batch job submission failed: "
+        "Invalid partition name specified\n"
+    )
+
+
+@pytest.mark.parametrize("missing", ["sbatch", "scontrol"])
+def test_half_a_slurm(capsys, monkeypatch, tmp_path, missing):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in {"srun", "sbatch", "scontrol"} - {missing}:
+        add_program(tmp_path, name)
+    assert main(["--config-file", DEMO, "--time", "5", "--folder", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: there is no {missing} on this machine: submit from a login node")
+
+
+def test_a_folder_that_cannot_be(capsys, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    words = ["--config-file", DEMO, "--cluster", "local", "--folder", str(tmp_path / "file" / "logs")]
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/file/logs: Not a directory\n"
 
 
 def test_without_slurm_it_says_what_to_do(capsys, monkeypatch, tmp_path):

@@ -16,11 +16,36 @@ from tests.jobs.validation import problems
 from tests.training import REPOSITORY, small_settings
 
 SETTINGS = ["A", 'it\'s "5" $HOME $(HOME) ${app_id} $$', "B", "('x y',)"]
+UNREAD = ["--check", "False"]
 COMMANDS = {
-    "train": ["--config", "c.yaml", "-j", "2x8", "--data", "/d", "--output", "claim:/o", "--", *SETTINGS],
-    "evaluate": ["--config", "c.yaml", "--weights", "w.pth", "--j", "1x8", *SETTINGS],
+    "train": [
+        "--config",
+        "c.yaml",
+        "--check",
+        "False",
+        "-j",
+        "2x8",
+        "--data",
+        "/d",
+        "--output",
+        "claim:/o",
+        "--",
+        *SETTINGS,
+    ],
+    "evaluate": ["--config", "c.yaml", "--weights", "w.pth", *UNREAD, "--j", "1x8", *SETTINGS],
     "preflight": ["-j", "3x8", "--nccl_socket_ifname", "ib0"],
-    "sweep": ["--configs", "a.yaml,b.yaml", "--seeds", "1,2,3", "-j", "4x8", "--env", "X=1,Y=2"],
+    "sweep": [
+        "--configs",
+        "a.yaml,b.yaml",
+        "--check",
+        "False",
+        "--seeds",
+        "1,2,3",
+        "-j",
+        "4x8",
+        "--env",
+        "X=1,Y=2",
+    ],
     "tensorboard": ["--logdir", "claim:/o"],
 }
 

@@ -1,11 +1,14 @@
 """The callable that submitit runs: interrupted, queued again, and going on from the newest checkpoint."""
 
+import json
 import os
+import re
+import subprocess
 import time
 
 import pytest
 import submitit
-from submitit.core.utils import DelayedSubmission
+from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
 from jobs import trainer
 from jobs.submit import main
@@ -14,6 +17,9 @@ from tests.training import REPOSITORY, read_metrics, small_settings
 
 DEMO = str(REPOSITORY / "configs" / "demo.yaml")
 AWKWARD = ("OUTPUT_DIR", 'it\'s "a" $HOME `id` \\ folder\n', "SEED", "")
+
+
+STRANDED = "error: saved, but the job could not be queued again ("
 
 
 def test_arguments_survive_the_pickle(tmp_path):
@@ -57,6 +63,68 @@ def wait_for(condition, job):
     while not condition():
         assert time.monotonic() < deadline, job.stdout()
         time.sleep(0.02)
+
+
+def test_on_one_node_rank_0_tells_the_others_any_port(monkeypatch):
+    slurm = {"JOB_ID": "123456", "NTASKS": "2", "JOB_NUM_NODES": "1", "NODEID": "0", "PROCID": "1",
+             "LOCALID": "1", "JOB_NODELIST": "gpu007"}  # fmt: skip
+    monkeypatch.setattr(os, "environ", dict(os.environ, SUBMITIT_EXECUTOR="slurm"))
+    os.environ.update({f"SLURM_{key}": value for key, value in slurm.items()})
+    trainer.join_group()
+    expected = {"MASTER_PORT": "0", "LGD_MEETING": "job-123456", "LOCAL_WORLD_SIZE": "2"}
+    assert {key: os.environ[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UncompletedJobError("Job not requeued because: x."), 75, "Job not requeued because: x."),
+        (FileNotFoundError(2, "No such file", "scontrol"), 2, STRANDED),
+        (subprocess.CalledProcessError(1, ["scontrol"]), 2, STRANDED),
+        (subprocess.TimeoutExpired(["scontrol"], 60), 2, STRANDED),
+    ],
+)
+def test_a_job_that_cannot_be_queued_again_says_so(capsys, error, code, said):
+    def requeue(number, frame):
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        trainer.queue_again(requeue)
+    assert end.value.code == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(said)
+
+
+def test_a_rank_that_fails_leaves_a_mark(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "environ", dict(os.environ, SUBMITIT_EXECUTOR="slurm", SLURM_JOB_ID="4711"))
+    os.environ["SUBMITIT_FOLDER"] = str(tmp_path)
+    trainer.note_failure()
+    assert [path.name for path in tmp_path.iterdir()] == ["4711_failed"]
+
+
+def test_nobody_to_ask_whether_the_job_is_ending(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    assert not trainer.is_ending()
+
+
+@pytest.mark.slow
+def test_here_several_ranks_meet(small_data, tmp_path, monkeypatch):
+    """Without GPUs, and without a port that anybody has fixed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    settings = small_settings(small_data, tmp_path / "output", SOLVER__MAX_ITER=4, SOLVER__STEPS="[2]")
+    words = ["--cluster", "local", "--tasks-per-node", "2", "--config-file", DEMO, *settings]
+    assert main(words) == 0
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "output" / "model_final.pth").exists():
+        logs = [path.read_text() for path in (tmp_path / "job_logs").glob("*.out")]
+        assert time.monotonic() < deadline, logs
+        time.sleep(0.2)
+    assert "2 x CPU" in (tmp_path / "output" / "log.txt").read_text()
+    (start, _) = (json.loads(line) for line in (tmp_path / "output" / "history.jsonl").open())
+    assert re.fullmatch(r"local \d+", start["job"])
 
 
 @pytest.mark.slow

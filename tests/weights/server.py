@@ -18,6 +18,8 @@ class Site:
         break_after: for each coming request, after how many bytes the connection ends; None: it holds.
         statuses: for each coming request, an error to answer with; 0: none.
         redirect: where to send everybody.
+        tells_length: whether it says how long its answers are.
+        length: what it says then; None: the truth.
         asked: the Range header of each request ("" for none).
     """
 
@@ -27,6 +29,8 @@ class Site:
     break_after: list[int | None] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     redirect: str | None = None
+    tells_length: bool = True
+    length: str | None = None
     asked: list[str] = field(default_factory=list)
 
 
@@ -57,7 +61,8 @@ def serving(site: Site) -> Iterator[str]:
             if part:
                 total = len(site.content)
                 self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-            self.send_header("Content-Length", str(len(body)))
+            if site.tells_length:
+                self.send_header("Content-Length", str(len(body)) if site.length is None else site.length)
             self.end_headers()
             limit = site.break_after.pop(0) if site.break_after else None
             self.wfile.write(body[:limit])

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -223,3 +224,45 @@ def test_a_waiting_process_says_so_and_takes_the_others_file(site, file, caplog)
         logger.setLevel(logging.NOTSET)
     assert site.asked == []
     assert file.read_bytes() == b"by the other"
+
+
+LIMIT = len(CONTENT) - 1
+
+
+def test_a_file_that_says_it_is_too_large_is_not_begun(site, file):
+    expected = (
+        f"{site.url}: the file has 0.2 MiB or more, and at most 0.2 MiB are fetched; if it is what you want, "
+        "fetch it yourself and set MODEL.WEIGHTS to its path"
+    )
+    with pytest.raises(WeightsError) as error:
+        download(site.url, file, largest=LIMIT, **QUICK)
+    assert str(error.value) == expected
+    assert left_beside(file) == []
+    assert len(site.asked) == 1
+    download(site.url, file, largest=len(CONTENT), **QUICK)
+
+
+def test_a_file_that_does_not_say_how_large_it_is_is_stopped(site, file):
+    site.tells_length = False
+    with pytest.raises(WeightsError, match=r"the file has 0.2 MiB or more, and at most 0.2 MiB are fetched"):
+        download(site.url, file, largest=LIMIT, **QUICK)
+    assert left_beside(file) == []
+    download(site.url, file, largest=len(CONTENT), **QUICK)
+    assert file.read_bytes() == CONTENT
+
+
+def test_what_is_there_already_counts(site, file):
+    site.break_after = [100_000]
+    with pytest.raises(WeightsError):
+        download(site.url, file, attempts=1, **QUICK)
+    with pytest.raises(WeightsError, match=r"the file has 0.2 MiB or more"):
+        download(site.url, file, largest=LIMIT, **QUICK)
+    assert left_beside(file) == []
+
+
+@pytest.mark.parametrize("length", ["x", "-5", "9" * 5000, ""])
+def test_a_length_that_is_none(site, file, length):
+    site.length = length
+    with contextlib.suppress(WeightsError):
+        download(site.url, file, attempts=1, **QUICK)
+    assert left_beside(file) in ([], ["weights.pth.part", "weights.pth.part.tag"])

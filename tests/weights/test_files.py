@@ -1,10 +1,12 @@
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
+from lgd.weights import limits
 from lgd.weights.files import read_checkpoint_file
 from lgd.weights.report import WeightsError
 
@@ -153,4 +155,47 @@ def test_files_that_hold_no_weights(tmp_path, content, message):
     path = tmp_path / "model.pth"
     torch.save(content, path)
     with pytest.raises(WeightsError, match=message):
+        read_checkpoint_file(path)
+
+
+def test_an_archive_that_unpacks_to_too_much(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "LARGEST", 2**20)
+    path = tmp_path / "model.pth"
+    torch.save({"conv1.weight": torch.zeros(2**19), "layer1.0.conv1.weight": torch.ones(1)}, path)
+    assert read_checkpoint_file(path).kind == "torchvision-backbone"  # it is as large itself
+    packed = tmp_path / "packed.pth"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    with pytest.raises(
+        WeightsError, match=r"packed\.pth: unpacks to 2.0 MiB, and is 0.0 MiB itself; at most 1.0"
+    ):
+        read_checkpoint_file(packed)
+    monkeypatch.undo()
+    assert read_checkpoint_file(packed).kind == "torchvision-backbone"
+
+
+def test_an_archive_that_is_none(tmp_path):
+    path = tmp_path / "model.pth"
+    path.write_bytes(b"PK\x03\x04" + bytes(range(256)))
+    with pytest.raises(WeightsError, match=r"model\.pth: not a readable torch file \("):
+        read_checkpoint_file(path)
+
+
+def test_large_tensors_of_a_few_bytes(tmp_path):
+    path = tmp_path / "model.pth"
+    huge = torch.ones(1).as_strided((2**20, 2**20), (0, 0))
+    torch.save({"conv1.weight": huge, "layer1.0.conv1.weight": torch.ones(1)}, path)
+    with pytest.raises(
+        WeightsError, match=r"holds tensors of 4096.0 GiB, and is 0.0 MiB itself; at most 4.0 GiB"
+    ):
+        read_checkpoint_file(path)
+
+
+def test_many_arrays_of_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "LARGEST", 2**20)
+    path = tmp_path / "model.pkl"
+    array = np.zeros(2**16, np.float32)
+    path.write_bytes(pickle.dumps({"conv1_w": array, **{f"a{i}": array for i in range(10)}}))
+    with pytest.raises(WeightsError, match=r"holds tensors of 2\.\d MiB"):
         read_checkpoint_file(path)

@@ -123,3 +123,26 @@ def test_an_array_with_too_few_bytes_is_damaged(tmp_path):
     path.write_bytes(content.replace(b"K\x04\x85", b"K\x05\x85"))
     with pytest.raises(WeightsError, match="reshape"):
         read_numeric_pickle(path)
+
+
+def test_one_container_many_times_stays_one(tmp_path):
+    """Forty lists of the list before, twice: written out they would have more items than there are atoms."""
+    value = [np.ones(1)]
+    for _ in range(40):
+        value = [value, value]
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps(value))
+    found = read_numeric_pickle(path)
+    for _ in range(40):
+        assert found[0] is found[1]
+        found = found[0]
+
+
+@pytest.mark.parametrize("content", [b"]r\xff\xff\xff\x7f.", b"]q\xff.", b"(lp999999999\n."])
+def test_room_for_objects_that_do_not_come(tmp_path, content):
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(content)
+    with pytest.raises(
+        WeightsError, match=r"refused as a pickle of weights: it wants room for \d+ objects and"
+    ):
+        read_numeric_pickle(path)
