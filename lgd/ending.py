@@ -65,14 +65,12 @@ def end(code: int | Callable[[], int]) -> NoReturn:
         except BaseException:  # its words are lost, its code is not
             code = exits.FAULT
         _after(END_SECONDS, code)
-    with contextlib.suppress(BaseException):
-        kill_children()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(BaseException):
             stream.flush()
-    with contextlib.suppress(BaseException):
-        _silence()
-        atexit._run_exitfuncs()
+    for step in (_silence, kill_children, atexit._run_exitfuncs):
+        with contextlib.suppress(BaseException):
+            step()
     os._exit(code)
 
 

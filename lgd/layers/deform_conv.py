@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from lgd.layers.conv import ConvNorm
+from lgd.ops.finite import replace_non_finite
 
 
 class OffsetConv(nn.Conv2d):
@@ -71,6 +72,9 @@ def apply_deformed(conv: ConvNorm, offset_conv: OffsetConv, x: Tensor) -> Tensor
         num_offsets = 2 * predicted.shape[1] // 3
         predicted, mask = predicted[:, :num_offsets], predicted[:, num_offsets:].sigmoid()
     weight, bias = conv.folded_parameters()
+    if predicted.is_cpu:
+        predicted, mark = replace_non_finite(predicted)
+        bias = mark.expand(len(weight)) if bias is None else bias + mark
     out = deform_conv2d(
         x.to(dtype),
         predicted,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from lgd.ops.boxes import box_area
+from lgd.ops.finite import replace_non_finite
 
 _CANONICAL_SIZE, _CANONICAL_LEVEL = 224.0, 4
 _EPS = 1e-8
@@ -56,6 +57,9 @@ def multilevel_roi_align(
     Returns:
         (R, C, M, M), in the order of the boxes.
     """
+    mark: Tensor | float = 0.0
+    if boxes.is_cpu:
+        boxes, mark = replace_non_finite(boxes, rows=True)
     levels = assign_levels(boxes, strides)
     order = levels.argsort()
     rois = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)[order]
@@ -66,6 +70,8 @@ def multilevel_roi_align(
         )
     ]
     joined = torch.cat(pooled)
+    if mark != 0.0:  # false on other devices, without a look
+        joined = joined + mark
     return torch.zeros_like(joined).index_put((order,), joined)  # index_copy would keep `joined` for backward
 
 

@@ -163,9 +163,9 @@ def _order(item: tuple[int, ProcessFailure]) -> tuple[bool, int, int]:
 
 def _describe_failure(rank: int, failure: ProcessFailure) -> str:
     """Who ended, how, and what it said last."""
-    said = failure.error_file_data.get("message")
     line = f"rank {rank} (process {failure.pid} on {socket.gethostname()}) {describe_end(failure.exitcode)}"
-    return f"{line}: {said}" if said and isinstance(said, str) else line
+    has_spoken = "follows" in failure.error_file_data
+    return f"{line}: {failure.message}" if has_spoken else line
 
 
 class Agent(LocalElasticAgent):
@@ -181,6 +181,7 @@ class Agent(LocalElasticAgent):
         self._launch = launch
         self._interruption = interruption
         self._process_ids: list[int] = []
+        self._lost: set[int] = set()  # process ids of the workers that ended first
         self._is_joining = False
         self._leaving_since: float | None = None
         interruption.on_signal = self._pass_on
@@ -211,13 +212,18 @@ class Agent(LocalElasticAgent):
 
     def _bound_stop(self) -> None:
         """Let the workers that are left, after a lost one or at Ctrl-C, not take the half minute of torch."""
-        assert self._pcontext is not None
-        close = self._pcontext.close
+        context = self._pcontext
+        assert isinstance(context, SubprocessContext)
+        close = context.close
 
         def close_soon(death_sig: signal.Signals | None = None, timeout: int = _STOP_SECONDS) -> None:
+            self._lost = self._lost or {
+                handler.proc.pid for handler in context.subprocess_handlers.values() if handler.proc.poll()
+            }
             close(death_sig, min(timeout, _STOP_SECONDS))
 
-        self._pcontext.close = close_soon  # type: ignore[method-assign]
+        self._lost.clear()
+        context.close = close_soon  # type: ignore[method-assign]
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         if worker_group.state == WorkerState.HEALTHY:
@@ -246,6 +252,8 @@ class Agent(LocalElasticAgent):
                 result.state = WorkerState.HEALTHY  # another launcher saw the new machine before this one
         elif exits.USER_ERROR in codes:
             self._remaining_restarts = 0
+            if len(codes) > 1:
+                self._report(result)
         else:
             self._report(result)
         return result
@@ -267,7 +275,7 @@ class Agent(LocalElasticAgent):
     def _report(self, result: RunResult) -> None:
         """Say whom the run lost: last the first to go, and not one that went because of another."""
         failures = sorted(result.failures.items(), key=_order, reverse=True)
-        lines = [_describe_failure(rank, failure) for rank, failure in failures]
+        lines = [_describe_failure(rank, each) for rank, each in failures if each.pid in self._lost]
         for line in lines if self._remaining_restarts else lines[:-1]:
             logger.error("%s", line)
         if self._remaining_restarts:

@@ -124,12 +124,14 @@ class Watch:
         """Stop; tell the other ranks of an error that is this rank's own.
 
         Raises:
-            Exception: what was found to be wrong, in place of a collective's error that came of it.
+            Exception: what is found to be wrong, in place of an error of other ranks or of files, which then
+                comes of it.
         """
         self._is_over.set()
-        problem = self._problem
-        if isinstance(error, RanksError) and problem is not None and problem is not error:
-            raise problem from error
+        if isinstance(error, (RanksError, OSError)) and error is not self._problem:
+            self._look()
+            if self._problem is not None:
+                raise self._problem from error
         is_own = isinstance(error, Exception) and not isinstance(error, (RanksError, StallError, Interrupted))
         if self._rounds is not None and is_own:
             name = f"rank {self._rounds.rank} on {socket.gethostname()}"
@@ -175,7 +177,7 @@ class Watch:
 
     def _look_for_a_stall(self) -> None:
         """End the run if no rank gets on."""
-        reason = self._rounds.find_stall(self._mark) if self._rounds else f"it stands at {self._mark}"
+        reason = self._rounds.find_stall(self._mark) if self._rounds else f"the run stands at {self._mark}"
         if reason is None:
             return
         message = (

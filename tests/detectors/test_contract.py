@@ -140,6 +140,23 @@ def test_detects_whatever_the_objects(make_detector, content):
     check_detections(detector, make_contents(torch.float32)[content])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("part", ["", "neck", "head", "bbox"])
+def test_weights_of_a_diverged_training(detector, part, value):
+    """Losses show them, and the process lives; so it does when it detects."""
+    weights = [p for name, p in detector.named_parameters() if part in name and p.requires_grad]
+    batch = with_masks(make_batch([3, 1], dtype=torch.float64))
+    with torch.no_grad():
+        for weight in weights:
+            weight.view(-1)[::7] = value
+    losses = compute_losses(detector, batch)
+    if weights and value != 1e30:
+        assert not torch.isfinite(torch.stack(list(losses.values()))).all()
+    with torch.no_grad():
+        found = detector.eval().detect(detector.extract_features(batch), batch)
+    assert len(found) == 2
+
+
 def test_images_of_33_pixels_without_padding():
     batch = make_contents(torch.float32)["images of 33 pixels"]
     for make_detector in DETECTORS.values():

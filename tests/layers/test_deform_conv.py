@@ -132,3 +132,16 @@ def test_meta_device():
 def test_groups_of_offsets_must_divide_the_channels():
     with pytest.raises(ValueError, match="of 4 channels does not divide into 3 groups of offsets"):
         OffsetConv(ConvNorm(4, 6, 3), num_groups=3)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, -1e30])
+@pytest.mark.parametrize("norm", ["", "FrozenBN", "GN"])
+def test_offsets_that_are_no_numbers(norm, value):
+    """Torchvision's operator for the CPU would read anywhere; the result shall still show it."""
+    conv, offset_conv = make(norm=norm)
+    x = torch.randn(2, 4, 9, 9, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        offset_conv.bias[3] = value
+    out = apply_deformed(conv, offset_conv, x)
+    out.sum().backward()
+    assert out.isnan().all() == (not math.isfinite(value))

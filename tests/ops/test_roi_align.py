@@ -121,3 +121,17 @@ def test_half_precision_autocast():
             [x.bfloat16() for x in features], STRIDES, boxes, images, resolution=3, sampling_ratio=0
         )
     assert torch.allclose(pooled.float(), exact, atol=0.03)
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side", range(4))
+def test_boxes_that_are_no_numbers(side, value, sampling_ratio):
+    """Torchvision's operator for the CPU would read anywhere; the result shall still show it."""
+    features, (boxes, images) = make_pyramid(), make_regions()
+    boxes[0, side] = value
+    pooled = multilevel_roi_align(
+        features, STRIDES, boxes, images, resolution=2, sampling_ratio=sampling_ratio
+    )
+    pooled.sum().backward()
+    assert pooled.isnan().all()
