@@ -91,9 +91,7 @@ def test_a_second_run_is_told_who_has_the_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "1234")
     with holder_process(tmp_path) as process:
         text = refuses(tmp_path)
-        expected = (
-            f"{tmp_path} is in use by another run: process {process.pid} on {os.uname().nodename}, job 1234"
-        )
+        expected = f"{tmp_path} is in use by another run: process {process.pid} on {os.uname().nodename}, job slurm 1234"
         assert text.startswith(expected)
         assert ", last at step 7. Wait for its end, or end it, or choose another OUTPUT_DIR" in text
         assert time.strftime(", since %Y-%m-%d ") in text
@@ -148,9 +146,13 @@ def test_a_holder_elsewhere_lives_as_long_as_it_counts(tmp_path, monkeypatch):
 def test_what_ended_the_holder_need_not_be_watched(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "5")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    write_lock(tmp_path, process=ELSEWHERE, job="5", restarts=0)
+    write_lock(tmp_path, process=ELSEWHERE, job="slurm 5", restarts=0)
     takes_at_once(tmp_path)  # queued again
-    for other in ({"job": "5", "restarts": 1}, {"job": "6", "restarts": 0}, {"job": None, "restarts": 0}):
+    for other in (
+        {"job": "slurm 5", "restarts": 1},
+        {"job": "slurm 6", "restarts": 0},
+        {"job": None, "restarts": 0},
+    ):
         write_lock(tmp_path, process=ELSEWHERE, **other)
         began = time.monotonic()
         with held(tmp_path):
