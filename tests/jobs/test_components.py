@@ -275,8 +275,8 @@ def test_recipe_and_settings_are_read_before_anything_is_queued(capsys, tmp_path
     missing = str(tmp_path / "missing.yaml")
     said = refusal(capsys, components.train, config=missing)
     assert said == (
-        f"{missing}: no such file or recipe (lgd recipes lists those of the package); where only the image has "
-        "it, --check False queues it unread"
+        f"{missing}: no such file or recipe (lgd recipes lists those of the package); where only the image "
+        "has it, --check False queues it unread"
     )
     components.train(*wrong, config=missing, check=False)
     components.train("SOLVER.MAX_ITER", "3", config=DEMO, output="/runs/a")

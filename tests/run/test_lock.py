@@ -91,7 +91,8 @@ def test_a_second_run_is_told_who_has_the_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "1234")
     with holder_process(tmp_path) as process:
         text = refuses(tmp_path)
-        expected = f"{tmp_path} is in use by another run: process {process.pid} on {os.uname().nodename}, job slurm 1234"
+        holder = f"process {process.pid} on {os.uname().nodename}, job slurm 1234"
+        expected = f"{tmp_path} is in use by another run: {holder}"
         assert text.startswith(expected)
         assert ", last at step 7. Wait for its end, or end it, or choose another OUTPUT_DIR" in text
         assert time.strftime(", since %Y-%m-%d ") in text
