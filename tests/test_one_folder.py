@@ -166,14 +166,14 @@ def die_before_the_first_step():
 def test_a_run_that_never_comes_to_a_checkpoint_stops_being_started(small_data, tmp_path):
     output = tmp_path / "run"
     settings = small_settings(small_data, output, TRAIN__MAX_STARTS_WITHOUT_PROGRESS=2, **PERIODS)
-    ends = ((leave_before_the_first_step, exits.RUN_AGAIN), (die_before_the_first_step, -signal.SIGKILL))
-    for before, code in ends:
+    leaves = (leave_before_the_first_step, exits.RUN_AGAIN)
+    for before, code in (leaves, (die_before_the_first_step, -signal.SIGKILL), leaves):
         assert Forked(settings, "--resume", log=tmp_path / "log", before=before).wait() == code
     for _ in range(2):
         refused = Forked(settings, "--resume", log=tmp_path / "refused")
         assert refused.wait() == exits.USER_ERROR
         text = (
-            f"error: {output}: started 2 times without coming from its first checkpoint to a new checkpoint"
+            f"error: {output}: started 3 times without coming from its first checkpoint to a new checkpoint"
         )
         assert text in refused.log.read_text()
     assert Forked([*settings, "SOLVER.MAX_ITER", "4"], "--resume", log=tmp_path / "log").wait() == exits.DONE
@@ -199,6 +199,14 @@ def test_starts_in_vain_are_counted_by_settings_and_checkpoints(tmp_path, monkey
     start(settings="b", steps=[6, 3])
     Starts(tmp_path).forget()
     assert not list(tmp_path.iterdir())
+    for _ in range(4):  # asked to leave, which counts half
+        starts = Starts(tmp_path)
+        starts.count("c", [], 2)
+        starts.note_left()
+        starts.note_left()
+    with pytest.raises(StartsError, match="started 4 times"):
+        start(settings="c")
+    Starts(tmp_path).forget()
     for content in (
         '{"vain": 3}',
         '{"vain": {"starts": "x"}}',

@@ -211,7 +211,7 @@ class TrainConfig:
     ] = False
     max_starts_without_progress: Annotated[
         NonNegativeInt,
-        "Resumes in a row that come to no new checkpoint, before no further one is made; 0: any.",
+        "Resumes that come to no new checkpoint before no further one is made; asked to leave: half. 0: any.",
     ] = 5
     stall_timeout: Annotated[
         NonNegativeInt, "Seconds without a step after which the run ends and says where it stands; 0: never."

@@ -53,10 +53,13 @@ class Starts:
         )
         """Whether the run left with `exits.RUN_AGAIN` and was started again as if that were a fault."""
         self._opened = False
+        self._is_counted = False
         self._vain: dict[str, Any] | None = before["vain"]
 
     def count(self, settings: str, steps: list[int], limit: int) -> None:
-        """Count this start to go on, until `forget`: one that is killed, or leaves at once, was in vain.
+        """Count this start to go on, until `forget`, as one that was in vain.
+
+        One that was asked to leave counts half: that may come early, and several times, on a busy cluster.
 
         Args:
             settings: tells apart what may end otherwise: settings and code.
@@ -69,8 +72,9 @@ class Starts:
         """
         here = {"settings": settings, "steps": steps}
         before = self._vain or {}
-        starts = before["starts"] if {key: before.get(key) for key in here} == here else 0
-        if 0 < limit <= starts:
+        is_again = {key: before.get(key) for key in here} == here
+        starts, counted = (before["starts"], before["counted"]) if is_again else (0, 0.0)
+        if 0 < limit <= counted:
             where = f"step {steps[0]}" if steps else "its first checkpoint"
             raise StartsError(
                 f"{self._path.parent}: started {starts} times without coming from {where} to a new "
@@ -78,7 +82,8 @@ class Starts:
                 "See log.txt; save more often (SOLVER.CHECKPOINT_PERIOD), start with more time or memory, or "
                 "go on trying (TRAIN.MAX_STARTS_WITHOUT_PROGRESS 0)"
             )
-        self._vain = {**here, "starts": starts + 1}
+        self._vain = {**here, "starts": starts + 1, "counted": counted + 1.0}
+        self._is_counted = True
         self._write(left=False)
 
     def forget(self) -> None:
@@ -94,6 +99,9 @@ class Starts:
 
     def note_left(self) -> None:
         """Write down, on rank 0, that the run leaves because it was asked to."""
+        if self._is_counted and self._vain is not None:
+            self._vain["counted"] -= 0.5
+            self._is_counted = False
         self._write(left=True)
 
     def _write(self, left: bool) -> None:
@@ -124,7 +132,9 @@ def _read(path: Path) -> dict[str, Any]:
         content = None
     content = content if isinstance(content, dict) else {}
     agents, vain = content.get("agents"), content.get("vain")
-    is_sound = isinstance(vain, dict) and type(vain.get("starts")) is int and vain["starts"] >= 0
+    is_sound = isinstance(vain, dict) and all(
+        type(vain.get(key)) in (int, float) and 0 <= vain[key] < 1e9 for key in ("starts", "counted")
+    )
     return {
         "agents": {agent: count for agent, count in agents.items() if type(count) is int}
         if isinstance(agents, dict) else {},
