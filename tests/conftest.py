@@ -1,6 +1,7 @@
 """Shared by all tests."""
 
 import shutil
+import signal
 
 import pytest
 import torch
@@ -12,6 +13,13 @@ from tests.samples import BCCD, folder_of
 def one_thread():
     """Small tensors gain nothing from more, and threads that wait for one another stall on a busy machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heeded():
+    """A shell starts what is in the background with SIGINT ignored, and every process from there inherits it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
