@@ -260,9 +260,9 @@ def score_beside(gt_json: Path, results_json: Path, iou_type: str) -> dict[str, 
     process.submit([job])
     held = time.perf_counter() - begin
     peak = read_status("VmHWM") - before if can_weigh else None
-    (scores,) = process.result()
+    (scored,) = process.result()
     seconds = time.perf_counter() - begin
-    numbers = scores["student"][iou_type]
+    numbers = scored.scores["student"][iou_type]
     assert numbers is not None
     peak_beside = read_status("VmHWM", process.process_id) if can_weigh else None
     process.close()

@@ -17,7 +17,7 @@ def one_thread():
 
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c_is_heeded():
-    """A shell starts what is in the background with SIGINT ignored, and every process from there inherits it."""
+    """A shell starts what is in the background with SIGINT ignored, and whatever that starts inherits it."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
