@@ -236,7 +236,7 @@ class Config:
     test: TestConfig = TestConfig()
     log_period: Annotated[PositiveInt, "Iterations between log lines."] = 20
     output_dir: Annotated[str, "Folder of everything that a run writes."] = "./outputs"
-    seed: Annotated[int, Interval(-1), "Seed of every random number; -1 draws one anew."] = -1
+    seed: Annotated[int, Interval(-1, 2**63 - 1), "Seed of every random number; -1 draws one anew."] = -1
     cudnn_benchmark: Annotated[
         bool, "Let cuDNN try its algorithms out on each new shape of training; pays with few canvases."
     ] = False

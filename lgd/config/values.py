@@ -27,14 +27,16 @@ class Interval:
     above_low: bool = False
 
     def __contains__(self, number: float) -> bool:
-        """Whether a finite number lies in the interval."""
+        """Whether a finite number, or an integer of 64 bits, lies in the interval."""
         over = number > self.low if self.above_low else number >= self.low
-        return over and number <= self.high and math.isfinite(number)
+        is_bounded = abs(number) < 2**63 if isinstance(number, int) else math.isfinite(number)
+        return over and number <= self.high and is_bounded
 
     def __str__(self) -> str:
         """The interval in words: "above 0", "in [0, 1]"."""
         if math.isfinite(self.high):
-            return f"in {'(' if self.above_low else '['}{self.low:g}, {self.high:g}]"
+            high = self.high if isinstance(self.high, int) else f"{self.high:g}"
+            return f"in {'(' if self.above_low else '['}{self.low:g}, {high}]"
         return f"above {self.low:g}" if self.above_low else f"of {self.low:g} or more"
 
 

@@ -26,6 +26,9 @@ IN_FILE = {
     "SOLVER: {GAMMA: 0.1}\nSOLVER: {GAMMA: 0.2}": ":2: SOLVER is given twice",
     # values
     "SOLVER:\n  MAX_ITER: many": ":2: SOLVER.MAX_ITER expects an integer of 1 or more, got 'many'",
+    "SEED: 99999999999999999999": (
+        ":1: SEED expects an integer in [-1, 9223372036854775807], got 99999999999999999999"
+    ),
     "SOLVER: {MAX_ITER: 0}": ":1: SOLVER.MAX_ITER expects an integer of 1 or more, got 0",
     "SOLVER: {MAX_ITER: 1.5}": ":1: SOLVER.MAX_ITER expects an integer of 1 or more, got 1.5",
     "SOLVER: {MAX_ITER: True}": ":1: SOLVER.MAX_ITER expects an integer of 1 or more, got True",
