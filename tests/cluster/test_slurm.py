@@ -273,19 +273,16 @@ def test_evaluation_and_preflight(cluster, small_data, tmp_path, uninterrupted):
     weights = ("MODEL.WEIGHTS", str(uninterrupted / "model_final.pth"))
     (evaluation,) = sbatch(cluster, tmp_path, 1, 2, *RECIPE, *settings, *weights, script="evaluate")
     report = tmp_path / "preflight.json"
-    # A busy machine may look slow to it: only the nodes' names shall be found.
+    # A busy machine may look slow to it.
     limits = ("--slow-factor", "1000", "--min-bandwidth", "0", "--max-skew", "60", "--timeout", "120")
     (preflight,) = sbatch(cluster, tmp_path, 2, 1, "--json", str(report), *limits, script="preflight")
     assert cluster.wait_for(evaluation, ["COMPLETED", "FAILED"], 150) == "COMPLETED", logs(tmp_path)
     expected = (uninterrupted / "results.json").read_text()
     assert (tmp_path / "evaluation" / "results.json").read_text() == expected
-    # What it finds is true: these nodes' names lead to this machine only. The exit code tells.
-    cluster.wait_for(preflight, ["FAILED"], 150)
+    # Both nodes are this machine: the ranks talk over loopback, and that the names lead there does no harm.
+    assert cluster.wait_for(preflight, ["COMPLETED", "FAILED"], 150) == "COMPLETED", logs(tmp_path)
     assert "2 of 2 rank(s) on 2 host(s)" in logs(tmp_path)
-    found = json.loads(report.read_text())["findings"]
-    hosts = sorted(finding["what"].split("(")[1].split(")")[0] for finding in found)
-    assert hosts == ["node1", "node2"], found
-    assert all("the host's own name resolves to 127.0.0.1" in finding["what"] for finding in found), found
+    assert json.loads(report.read_text())["findings"] == []
 
 
 def test_torchx(cluster, small_data, tmp_path):
