@@ -49,7 +49,7 @@ def run_trace(trace: Mapping[str, Any], case: Case, dtype: torch.dtype) -> dict[
         device=device,
         report=records.append,
         evaluate=lambda _: None,
-        save=lambda _: None,
+        save=lambda *_: None,
     )
     moved = {
         reference_name(name): (parameter.detach() - before[name]).norm().item()
