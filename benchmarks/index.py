@@ -97,7 +97,7 @@ def make_boxes(path: Path, content_hash: str, num_images: int, num_boxes: int) -
         "class_names": [f"class {k}" for k in range(NUM_CLASSES)],
         "category_ids": list(range(1, NUM_CLASSES + 1)),
         "has_annotations": True,
-        "warnings": [[]],
+        "remarks": [[]],
     }
     return image_columns(np.arange(1, num_images + 1), names, *sizes) | annotations | masks, metadata
 

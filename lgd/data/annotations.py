@@ -17,6 +17,7 @@ from lgd.data.columns import Array
 from lgd.data.errors import DataError
 from lgd.data.index import Flags, Floats, Integers
 from lgd.data.limits import MAX_COORDINATE, check_size, name_some
+from lgd.data.remarks import Remark
 from lgd.data.segmentations import segmentation_columns
 
 MIN_SIDE = 1e-5
@@ -48,16 +49,16 @@ class ParsedImage:
 
 def columns_of_images(
     images: Sequence[ParsedImage], path: Path, *, may_reach_outside: bool = False
-) -> tuple[dict[str, Array], list[str]]:
+) -> tuple[dict[str, Array], list[Remark]]:
     """Number images and annotations from 1 in their order, and lay them out as columns.
 
     Args:
         images: I of them.
         path: the annotation file, for messages.
-        may_reach_outside: the format's boxes reach outside their images as a rule: no warning of it.
+        may_reach_outside: the format's boxes reach outside their images as a rule: nothing is said of it.
 
     Returns:
-        The columns that `AnnotationIndex` reads, and a warning for each kind of box that was dropped.
+        The columns that `AnnotationIndex` reads, and a remark on each kind of box that was dropped.
 
     Raises:
         DataError: an image is of a size that cannot be.
@@ -69,7 +70,7 @@ def columns_of_images(
     place = np.repeat(np.arange(len(images)), counts)
     boxes = np.array(_chain(image.boxes for image in images), dtype=np.float64).reshape(-1, 4)
     widths, heights = (np.array([getattr(image, side) for image in images]) for side in ("width", "height"))
-    keep, warnings = usable_boxes(
+    keep, remarks = usable_boxes(
         boxes,
         widths[place],
         heights[place],
@@ -94,7 +95,7 @@ def columns_of_images(
     )
     names = [image.file_name for image in images]
     columns = image_columns(np.arange(1, len(images) + 1), names, heights, widths)
-    return columns | annotations | masks, warnings
+    return columns | annotations | masks, remarks
 
 
 def image_columns(
@@ -145,7 +146,7 @@ def usable_boxes(
     describe: Callable[[Flags], str],
     *,
     may_reach_outside: bool = False,
-) -> tuple[Flags, list[str]]:
+) -> tuple[Flags, list[Remark]]:
     """Tell which boxes have a size and meet their image.
 
     Args:
@@ -153,10 +154,10 @@ def usable_boxes(
         widths: (A,) of their images, pixels.
         heights: (A,) of their images, pixels.
         describe: says which annotations these (A,) flags stand for.
-        may_reach_outside: give no warning of boxes that are clipped.
+        may_reach_outside: say nothing of boxes that are clipped.
 
     Returns:
-        (A,) flags, and a warning for each kind of box that is not as it should be.
+        (A,) flags, and a remark on each kind of box that is not as it should be.
     """
     limits = np.stack([widths, heights, widths, heights], axis=1)
     clipped = np.clip(boxes, 0, limits)
@@ -165,12 +166,20 @@ def usable_boxes(
     # A pixel of slack: rounding alone puts some of COCO's own boxes a fraction of a pixel outside.
     reaching = np.any(np.abs(boxes - clipped) > 1, axis=1) & ~no_size & ~outside & (not may_reach_outside)
     kinds = (
-        (no_size, "boxes without a positive size were dropped"),
-        (outside, "boxes wholly outside their image were dropped"),
-        (reaching, "boxes reach more than a pixel outside their image and are clipped to it"),
+        (no_size, "boxes_without_size", "boxes without a positive size were dropped"),
+        (outside, "boxes_outside", "boxes wholly outside their image were dropped"),
+        (
+            reaching,
+            "boxes_clipped",
+            "boxes reach more than a pixel outside their image and are clipped to it",
+        ),
     )
-    warnings = [f"{which.sum()} {text} ({describe(which)})" for which, text in kinds if which.any()]
-    return ~(no_size | outside), warnings
+    remarks = [
+        Remark(kind, int(which.sum()), f"{which.sum()} {text} ({describe(which)})")
+        for which, kind, text in kinds
+        if which.any()
+    ]
+    return ~(no_size | outside), remarks
 
 
 def is_box(value: Any) -> bool:

@@ -35,7 +35,7 @@ from lgd.data.schema import check_columns
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Counts up with every change of the columns or of the rules that make them."""
 
 SETTLED = 2_000_000_000
@@ -88,19 +88,20 @@ def cached_columns(
     return path
 
 
-def joined_columns(json_path: Path, content_hash: str, build: Callable[[], Columns]) -> Path:
-    """Return the file of columns of several data sets, making it where there is none.
+def derived_columns(json_path: Path, what: str, content_hash: str, build: Callable[[], Columns]) -> Path:
+    """Return the file of columns that are made from other columns, making it where there is none.
 
     Args:
-        json_path: the first set's annotation file.
-        content_hash: SHA-256 that stands for the content of all of them.
+        json_path: the annotation file that it is kept beside; of several sets the first's.
+        what: a word that the file's name begins with.
+        content_hash: SHA-256 that stands for all that the columns are made from.
         build: makes arrays and metadata.
 
     Raises:
         DataError: no folder for the cache can be written to.
     """
-    path = _find(json_path, "joined", content_hash)
-    return path if path is not None else _store(json_path, "joined", content_hash, build())
+    path = _find(json_path, what, content_hash)
+    return path if path is not None else _store(json_path, what, content_hash, build())
 
 
 def _short_name(json_path: Path) -> str:

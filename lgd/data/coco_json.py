@@ -32,6 +32,7 @@ from lgd.data.limits import (
     read_text,
     shown,
 )
+from lgd.data.remarks import Remark, to_metadata
 from lgd.data.segmentations import segmentation_columns
 
 _LARGEST = 2**63 - 1
@@ -51,16 +52,16 @@ def parse_coco(json_path: Path, content_hash: str) -> tuple[dict[str, Array], di
         DataError: see the module.
     """
     document = _read_json(json_path)
-    class_names, category_ids, name_warnings = _parse_categories(document, json_path)
+    class_names, category_ids, name_remarks = _parse_categories(document, json_path)
     images = _parse_images(document, json_path)
-    annotations, warnings = _parse_annotations(document, images, category_ids, json_path)
+    annotations, remarks = _parse_annotations(document, images, category_ids, json_path)
     metadata = {
         "kind": "coco",
         "content_hash": content_hash,
         "class_names": class_names,
         "category_ids": category_ids,
         "has_annotations": "annotations" in document,
-        "warnings": [name_warnings + warnings],
+        "remarks": [to_metadata(name_remarks + remarks)],
     }
     return images | annotations, metadata
 
@@ -83,8 +84,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def _parse_categories(document: dict[str, Any], path: Path) -> tuple[list[str], list[int], list[str]]:
-    """Names, ids and warnings, ascending by id: a category's place is its label."""
+def _parse_categories(document: dict[str, Any], path: Path) -> tuple[list[str], list[int], list[Remark]]:
+    """Names, ids and remarks, ascending by id: a category's place is its label."""
     records = _records(document, "categories", path)
     ids = _integers(records, "id", "category", path)
     _refuse_duplicates(ids, "category", path)
@@ -95,7 +96,7 @@ def _parse_categories(document: dict[str, Any], path: Path) -> tuple[list[str], 
     distinct = _distinct_names(names, ordered)
     changed = [new for old, new in zip(names, distinct, strict=True) if new != old]
     warning = f"categories that share a name are told apart by their ids: {name_some(changed)}"
-    return distinct, ordered, [warning] if changed else []
+    return distinct, ordered, [Remark("classes_of_one_name", len(changed), warning)] if changed else []
 
 
 def _class_name(value: Any, category_id: int, path: Path) -> str:
@@ -150,8 +151,8 @@ def _wrong_with_file_name(name: Any) -> str | None:
 
 def _parse_annotations(
     document: dict[str, Any], images: dict[str, Array], category_ids: list[int], path: Path
-) -> tuple[dict[str, Array], list[str]]:
-    """The columns of the annotations, ascending by image, and the warnings."""
+) -> tuple[dict[str, Array], list[Remark]]:
+    """The columns of the annotations, ascending by image, and the remarks."""
     records = _records(document, "annotations", path) if "annotations" in document else []
     ids = _integers(records, "id", "annotation", path)
     _refuse_duplicates(ids, "annotation", path)
@@ -161,7 +162,7 @@ def _parse_annotations(
     crowd = _crowds(records, ids, path)
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
-    usable, warnings = usable_boxes(
+    usable, remarks = usable_boxes(
         boxes,
         images["widths"][image],
         images["heights"][image],
@@ -181,8 +182,8 @@ def _parse_annotations(
         usable=usable[order],
     )
     heights, widths = images["heights"][image[order]], images["widths"][image[order]]
-    masks, mask_warnings = segmentation_columns(records, heights, widths, path)
-    return columns | masks, warnings + mask_warnings
+    masks, mask_remarks = segmentation_columns(records, heights, widths, path)
+    return columns | masks, remarks + mask_remarks
 
 
 def _crowds(records: Sequence[Mapping[str, Any]], ids: Integers, path: Path) -> Flags:

@@ -9,7 +9,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from lgd.data.cache import Columns, joined_columns
+from lgd.data.cache import Columns, derived_columns
 from lgd.data.columns import Array
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex, Integers
@@ -34,7 +34,7 @@ def concatenate(indices: Sequence[AnnotationIndex]) -> AnnotationIndex:
                 f"{_difference(first, index)}"
             )
     content_hash = hashlib.sha256("\n".join(index.content_hash for index in indices).encode()).hexdigest()
-    path = joined_columns(first.json_path, content_hash, lambda: _join(indices, content_hash))
+    path = derived_columns(first.json_path, "joined", content_hash, lambda: _join(indices, content_hash))
     sources = [source for index in indices for source in index.sources]
     return AnnotationIndex(
         path,
@@ -56,7 +56,7 @@ def _join(indices: Sequence[AnnotationIndex], content_hash: str) -> Columns:
         "class_names": indices[0].class_names,
         "category_ids": indices[0].category_ids,
         "has_annotations": any(index.has_annotations for index in indices),
-        "warnings": [texts for index in indices for texts in index.metadata["warnings"]],
+        "remarks": [remarks for index in indices for remarks in index.metadata["remarks"]],
     }
     return columns, metadata
 

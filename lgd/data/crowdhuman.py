@@ -29,6 +29,7 @@ from lgd.data.limits import (
     shown,
 )
 from lgd.data.presence import check_images_present, names_in
+from lgd.data.remarks import to_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -72,14 +73,14 @@ def _parse(path: Path, image_dir: Path, content_hash: str) -> Columns:
         _parse_image(record, size, has_annotations, f"{path}, line {number}")
         for (number, record), size in zip(lines, sizes, strict=True)
     ]
-    columns, warnings = columns_of_images(images, path, may_reach_outside=True)
+    columns, remarks = columns_of_images(images, path, may_reach_outside=True)
     metadata = {
         "kind": "crowdhuman",
         "content_hash": content_hash,
         "class_names": ["person"],
         "category_ids": [1],
         "has_annotations": has_annotations,
-        "warnings": [warnings],
+        "remarks": [to_metadata(remarks)],
     }
     return columns, metadata
 

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from lgd.data.columns import Array, open_columns, write_columns
 from lgd.data.errors import DataError
 from lgd.data.folder import make_folder
+from lgd.data.remarks import from_metadata
 from lgd.data.schema import Kind, check_columns
 
 Floats = npt.NDArray[np.float64]
@@ -109,7 +110,8 @@ class AnnotationIndex:
         class_names: the K class names by label.
         category_ids: the annotation file's category id of each label.
         has_annotations: whether the file has annotations at all (test sets may not).
-        warnings: what was dropped or will be clipped, one line each.
+        remarks: of each source, what was dropped or repaired, or will be clipped.
+        warnings: the same as lines that name the annotation file.
         cache_path: the mapped file.
         image_ids: (I,) int64, ascending.
         heights: (I,) int64, pixels.
@@ -133,7 +135,7 @@ class AnnotationIndex:
         check_columns(columns, metadata)
         self.name = name
         self.sources = (Source(json_path, image_dir), *more)
-        if not len(self.sources) == len(metadata["warnings"]) == len(columns["part_offsets"]) - 1:
+        if not len(self.sources) == len(metadata["remarks"]) == len(columns["part_offsets"]) - 1:
             raise ValueError(f"{cache_path} is of {len(columns['part_offsets']) - 1} data sets")
         self.json_path = json_path
         self.image_dir = image_dir
@@ -142,10 +144,11 @@ class AnnotationIndex:
         self.class_names: tuple[str, ...] = tuple(metadata["class_names"])
         self.category_ids: tuple[int, ...] = tuple(metadata["category_ids"])
         self.has_annotations: bool = metadata["has_annotations"]
-        self.warnings: tuple[str, ...] = tuple(
-            f"{source.json_path}: {text}"
-            for source, texts in zip(self.sources, metadata["warnings"], strict=True)
-            for text in texts
+        self.remarks = tuple(map(from_metadata, metadata["remarks"]))
+        self.warnings = tuple(
+            f"{source.json_path}: {remark.text}"
+            for source, remarks in zip(self.sources, self.remarks, strict=True)
+            for remark in remarks
         )
         self.image_ids: Integers = columns["image_ids"]
         self.heights: Integers = columns["heights"]

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from lgd.data.columns import Array
+from lgd.data.remarks import are_remarks
 
 Kind = Literal["coco", "voc", "crowdhuman"]
 """Whose rules a data set is scored by."""
@@ -64,7 +65,7 @@ def check_columns(columns: Mapping[str, Array], metadata: Mapping[str, Any]) -> 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
     names, ids = metadata.get("class_names"), metadata.get("category_ids")
-    warnings = metadata.get("warnings")
+    remarks = metadata.get("remarks")
     if not (
         metadata.get("kind") in get_args(Kind)
         and isinstance(metadata.get("content_hash"), str)
@@ -74,7 +75,7 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
         and len(names) == len(ids)
         and all(isinstance(name, str) for name in names)
         and all(type(category_id) is int for category_id in ids)
-        and isinstance(warnings, list)
-        and all(isinstance(part, list) and all(isinstance(text, str) for text in part) for part in warnings)
+        and isinstance(remarks, list)
+        and all(map(are_remarks, remarks))
     ):
         raise ValueError("its header does not say what it has to")

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from lgd.data.columns import Array
 from lgd.data.errors import DataError
 from lgd.data.limits import MAX_SIDE, name_some, shown
+from lgd.data.remarks import Remark
 
 
 def segmentation_columns(
@@ -23,7 +24,7 @@ def segmentation_columns(
     heights: npt.NDArray[np.int64],
     widths: npt.NDArray[np.int64],
     path: Path,
-) -> tuple[dict[str, Array], list[str]]:
+) -> tuple[dict[str, Array], list[Remark]]:
     """Flatten the masks of A annotations.
 
     Polygons of fewer than three points are dropped and counted; the annotation keeps its box.
@@ -35,7 +36,7 @@ def segmentation_columns(
         path: the annotation file, for messages.
 
     Returns:
-        polygon_offsets, point_offsets, points, run_offsets, runs (see `lgd.data.index`), and the warnings.
+        polygon_offsets, point_offsets, points, run_offsets, runs (see `lgd.data.index`), and the remarks.
 
     Raises:
         DataError: a mask is neither polygons nor RLE, is not finite, is far outside its image, or is not of
@@ -65,7 +66,7 @@ def segmentation_columns(
     _refuse_far_points(columns, records, path)
     named = name_some(dropped)
     text = f"{len(dropped)} polygons of fewer than three points were dropped (annotations {named})"
-    return columns, [text] if dropped else []
+    return columns, [Remark("polygons_too_short", len(dropped), text)] if dropped else []
 
 
 def decode_run_lengths(encoded: str) -> list[int]:

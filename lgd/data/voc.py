@@ -21,6 +21,7 @@ from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
 from lgd.data.limits import MAX_XML_BYTES, is_file, is_folder, is_name, is_printable, plain, read_text, shown
 from lgd.data.presence import check_images_present, names_in
+from lgd.data.remarks import Remark, to_metadata
 from lgd.data.voc_xml import VocFile, read_voc_xml
 
 logger = logging.getLogger(__name__)
@@ -157,19 +158,19 @@ def _parts(places: _Places, ids: Sequence[str]) -> list[Path]:
 
 def _parse(places: _Places, ids: Sequence[str], content_hash: str) -> Columns:
     files = [read_voc_xml(places.annotations / f"{image_id}.xml") for image_id in ids]
-    class_names, class_warnings = _choose_classes(places, files)
+    class_names, class_remarks = _choose_classes(places, files)
     images = [
         _parse_image(file, file_name, class_names, places.classes)
         for file_name, file in zip(_file_names(places, ids), files, strict=True)
     ]
-    columns, warnings = columns_of_images(images, places.list_path)
+    columns, remarks = columns_of_images(images, places.list_path)
     metadata = {
         "kind": "voc",
         "content_hash": content_hash,
         "class_names": class_names,
         "category_ids": list(range(1, len(class_names) + 1)),
         "has_annotations": True,
-        "warnings": [class_warnings + warnings],
+        "remarks": [to_metadata(class_remarks + remarks)],
     }
     return columns, metadata
 
@@ -181,8 +182,8 @@ def _file_names(places: _Places, ids: Sequence[str]) -> list[str]:
     return [stems.get(image_id, f"{image_id}.jpg") for image_id in ids]
 
 
-def _choose_classes(places: _Places, files: Sequence[VocFile]) -> tuple[list[str], list[str]]:
-    """The classes in the order of their labels, and a warning where they hang on the split alone."""
+def _choose_classes(places: _Places, files: Sequence[VocFile]) -> tuple[list[str], list[Remark]]:
+    """The classes in the order of their labels, and a remark where they hang on the split alone."""
     if is_file(places.classes):
         names = [line.strip() for line in read_text(places.classes).splitlines() if line.strip()]
         if not names or len(set(names)) < len(names) or not all(map(is_name, names)):
@@ -195,7 +196,7 @@ def _choose_classes(places: _Places, files: Sequence[VocFile]) -> tuple[list[str
         f"other classes than VOC's 20, so the {len(found)} of this split are taken in sorted order; to fix "
         f"them for all splits write them to {places.classes.name} in the set's folder, one a line"
     )
-    return found, [warning]
+    return found, [Remark("classes_of_this_split", len(found), warning)]
 
 
 def _parse_image(file: VocFile, file_name: str, class_names: Sequence[str], classes: Path) -> ParsedImage:

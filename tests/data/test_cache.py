@@ -301,7 +301,7 @@ class TestDamage:
             assert "is made anew" in caplog.text
         for key, value in {
             "class_names": ["a"],
-            "warnings": "none",
+            "remarks": "none",
             "kind": [],
             "category_ids": ["1", 2],
         }.items():
