@@ -1,42 +1,36 @@
 """What the detectors that predict at every cell of the feature maps share.
 
 Legend: B images, P positions that predict (anchors or locations) of one level, A of all levels, K classes,
-T candidates.
+T candidates of each image.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from lgd.detectors.detections import keep_best_of_images, rows_to_images, to_original_sizes
-from lgd.structures import Batch, Detections, Features
+from lgd.ops.predictions import take_best, take_rows
+from lgd.structures import Features
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The best scores of a batch: image by image, within it level by level, within that best first.
+    """The best scores of each image of a batch: level by level, within it best first, then the unused slots.
 
     Attributes:
-        counts: of each of the B images.
-        positions: (T,) int64 in [0, A).
-        labels: (T,) int64 in [0, K).
-        scores: (T,) in [0, 1].
+        positions: (B, T) int64 in [0, A).
+        labels: (B, T) int64 in [0, K).
+        scores: (B, T) in [0, 1]; -inf in the unused slots.
     """
 
-    counts: Sequence[int]
     positions: Tensor
     labels: Tensor
     scores: Tensor
-
-    @property
-    def images(self) -> Tensor:
-        """(T,) int64 in [0, B), the image of each."""
-        return rows_to_images(self.counts, self.scores.device)
 
 
 def init_head(head: nn.Module, cls_score: nn.Conv2d, prior_prob: float) -> None:
@@ -65,74 +59,67 @@ def join_pyramids(pyramids: Sequence[Features]) -> Features:
 
 
 def select_candidates(
-    levels: Iterable[Tensor], *, score_threshold: float, limits: Sequence[int], stable: bool = True
+    levels: Sequence[Tensor], *, score_threshold: float, limits: Sequence[int]
 ) -> Candidates:
-    """Choose the best scores of each level of each image, with one host sync a level and one more.
+    """Choose the best scores of each level of each image; no size depends on a value, and no host sync.
+
+    Equals come by position and label. They are common where the teacher's features are flat, and NMS keeps
+    the first of them.
 
     Args:
-        levels: (B, P, K) scores of each level.
-        score_threshold: only scores above it.
+        levels: (B, P, K) logits of each level.
+        score_threshold: only scores above it, in [0, 1); the other slots stay unused.
         limits: of each level, at most so many of an image.
-        stable: equals by position and label; else as torch's quicker sort leaves them. They are common where
-            the teacher's features are flat, and NMS keeps the first of them.
     """
-    above, bounds, offset = [], [], 0
-    for scores in levels:
-        images, positions, labels = (scores > score_threshold).nonzero(as_tuple=True)
-        above.append((positions + offset, labels, scores[images, positions, labels]))
-        bounds.append(torch.searchsorted(images, torch.arange(len(scores) + 1, device=images.device)))
-        offset += scores.shape[1]
-    parts = []
-    for ends in torch.stack(bounds, dim=1).unfold(0, 2, 1).tolist():
-        for (positions, labels, scores), (start, stop), limit in zip(above, ends, limits, strict=True):
-            order = scores[start:stop].sort(descending=True, stable=stable).indices[:limit] + start
-            parts.append((positions[order], labels[order], scores[order]))
-    return _join(parts, len(limits))
+    parts, offset = [], 0
+    for logits, limit in zip(levels, limits, strict=True):
+        num_positions, num_classes = logits.shape[1:]
+        # The best pairs lie at the positions whose best pairs are the best: most are never sorted.
+        rows = take_best(_sinking(logits.amax(dim=2)), limit)[1].sort(dim=1).values
+        rest = _sinking(take_rows(logits, rows).flatten(1))
+        best, pairs = take_best(rest, limit)
+        scores = best.sigmoid()
+        positions = rows.gather(1, pairs // num_classes) + offset
+        scores = torch.where(scores > score_threshold, scores, -torch.inf)
+        parts.append((positions, pairs % num_classes, scores))
+        offset += num_positions
+    return Candidates(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
+
+
+def _sinking(x: Tensor) -> Tensor:
+    """Put what is no number last: sorting puts it first."""
+    return torch.where(x.isnan(), -torch.inf, x)
 
 
 def select_as_reference(
-    levels: Iterable[Tensor], *, score_threshold: float, limits: Sequence[int]
+    levels: Sequence[Tensor], *, score_threshold: float, limits: Sequence[int], sort_all: bool
 ) -> Candidates:
-    """`select_candidates` with the order of equal scores that the reference's FCOS leaves.
+    """`select_candidates` with the order of equal scores that torch's unstable sort leaves to the reference.
 
-    It sorts all scores of the level, unstably, and applies the threshold to the best of them.
-    """
-    every = list(levels)
-    parts = []
-    for image in range(len(every[0])):
-        offset = 0
-        for scores, limit in zip(every, limits, strict=True):
-            chosen, order = scores[image].flatten().sort(descending=True)
-            chosen, order = chosen[:limit], order[:limit]
-            above = chosen > score_threshold
-            chosen, order = chosen[above], order[above]
-            num_classes = scores.shape[2]
-            parts.append((order // num_classes + offset, order % num_classes, chosen))
-            offset += scores.shape[1]
-    return _join(parts, len(limits))
-
-
-def _join(parts: Sequence[tuple[Tensor, Tensor, Tensor]], num_levels: int) -> Candidates:
-    """Candidates from the positions, labels and scores of each level of each image."""
-    counts = [len(scores) for _, _, scores in parts]
-    per_image = [sum(counts[start : start + num_levels]) for start in range(0, len(counts), num_levels)]
-    return Candidates(per_image, *(torch.cat(columns) for columns in zip(*parts, strict=True)))
-
-
-def suppress(
-    boxes: Tensor, candidates: Candidates, batch: Batch, *, nms_threshold: float | None, limit: int
-) -> list[Detections]:
-    """Suppress the candidates within each image and class, and bring them to their image's original size.
+    For comparisons: it waits for the device at every level of every image.
 
     Args:
-        boxes: (T, 4) xyxy, pixels of the canvas.
-        candidates: whose boxes they are.
-        batch: with the sizes.
-        nms_threshold: overlap within a class above which the worse box goes; None keeps all.
-        limit: at most so many detections of an image, before boxes outside the image are dropped.
+        levels: as there.
+        score_threshold: as there.
+        limits: as there.
+        sort_all: sort all scores and apply the threshold to the best of them, as the reference's FCOS; its
+            RetinaNet sorts the scores above the threshold.
     """
-    scores, labels = candidates.scores, candidates.labels
-    kept, counts = keep_best_of_images(
-        boxes, scores, labels, candidates.counts, nms_threshold=nms_threshold, limit=limit
-    )
-    return to_original_sizes(Detections(boxes[kept], scores[kept], labels[kept]), counts, batch)
+    every = [logits.sigmoid() for logits in levels]
+    images = []
+    for image in range(len(every[0])):
+        parts, offset = [], 0
+        for level, limit in zip(every, limits, strict=True):
+            scores, num_classes = level[image].flatten(), level.shape[2]
+            above = scores > score_threshold
+            chosen = (
+                torch.arange(len(scores), device=scores.device) if sort_all else above.nonzero().squeeze(1)
+            )
+            chosen = chosen[scores[chosen].sort(descending=True).indices[:limit]]
+            chosen = chosen[above[chosen]]
+            parts.append((chosen // num_classes + offset, chosen % num_classes, scores[chosen]))
+            offset += level.shape[1]
+        images.append([torch.cat(columns) for columns in zip(*parts, strict=True)])
+    columns = [list(column) for column in zip(*images, strict=True)]
+    fillings = (0, 0, -torch.inf)
+    return Candidates(*(pad_sequence(*x) for x in zip(columns, [True] * 3, fillings, strict=True)))

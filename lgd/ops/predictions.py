@@ -32,5 +32,8 @@ def take_best(scores: Tensor, limit: int, stable: bool = True) -> tuple[Tensor, 
     Returns:
         (B, min(limit, A)) scores, descending, and their int64 indices in [0, A).
     """
+    if torch.compiler.is_exporting():
+        # ONNX's TopK takes the first of equals; torch's, which is not asked here, takes any.
+        return scores.topk(torch.sym_min(limit, scores.shape[1]), dim=1)
     scores, indices = scores.sort(dim=1, descending=True, stable=stable)
     return scores[:, :limit], indices[:, :limit]
