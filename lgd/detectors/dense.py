@@ -75,20 +75,14 @@ def select_candidates(
     for logits, limit in zip(levels, limits, strict=True):
         num_positions, num_classes = logits.shape[1:]
         # The best pairs lie at the positions whose best pairs are the best: most are never sorted.
-        rows = take_best(_sinking(logits.amax(dim=2)), limit)[1].sort(dim=1).values
-        rest = _sinking(take_rows(logits, rows).flatten(1))
-        best, pairs = take_best(rest, limit)
+        rows = take_best(logits.amax(dim=2), limit)[1].sort(dim=1).values
+        best, pairs = take_best(take_rows(logits, rows).flatten(1), limit)
         scores = best.sigmoid()
         positions = rows.gather(1, pairs // num_classes) + offset
         scores = torch.where(scores > score_threshold, scores, -torch.inf)
         parts.append((positions, pairs % num_classes, scores))
         offset += num_positions
     return Candidates(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
-
-
-def _sinking(x: Tensor) -> Tensor:
-    """Put what is no number last: sorting puts it first."""
-    return torch.where(x.isnan(), -torch.inf, x)
 
 
 def select_as_reference(

@@ -32,3 +32,14 @@ def test_the_best_come_first_and_of_equals_the_first():
     assert indices.tolist() == [[1, 3, 0], [3, 0, 1]]
     assert take_best(scores, 9)[0].shape == (2, 4)
     assert torch.equal(take_best(scores, 3, stable=False)[0], best)
+
+
+def test_few_of_many_are_those_that_a_sorting_of_all_takes_first():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 30, (3, 500), generator=generator).float()
+    scores[1] = -torch.inf
+    scores[2, ::3] = torch.nan
+    best, indices = take_best(scores, 60)
+    expected = scores.nan_to_num(nan=-torch.inf, neginf=-torch.inf).sort(dim=1, descending=True, stable=True)
+    assert torch.equal(best, expected.values[:, :60])
+    assert torch.equal(indices, expected.indices[:, :60])
