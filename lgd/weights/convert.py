@@ -65,7 +65,7 @@ def convert(
     """
     weights = read_checkpoint_file(fetch_weights(source))
     cfg = (
-        _config_of(source, weights, overrides) if config_file is None else load_config(config_file, overrides)
+        config_of(source, weights, overrides) if config_file is None else load_config(config_file, overrides)
     )
     if cfg.num_classes == 0:
         raise ConfigError("NUM_CLASSES 0 takes the classes from the data, which is not read here; set it")
@@ -76,7 +76,7 @@ def convert(
     logger.info("%s written as %s", target, kind)
 
 
-def _config_of(source: str, weights: LoadedWeights, overrides: Sequence[str]) -> Config:
+def config_of(source: str, weights: LoadedWeights, overrides: Sequence[str]) -> Config:
     """The configuration that one of our checkpoints was trained with."""
     settings = weights.metadata.get("config")
     if not isinstance(settings, Mapping):
