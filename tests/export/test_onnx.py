@@ -13,6 +13,10 @@ onnxruntime = pytest.importorskip("onnxruntime")
 def test_onnxruntime_detects_what_torch_does(name, tmp_path):
     detector = DETECTORS[name]().eval()
     excite_head(detector)
+    if hasattr(detector, "head"):
+        # Scores of exactly 1 and boxes of thousands of pixels would compare roundings.
+        for part in (detector.head.cls_score, detector.head.bbox_pred):
+            torch.nn.init.normal_(part.weight, std=0.005)
     model = ExportedDetector(detector, flips_channels=True)
     program = export_program(model, batch_size=None, size=None)
     write_onnx(program, tmp_path / "model.onnx", {"classes": ["a", "b", "c"]})
@@ -26,8 +30,11 @@ def test_onnxruntime_detects_what_torch_does(name, tmp_path):
         boxes, scores, labels, valid, *masks = (torch.from_numpy(x) for x in found)
         assert valid.any()
         assert torch.equal(valid, expected[3])
-        assert torch.equal(labels, expected[2])
-        assert (boxes - expected[0]).abs().max() < 1e-3
-        assert (scores - expected[1]).abs().max() < 1e-4
+        # Scores that differ by a rounding may have changed places.
+        near = (boxes[:, :, None] - expected[0][:, None]).abs().amax(dim=-1) < 1e-3
+        near &= (scores[:, :, None] - expected[1][:, None]).abs() < 1e-4
+        near &= labels[:, :, None] == expected[2][:, None]
+        assert near.any(dim=1).all()
+        assert near.any(dim=2).all()
         for mask, other in zip(masks, expected[4:], strict=True):
             assert (mask - other).abs().max() < 1e-3
