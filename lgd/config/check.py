@@ -19,7 +19,12 @@ def check_config(cfg: Config) -> None:
     keys = known_keys()
     for name, value in flatten(cfg).items():
         keys[name].coerce(value, name)
-    for complaint in (*_model_complaints(cfg), *_solver_complaints(cfg), *_input_complaints(cfg)):
+    for complaint in (
+        *_model_complaints(cfg),
+        *_solver_complaints(cfg),
+        *_input_complaints(cfg),
+        *_data_complaints(cfg),
+    ):
         raise ConfigError(complaint)
 
 
@@ -33,7 +38,7 @@ def find_doubtful(cfg: Config, settings: Mapping[str, Setting]) -> list[str]:
     Returns:
         A line for each doubt, none where there is nothing to say.
     """
-    return [*_without_effect(settings), *_shadowed(cfg, settings), *_beyond_the_end(cfg)]
+    return [*_without_effect(settings), *_needless(cfg), *_shadowed(cfg, settings), *_beyond_the_end(cfg)]
 
 
 def _model_complaints(cfg: Config) -> Iterator[str]:
@@ -93,11 +98,32 @@ def _input_complaints(cfg: Config) -> Iterator[str]:
         )
 
 
+def _data_complaints(cfg: Config) -> Iterator[str]:
+    data = cfg.datasets
+    if data.weights and len(data.weights) != len(data.train):
+        yield (
+            f"DATASETS.WEIGHTS {data.weights} must have a number for each of the {len(data.train)} sets of "
+            "DATASETS.TRAIN"
+        )
+    merges = data.classes if isinstance(data.classes, dict) else {}
+    for name in (name for name, merged in merges.items() if not merged):
+        yield f"DATASETS.CLASSES merges nothing into {name}; write {{{name}: [NAME, NAME]}}"
+    names = [name for merged in merges.values() for name in merged] if merges else list(data.classes)
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        yield f"DATASETS.CLASSES names {twice[0]} twice; an object is of one class"
+
+
 def _without_effect(settings: Mapping[str, Setting]) -> Iterator[str]:
     for name, setting in settings.items():
         key = known_keys()[name]
         if key.doc == UNUSED and setting.value != key.default:
             yield f"{setting.source}: {name} {setting.value} has no effect (nor has it in the reference)"
+
+
+def _needless(cfg: Config) -> Iterator[str]:
+    if cfg.datasets.other_classes == "ignore" and not cfg.datasets.classes:
+        yield "DATASETS.OTHER_CLASSES ignore has no effect while DATASETS.CLASSES names no classes"
 
 
 def _shadowed(cfg: Config, settings: Mapping[str, Setting]) -> Iterator[str]:

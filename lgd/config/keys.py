@@ -9,7 +9,7 @@ from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from lgd.config.schema import ALIASES, Config
-from lgd.config.values import ConfigError, coerce, describe
+from lgd.config.values import ConfigError, coerce, describe, is_as_written
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class Key:
     declared: Any
     default: Any
     doc: str
+
+    @property
+    def is_as_written(self) -> bool:
+        """Whether its text is taken letter by letter."""
+        return is_as_written(self.declared)
 
     def coerce(self, value: object, where: str) -> Any:
         """Turn `value`, found at `where` ("configs/demo.yaml:3: SOLVER.STEPS"), into one of this key's type.

@@ -12,7 +12,7 @@ import yaml
 from lgd.config.keys import known_keys, known_sections, unknown_key
 from lgd.config.recipes import find_recipe
 from lgd.config.schema import ALIASES
-from lgd.config.values import ConfigError
+from lgd.config.values import ConfigError, read_as_written
 
 COMMAND_LINE = "command line"
 _BASE = "_BASE_"
@@ -130,7 +130,7 @@ def _walk(section: yaml.MappingNode, prefix: str, source: str) -> Iterator[Setti
         if name in known_sections():
             yield from () if _is_null(value) else _walk(_as_mapping(value, name, place), f"{name}.", source)
         elif name != _BASE:
-            yield _setting(name, _construct(value, f"{place}: {name}"), place)
+            yield _setting(name, _value(name, value, f"{place}: {name}"), place)
 
 
 def _collect(settings: Iterable[Setting]) -> dict[str, Setting]:
@@ -155,6 +155,18 @@ def _setting(name: str, value: object, source: str) -> Setting:
     return Setting(key.coerce(value, f"{source}: {name}"), name, source)
 
 
+def _value(name: str, node: yaml.Node, where: str) -> object:
+    """What a node says, for the setting of this name."""
+    key = known_keys().get(name)
+    if key is None or not key.is_as_written:
+        return _construct(node, where)
+    _refuse_tags(node, where)
+    try:
+        return read_as_written(node)
+    except ValueError:
+        raise ConfigError(f"{where} has a key twice, or one that is no name") from None
+
+
 def _as_mapping(node: yaml.Node, name: str, source: str) -> yaml.MappingNode:
     if isinstance(node, yaml.MappingNode):
         return node
@@ -163,7 +175,16 @@ def _as_mapping(node: yaml.Node, name: str, source: str) -> yaml.MappingNode:
 
 
 def _construct(node: yaml.Node, where: str) -> object:
-    """The plain value of a node; tags that would make Python objects are refused."""
+    """The plain value of a node."""
+    _refuse_tags(node, where)
+    try:
+        return yaml.SafeLoader("").construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{where} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _refuse_tags(node: yaml.Node, where: str) -> None:
+    """Refuse tags that would make Python objects."""
     for tag in _tags(node):
         if not tag.startswith(_YAML_TAG) or tag.startswith(f"{_YAML_TAG}python/"):
             short = tag.replace(_YAML_TAG, "!!")
@@ -171,10 +192,6 @@ def _construct(node: yaml.Node, where: str) -> object:
                 f"{where} has the tag {short}, refused because it can run code; write the value "
                 "itself (numbers, text, a list; configs/Base-RetinaNet.yaml has the anchor sizes as numbers)"
             )
-    try:
-        return yaml.SafeLoader("").construct_document(node)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{where} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _tags(node: yaml.Node) -> Iterator[str]:

@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 from lgd.config.model_schema import ModelConfig
 from lgd.config.values import (
     Interval,
+    Name,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -84,6 +85,21 @@ class DatasetsConfig:
         "Training sets: coco_2017_train, coco:FOLDER:SPLIT, crowdhuman:..., voc:... or synthetic:... alike.",
     ] = ()
     test: Annotated[tuple[str, ...], "Test sets, written in the same way; each is evaluated by itself."] = ()
+    weights: Annotated[
+        tuple[PositiveFloat, ...],
+        "Shares in which images are drawn from the training sets, a number for each; none: from all alike.",
+    ] = ()
+    classes: Annotated[
+        dict[Name, tuple[Name, ...]] | tuple[Name, ...],
+        "Classes by name, in the order of the labels: [a, b], or merged {v: [car, van]}; none: the data's.",
+    ] = ()
+    other_classes: Annotated[
+        Literal["drop", "ignore"],
+        "Objects of classes that CLASSES leaves out: as if not there, or regions to ignore in evaluations.",
+    ] = "drop"
+    crowds: Annotated[
+        Literal["crowd", "object"], "What COCO's iscrowd 1 marks: regions to ignore, or objects like others."
+    ] = "crowd"
 
 
 @dataclass(frozen=True)
