@@ -163,6 +163,7 @@ def build_train_loader(
         filter_empty=loader.filter_empty_annotations,
         aspect_ratio_grouping=loader.aspect_ratio_grouping,
         repeat_threshold=loader.repeat_threshold if repeating else 0.0,
+        weights=cfg.datasets.weights,
         layout=Layout(canvases=training_canvases(cfg, device), channels_last=cfg.train.channels_last),
         decode_on=device if loader.decode_on_gpu else None,
         pin_memory=device.type == "cuda",

@@ -9,6 +9,7 @@ from torch import nn
 from lgd.config.schema import Config
 from lgd.ranks.process_group import on_first_of_node
 from lgd.weights.classes import Classes
+from lgd.weights.files import read_checkpoint_file
 from lgd.weights.load import load_weights
 from lgd.weights.report import LoadReport
 from lgd.weights.sources import fetch_weights
@@ -39,3 +40,13 @@ def fill_model(cfg: Config, model: nn.Module, source: str, classes: Classes | No
         classes=classes,
         ignore_classes=cfg.model.weights_ignore_classes,
     )
+
+
+def read_classes(cfg: Config) -> Classes | None:
+    """The classes that the file of MODEL.WEIGHTS names, on every rank; None where it names none.
+
+    Raises:
+        WeightsError: the weights cannot be had or read.
+    """
+    weights = read_checkpoint_file(on_first_of_node(partial(fetch_weights, cfg.model.weights)))
+    return Classes.of_file(weights.metadata) if weights.kind == "lgd" else None

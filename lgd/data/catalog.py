@@ -9,6 +9,7 @@ from pathlib import Path
 from lgd.data.coco import load_coco
 from lgd.data.concatenation import concatenate
 from lgd.data.crowdhuman import load_crowdhuman
+from lgd.data.derived import tidy
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
 from lgd.data.synthetic import DEFAULT_SIZES, write_synthetic
@@ -22,7 +23,7 @@ _KINDS = ("coco", "crowdhuman", "voc", "synthetic")
 
 
 def open_dataset(spec: str, root: Path) -> AnnotationIndex:
-    """Open one data set.
+    """Open one data set, without the categories that are no classes (`tidy`).
 
     Args:
         spec: "coco_2017_train" or "coco_2017_val" (below `root`); "coco:ROOT:SPLIT", which is
@@ -34,6 +35,10 @@ def open_dataset(spec: str, root: Path) -> AnnotationIndex:
     Raises:
         DataError: `spec` is none of these, or see `load_coco`, `load_crowdhuman` and `load_voc`.
     """
+    return tidy(_open(spec, root))
+
+
+def _open(spec: str, root: Path) -> AnnotationIndex:
     if spec in _KNOWN:
         json_path, image_dir = _KNOWN[spec]
         return load_coco(root / json_path, root / image_dir, name=spec)

@@ -60,6 +60,7 @@ def parse_coco(json_path: Path, content_hash: str) -> tuple[dict[str, Array], di
         "content_hash": content_hash,
         "class_names": class_names,
         "category_ids": category_ids,
+        "supercategories": _supercategories(document),
         "has_annotations": "annotations" in document,
         "remarks": [to_metadata(name_remarks + remarks)],
     }
@@ -97,6 +98,13 @@ def _parse_categories(document: dict[str, Any], path: Path) -> tuple[list[str], 
     changed = [new for old, new in zip(names, distinct, strict=True) if new != old]
     warning = f"categories that share a name are told apart by their ids: {name_some(changed)}"
     return distinct, ordered, [Remark("classes_of_one_name", len(changed), warning)] if changed else []
+
+
+def _supercategories(document: dict[str, Any]) -> list[str]:
+    """Of each category, ascending by id, the name of its supercategory; "" where it has none."""
+    records = sorted(document["categories"], key=lambda record: record["id"])
+    values = [record.get("supercategory") for record in records]
+    return [value if isinstance(value, str) else "" for value in values]
 
 
 def _class_name(value: Any, category_id: int, path: Path) -> str:

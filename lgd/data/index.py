@@ -213,7 +213,7 @@ class AnnotationIndex:
         return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
     def labels(self, i: int) -> Integers:
-        """Labels of image `i`: (G,) in [0, K)."""
+        """Labels of image `i`: (G,) in [0, K); K of crowds of every class."""
         return self._of_image("labels", i)
 
     def crowd(self, i: int) -> Flags:

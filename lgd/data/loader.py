@@ -26,6 +26,7 @@ from lgd.data.samplers import (
     aspect_groups,
     evaluation_batches,
     repeat_factors,
+    weigh_parts,
 )
 from lgd.data.samples import OnBadImage, Preparation, TestImages, TrainingImages
 from lgd.data.shipping import Buffers, Shipment
@@ -133,6 +134,7 @@ def train_loader(
     filter_empty: bool = True,
     aspect_ratio_grouping: bool = True,
     repeat_threshold: float = 0.0,
+    weights: Sequence[float] = (),
     layout: Layout = DEFAULT_LAYOUT,
     decode_on: torch.device | None = None,
     pin_memory: bool = False,
@@ -163,6 +165,7 @@ def train_loader(
         filter_empty: leave out images without any object that is not a crowd.
         aspect_ratio_grouping: batch images wider than high apart from the others.
         repeat_threshold: classes in a smaller share of the images come more often (`repeat_factors`).
+        weights: shares in which images are drawn from the sets that `index` is joined of; none: all alike.
         layout: of the images in memory.
         decode_on: a device, where `Batch.images` then are, for JPEGs to be decoded on; None: in the workers.
         pin_memory: put the batches into page-locked memory.
@@ -170,12 +173,13 @@ def train_loader(
         with_masks: whether the targets have outlines.
 
     Raises:
-        DataError: no image has an object, or an object has no mask and shall have one.
+        DataError: no image has an object, of a set that has a weight or of all; or an object has no mask and
+            shall have one.
         ValueError: sizes that cannot be.
     """
     images = _training_images(index, filter_empty, with_masks)
     groups = _groups(index, images, aspect_ratio_grouping)
-    repeats = _repeats(index, images, repeat_threshold) if repeat_threshold else None
+    repeats = _repeats(index, images, repeat_threshold, weights)
     global_size = batch_size * world_size * num_accumulation_steps
     sampler = TrainingSampler(images, groups, global_batch_size=global_size, seed=seed, repeats=repeats)
     dataset = TrainingImages(
@@ -253,12 +257,32 @@ def _groups(index: AnnotationIndex, images: Integers, by_aspect_ratio: bool) -> 
     return groups if by_aspect_ratio else np.zeros_like(groups)
 
 
-def _repeats(index: AnnotationIndex, images: Integers, threshold: float) -> Floats:
-    """How often each of `images` comes for once of the others."""
-    image_of = np.repeat(np.arange(len(index)), np.diff(index.columns["annotation_offsets"]))
-    used = np.isin(image_of, images) & index.columns["usable"] & ~index.columns["crowd"]
-    place = np.searchsorted(images, image_of[used])
-    return repeat_factors(place, index.columns["labels"][used], num_images=len(images), threshold=threshold)
+def _repeats(
+    index: AnnotationIndex, images: Integers, threshold: float, weights: Sequence[float]
+) -> Floats | None:
+    """How often each of `images` comes in an epoch; None where each comes once."""
+    repeats = np.ones(len(images))
+    if threshold:
+        image_of = np.repeat(np.arange(len(index)), np.diff(index.columns["annotation_offsets"]))
+        used = np.isin(image_of, images) & index.columns["usable"] & ~index.columns["crowd"]
+        place, labels = np.searchsorted(images, image_of[used]), index.columns["labels"][used]
+        repeats = repeat_factors(place, labels, num_images=len(images), threshold=threshold)
+    if weights:
+        repeats = weigh_parts(repeats, _parts(index, images, len(weights)), np.array(weights))
+    return repeats if threshold or weights else None
+
+
+def _parts(index: AnnotationIndex, images: Integers, num_weights: int) -> Integers:
+    """Which of the joined sets each of `images` is of, where each has a weight."""
+    bounds = index.columns["part_offsets"]
+    if num_weights != len(bounds) - 1:
+        raise ValueError(f"{index.name}: {len(bounds) - 1} data sets and {num_weights} weights")
+    parts = np.searchsorted(bounds, images, side="right") - 1
+    empty = np.flatnonzero(np.bincount(parts, minlength=num_weights) == 0).tolist()
+    if empty:
+        source = index.sources[empty[0]]
+        raise DataError(f"{source.json_path} has a weight, but no image with an object to train on")
+    return parts
 
 
 def _data_loader(

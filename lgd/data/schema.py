@@ -14,7 +14,7 @@ Kind = Literal["coco", "voc", "crowdhuman"]
 """Whose rules a data set is scored by."""
 
 _PER_IMAGE = ("image_ids", "heights", "widths", "counts")
-_PER_ANNOTATION = ("xywh", "labels", "annotation_ids", "areas", "crowd", "difficult", "usable")
+PER_ANNOTATION = ("xywh", "labels", "annotation_ids", "areas", "crowd", "difficult", "usable")
 _OFFSETS = {
     "part_offsets": "image_ids",
     "file_name_offsets": "file_names",
@@ -50,7 +50,7 @@ def check_columns(columns: Mapping[str, Array], metadata: Mapping[str, Any]) -> 
         if column.dtype != _TYPES[name] or column.ndim == 0 or column.shape[1:] != _ROWS.get(name, ()):
             raise ValueError(f"column {name} is of {column.dtype} {column.shape}")
     num_images, num_annotations = len(columns["image_ids"]), len(columns["labels"])
-    lengths = dict.fromkeys(_PER_IMAGE, num_images) | dict.fromkeys(_PER_ANNOTATION, num_annotations)
+    lengths = dict.fromkeys(_PER_IMAGE, num_images) | dict.fromkeys(PER_ANNOTATION, num_annotations)
     lengths |= dict.fromkeys(("file_name_offsets", "annotation_offsets"), num_images + 1)
     lengths |= dict.fromkeys(("polygon_offsets", "run_offsets"), num_annotations + 1)
     for name, length in lengths.items():
@@ -66,6 +66,7 @@ def check_columns(columns: Mapping[str, Array], metadata: Mapping[str, Any]) -> 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
     names, ids = metadata.get("class_names"), metadata.get("category_ids")
     remarks = metadata.get("remarks")
+    supercategories, left_out = metadata.get("supercategories"), metadata.get("left_out", {})
     if not (
         metadata.get("kind") in get_args(Kind)
         and isinstance(metadata.get("content_hash"), str)
@@ -75,7 +76,18 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
         and len(names) == len(ids)
         and all(isinstance(name, str) for name in names)
         and all(type(category_id) is int for category_id in ids)
+        and (supercategories is None or _are_texts(supercategories, len(names)))
+        and isinstance(left_out, dict)
+        and all(type(category_id) is int for category_id in left_out.values())
         and isinstance(remarks, list)
         and all(map(are_remarks, remarks))
     ):
         raise ValueError("its header does not say what it has to")
+
+
+def _are_texts(content: Any, number: int) -> bool:
+    return (
+        isinstance(content, list)
+        and len(content) == number
+        and all(isinstance(each, str) for each in content)
+    )

@@ -68,7 +68,9 @@ def _match(found: Found, index: AnnotationIndex, i: int, ignored: Flags) -> tupl
     num_detections = len(found.boxes)
     if len(ignored) == 0:
         return np.ones(num_detections, dtype=np.bool_), np.zeros(num_detections, dtype=np.bool_)
-    iou = np.where(found.labels[:, None] == index.labels(i), box_iou(found.boxes, index.boxes(i)), 0)
+    labels = index.labels(i)
+    is_of_class = (found.labels[:, None] == labels) | (labels == len(index.class_names))
+    iou = np.where(is_of_class, box_iou(found.boxes, index.boxes(i)), 0)
     best = iou.argmax(axis=1)
     overlaps = iou[np.arange(num_detections), best] > _OVERLAP
     on_object = np.flatnonzero(overlaps & ~ignored[best])

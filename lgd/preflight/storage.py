@@ -81,7 +81,7 @@ class Storage:
 def read_datasets(cfg: Config) -> tuple[dict[str, Dataset], int]:
     """Open the data sets of DATASETS.TRAIN and DATASETS.TEST; also the number of their classes, 0 unknown."""
     found: dict[str, Dataset] = {}
-    num_classes = 0
+    num_classes = len(cfg.datasets.classes)
     for name in dict.fromkeys((*cfg.datasets.train, *cfg.datasets.test)):
         try:
             index = open_dataset(name, Path(cfg.datasets.root))

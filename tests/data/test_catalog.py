@@ -105,15 +105,6 @@ def test_one_set_is_not_joined(tmp_path):
     assert open_datasets([spec], tmp_path).name == spec
 
 
-def test_sets_of_other_classes_cannot_be_joined(tmp_path):
-    specs = [make(tmp_path / "a", 1, 1), make(tmp_path / "b", 5, 5)]
-    write_coco(
-        tmp_path / "b", [image_record(5)], [], categories=[{"id": 1, "name": "dog"}, {"id": 3, "name": "bat"}]
-    )
-    with pytest.raises(DataError, match=r"first at label 1: cat \(3\) and bat \(3\)"):
-        open_datasets(specs, tmp_path)
-
-
 def test_no_set_at_all(tmp_path):
     with pytest.raises(DataError, match="no data set is given"):
         open_datasets([], tmp_path)
