@@ -149,8 +149,7 @@ def _refuse_untrained(index: AnnotationIndex, names: Sequence[str]) -> None:
         raise DataError(
             f"{index.name} has objects of {_say_classes(others)}, which no training set lists. Choose by "
             f"DATASETS.CLASSES: '{_write(names)}' evaluates what is trained (the others are dropped, or "
-            f"ignored: DATASETS.OTHER_CLASSES), '{_write([*names, *others])}' all; names for the same thing "
-            "are merged as '{NAME: [ONE, OTHER]}'"
+            "ignored: DATASETS.OTHER_CLASSES); names for the same thing are merged as '{NAME: [ONE, OTHER]}'"
         )
 
 

@@ -173,8 +173,7 @@ def train_loader(
         with_masks: whether the targets have outlines.
 
     Raises:
-        DataError: no image has an object, of a set that has a weight or of all; or an object has no mask and
-            shall have one.
+        DataError: no image (of a set with a weight) has an object, or one has no mask and shall have one.
         ValueError: sizes that cannot be.
     """
     images = _training_images(index, filter_empty, with_masks)
@@ -192,10 +191,9 @@ def train_loader(
         on_bad_image=on_bad_image,
     )
     batches = MicroBatchSampler(sampler, world_size, rank, num_accumulation_steps, start)
-    # Unfit images have been replaced where they may be: an error that is left is one to stop at.
     loader = _data_loader(dataset, batches, partial(collate, layout=layout), num_workers, pin_memory)
     decode = partial(EncodedBatch.decode, device=decode_on, on_bad_image=on_bad_image) if decode_on else None
-    return BatchLoader(loader, None, "fail", decode)
+    return BatchLoader(loader, None, "fail", decode)  # unfit images that may be replaced have been
 
 
 def test_loader(

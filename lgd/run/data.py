@@ -162,7 +162,8 @@ def trace_data(data: RunData, checkpoint: Checkpoint | None, *, accept: bool) ->
     if _class_names(before) != _class_names(records):
         raise CheckpointError(
             f"{checkpoint.path} was trained on other classes: {'; '.join(changes)}. A run keeps its classes: "
-            f"choose another OUTPUT_DIR, and start there from MODEL.WEIGHTS {checkpoint.path}"
+            f"choose another OUTPUT_DIR, and start there from MODEL.WEIGHTS {checkpoint.path}; or choose the "
+            "same classes by name (DATASETS.CLASSES)"
         )
     if not changes:
         return Origin(records, earlier)
