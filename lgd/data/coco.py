@@ -10,21 +10,23 @@ from lgd.data.coco_json import parse_coco
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
 from lgd.data.limits import is_file, is_folder
-from lgd.data.presence import check_images_present
+from lgd.data.pictures import with_pictures
 
 logger = logging.getLogger(__name__)
 
 
-def load_coco(json_path: Path, image_dir: Path, *, name: str) -> AnnotationIndex:
+def load_coco(json_path: Path, image_dir: Path, *, name: str, root: Path | None = None) -> AnnotationIndex:
     """Open a COCO-style data set.
 
     The first call on a content parses the JSON and caches flat columns in a folder beside it (or in the
-    user's cache folder); later calls map these. What was dropped is logged on every call.
+    user's cache folder); later calls map these. What was dropped is logged on every call. Pictures that
+    do not lie where the file says, and sizes that it does not say, are looked for (`lgd.data.pictures`).
 
     Args:
         json_path: the annotation file; "annotations" may be absent in a test set.
         image_dir: the folder that the file names are relative to.
         name: what messages call the set.
+        root: the folder of the whole set, which file names may be relative to.
 
     Raises:
         DataError: the file, the folder or images are absent, or the file is not what COCO's format says.
@@ -35,7 +37,7 @@ def load_coco(json_path: Path, image_dir: Path, *, name: str) -> AnnotationIndex
         raise DataError(f"{name}: there is no image folder {image_dir}")
     cache_path = cached_columns(json_path, lambda content_hash: parse_coco(json_path, content_hash))
     index = AnnotationIndex(cache_path, name=name, json_path=json_path, image_dir=image_dir)
-    check_images_present(index)
+    index = with_pictures(index, root, lambda *found: parse_coco(json_path, *found))
     for warning in index.warnings:
         logger.warning("%s", warning)
     return index

@@ -20,6 +20,7 @@ from lgd.data.index import AnnotationIndex
 from lgd.data.limits import (
     MAX_ANNOTATION_BYTES,
     MAX_COORDINATE,
+    as_flag,
     is_file,
     is_folder,
     name_some,
@@ -143,11 +144,15 @@ def _parse_image(
         width=size[1],
         boxes=boxes,
         labels=[0] * len(boxes),
-        crowd=[_is_ignored(each) for each in objects],
+        crowd=[_is_ignored(each, place) for each in objects],
         difficult=[False] * len(boxes),
     )
 
 
-def _is_ignored(each: Mapping[str, Any]) -> bool:
+def _is_ignored(each: Mapping[str, Any], place: str) -> bool:
     extra = each.get("extra")
-    return each.get("tag") != "person" or (isinstance(extra, dict) and bool(extra.get("ignore", 0)))
+    value = extra.get("ignore", 0) if isinstance(extra, dict) else 0
+    ignored = as_flag(value or 0)
+    if ignored is None:
+        raise DataError(f'{place}: "ignore" of a box is {shown(value)}, neither 0 nor 1')
+    return ignored or each.get("tag") != "person"

@@ -136,6 +136,16 @@ def read_size(path: Path) -> tuple[int, int]:
     return (width, height) if sideways else (height, width)
 
 
+def is_turned(path: Path) -> bool:
+    """Whether the EXIF orientation turns the picture by a quarter, so that height and width change places.
+
+    Raises:
+        ImageError: the file is absent or not an image.
+    """
+    with _naming(path), Image.open(path) as image:
+        return _orientation(image) >= 5
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Turn whatever is raised in the block into an `ImageError` that names the file."""

@@ -3,7 +3,8 @@
 Legend: I images, sorted by id; A annotations, sorted by image and within it in the file's order; P polygons.
 
 Columns of the file: image_ids, heights, widths, counts (I,), file_name_offsets (I + 1,) into file_names
-(bytes, UTF-8), annotation_offsets (I + 1,) into the following: xywh (A, 4), labels, annotation_ids, areas,
+(bytes, UTF-8), image_id_text_offsets (I + 1,) into image_id_texts (bytes, UTF-8; those that are text in the
+annotation file), annotation_offsets (I + 1,) into the following: xywh (A, 4), labels, annotation_ids, areas,
 crowd, difficult, usable (A,), polygon_offsets (A + 1,) into point_offsets (P + 1,) into points (x and y in
 turn), run_offsets (A + 1,) into runs; part_offsets, where the images of each joined set begin and the last
 end.
@@ -91,7 +92,10 @@ _PARTS = {
     **dict.fromkeys(("crowd", "difficult"), "crowds"),
     **dict.fromkeys(("polygon_offsets", "point_offsets", "points", "run_offsets", "runs"), "masks"),
 }
-"""What columns say; the others, of boxes. Nothing hangs on the ids of annotations."""
+"""What columns say; the others, of boxes."""
+
+_WITHOUT_EFFECT = {"annotation_ids", "image_id_texts", "image_id_text_offsets"}
+"""Columns that nothing in a run hangs on."""
 
 
 class AnnotationIndex:
@@ -193,6 +197,14 @@ class AnnotationIndex:
         content, offsets = self.columns["file_names"].tobytes(), self.columns["file_name_offsets"].tolist()
         return [content[start:end].decode() for start, end in itertools.pairwise(offsets)]
 
+    def id_texts(self) -> tuple[dict[int, str], dict[int, str]]:
+        """Return the ids of images and categories that are text in the annotation file, by their numbers."""
+        bounds = self.columns["image_id_text_offsets"]
+        named = np.flatnonzero(np.diff(bounds))
+        content = self.columns["image_id_texts"].tobytes()
+        images = {int(self.image_ids[i]): content[bounds[i] : bounds[i + 1]].decode() for i in named.tolist()}
+        return images, {int(k): text for k, text in self.metadata.get("category_id_texts", {}).items()}
+
     def source(self, i: int) -> Source:
         """Return where image `i` comes from."""
         return self.sources[np.searchsorted(self.columns["part_offsets"], i, side="right") - 1]
@@ -241,7 +253,7 @@ class AnnotationIndex:
     def hash_parts(self) -> dict[str, str]:
         """SHA-256, hexadecimal, of each part of what the columns say, wherever and however it is kept."""
         parts: dict[str, list[str]] = {}
-        for name in sorted(self.columns.keys() - {"annotation_ids"}):
+        for name in sorted(self.columns.keys() - _WITHOUT_EFFECT):
             parts.setdefault(_PARTS.get(name, "boxes"), []).append(name)
         return {part: self._hash_columns(names) for part, names in parts.items()}
 

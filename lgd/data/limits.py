@@ -154,6 +154,13 @@ def is_name(value: Any) -> bool:
     )
 
 
+def as_flag(value: Any) -> bool | None:
+    """What 0, 1, true or false says, also as text; None where a value is none of them."""
+    if isinstance(value, str):
+        return {"0": False, "1": True, "false": False, "true": True}.get(value.strip().lower())
+    return bool(value) if type(value) in (int, float, bool) and value in (0, 1) else None
+
+
 def leads_outside(file_name: str) -> bool:
     r"""Whether a path may leave the folder that it is relative to: `..`, `/...`, `\...` or `C:...`."""
     parts = file_name.replace("\\", "/").split("/")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lgd.data.errors import ImageError
-from lgd.data.images import Jpeg, read_image, read_jpeg_or_image
+from lgd.data.images import Jpeg, is_turned, read_image, read_jpeg_or_image
 from lgd.data.index import AnnotationIndex, Integers
 from lgd.data.outlines import ImageOutlines, read_outlines, select_outlines
 from lgd.data.transforms import Crop, ImageFormat, Resize, View, Window, resized_size
@@ -133,10 +133,16 @@ class Preparation:
     def _check_size(self, i: int, size: tuple[int, int]) -> None:
         record = self.index.image(i)
         if size != (record.height, record.width):
-            source = self.index.source(i)
+            path, source = self.index.path(i), self.index.source(i)
+            why = "so its boxes cannot be right"
+            if size == (record.width, record.height) and is_turned(path):
+                why = (
+                    "which it is before its EXIF orientation turns it: the annotations were made on the "
+                    "picture as it is stored; turn them as well, or remove the orientation from the file"
+                )
             raise ImageError(
-                f"image {self.index.path(i)} (id {record.id}) is {size[1]} x {size[0]} pixels, but "
-                f"{source.json_path} says {record.width} x {record.height}, so its boxes cannot be right"
+                f"image {path} (id {record.id}) is {size[1]} x {size[0]} pixels, but {source.json_path} says "
+                f"{record.width} x {record.height}, {why}"
             )
 
 

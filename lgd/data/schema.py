@@ -18,6 +18,7 @@ PER_ANNOTATION = ("xywh", "labels", "annotation_ids", "areas", "crowd", "difficu
 _OFFSETS = {
     "part_offsets": "image_ids",
     "file_name_offsets": "file_names",
+    "image_id_text_offsets": "image_id_texts",
     "annotation_offsets": "labels",
     "polygon_offsets": "point_offsets",
     "point_offsets": "points",
@@ -29,7 +30,7 @@ _TYPES = {
     **dict.fromkeys((*_PER_IMAGE, *_OFFSETS, "labels", "annotation_ids"), np.int64),
     **dict.fromkeys(("xywh", "areas", "points"), np.float64),
     **dict.fromkeys(("crowd", "difficult", "usable"), np.bool_),
-    "file_names": np.uint8,
+    **dict.fromkeys(("file_names", "image_id_texts"), np.uint8),
     "runs": np.uint32,
 }
 
@@ -51,7 +52,9 @@ def check_columns(columns: Mapping[str, Array], metadata: Mapping[str, Any]) -> 
             raise ValueError(f"column {name} is of {column.dtype} {column.shape}")
     num_images, num_annotations = len(columns["image_ids"]), len(columns["labels"])
     lengths = dict.fromkeys(_PER_IMAGE, num_images) | dict.fromkeys(PER_ANNOTATION, num_annotations)
-    lengths |= dict.fromkeys(("file_name_offsets", "annotation_offsets"), num_images + 1)
+    lengths |= dict.fromkeys(
+        ("file_name_offsets", "image_id_text_offsets", "annotation_offsets"), num_images + 1
+    )
     lengths |= dict.fromkeys(("polygon_offsets", "run_offsets"), num_annotations + 1)
     for name, length in lengths.items():
         if len(columns[name]) != length:
@@ -79,6 +82,7 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
         and (supercategories is None or _are_texts(supercategories, len(names)))
         and isinstance(left_out, dict)
         and all(type(category_id) is int for category_id in left_out.values())
+        and _are_id_texts(metadata.get("category_id_texts", {}))
         and isinstance(remarks, list)
         and all(map(are_remarks, remarks))
     ):
@@ -90,4 +94,10 @@ def _are_texts(content: Any, number: int) -> bool:
         isinstance(content, list)
         and len(content) == number
         and all(isinstance(each, str) for each in content)
+    )
+
+
+def _are_id_texts(content: Any) -> bool:
+    return isinstance(content, dict) and all(
+        number.removeprefix("-").isdecimal() and isinstance(text, str) for number, text in content.items()
     )

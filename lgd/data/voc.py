@@ -22,7 +22,7 @@ from lgd.data.index import AnnotationIndex
 from lgd.data.limits import MAX_XML_BYTES, is_file, is_folder, is_name, is_printable, plain, read_text, shown
 from lgd.data.presence import check_images_present, names_in
 from lgd.data.remarks import Remark, to_metadata
-from lgd.data.voc_xml import VocFile, read_voc_xml
+from lgd.data.voc_xml import VocFile, corners_from_zero, read_voc_xml
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,9 @@ def _parts(places: _Places, ids: Sequence[str]) -> list[Path]:
 
 
 def _parse(places: _Places, ids: Sequence[str], content_hash: str) -> Columns:
-    files = [read_voc_xml(places.annotations / f"{image_id}.xml") for image_id in ids]
+    files, corner_remarks = corners_from_zero(
+        [read_voc_xml(places.annotations / f"{image_id}.xml") for image_id in ids]
+    )
     class_names, class_remarks = _choose_classes(places, files)
     images = [
         _parse_image(file, file_name, class_names, places.classes)
@@ -170,7 +172,7 @@ def _parse(places: _Places, ids: Sequence[str], content_hash: str) -> Columns:
         "class_names": class_names,
         "category_ids": list(range(1, len(class_names) + 1)),
         "has_annotations": True,
-        "remarks": [to_metadata(class_remarks + remarks)],
+        "remarks": [to_metadata(class_remarks + corner_remarks + remarks)],
     }
     return columns, metadata
 

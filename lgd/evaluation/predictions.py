@@ -131,12 +131,21 @@ class Predictions:
                 result["segmentation"] = mask | {"counts": mask["counts"].decode()}
         return results
 
-    def to_json(self) -> Iterator[str]:
-        """Yield the text of `to_results` as JSON in pieces, so that never all of them are objects at once."""
+    def to_json(self, image_texts: Mapping[int, str], category_texts: Mapping[int, str]) -> Iterator[str]:
+        """Yield the text of `to_results` as JSON in pieces, so that never all of them are objects at once.
+
+        Args:
+            image_texts: by their numbers, the ids of images that are text in the annotation file.
+            category_texts: likewise of categories.
+        """
         yield "["
         for start in range(0, len(self), _ROWS_AT_ONCE):
+            results = self.to_results(start, start + _ROWS_AT_ONCE)
+            for key, texts in (("image_id", image_texts), ("category_id", category_texts)):
+                for result in results if texts else ():
+                    result[key] = texts.get(result[key], result[key])
             yield ", " if start else ""
-            yield json.dumps(self.to_results(start, start + _ROWS_AT_ONCE))[1:-1]
+            yield json.dumps(results)[1:-1]
         yield "]"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lgd.data.index import AnnotationIndex
 from lgd.evaluation.predictions import Predictions
 from lgd.files import replacing, write_text_atomically
 
@@ -20,10 +21,16 @@ _OTHER_COLUMNS = ("AP50-07", "mMR", "JI")
 _MAX_CLASSES_SHOWN = 30
 
 
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write detections as one JSON list in COCO's results format; the old file stays if that fails."""
+def write_predictions(path: Path, predictions: Predictions, index: AnnotationIndex | None = None) -> None:
+    """Write detections as one JSON list in COCO's results format; the old file stays if that fails.
+
+    Args:
+        path: the file.
+        predictions: what was found on the images of `index`.
+        index: the test set, whose ids are written as they stand in its annotation file; None: as numbers.
+    """
     with replacing(path) as file:
-        for text in predictions.to_json():
+        for text in predictions.to_json(*(index.id_texts() if index else ({}, {}))):
             file.write(text.encode())
 
 

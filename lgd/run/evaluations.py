@@ -72,7 +72,7 @@ class Evaluator:
             results[name] = score_job(job)
             for model, predictions in job.found.items():
                 path = job.paths[model]
-                self.refused.attempt(path, partial(write_predictions, path, predictions))
+                self.refused.attempt(path, partial(write_predictions, path, predictions, job.index))
             self._report(step, name, results[name], metrics)
         return self._write(results)
 

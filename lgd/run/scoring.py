@@ -82,7 +82,7 @@ def score_and_write(job: ScoringJob) -> Scored:
     scores, refused = score_job(job), {}
     for model, predictions in job.found.items():
         try:
-            write_predictions(job.paths[model], predictions)
+            write_predictions(job.paths[model], predictions, job.index)
         except OSError as error:
             refused[job.paths[model]] = error.strerror or type(error).__name__
     return Scored(scores, refused)
