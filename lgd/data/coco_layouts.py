@@ -194,12 +194,11 @@ def find_image_dir(split: CocoSplit) -> Path:
 def _candidates(split: CocoSplit) -> tuple[list[Path], list[Path]]:
     """The folders that are there and may have the pictures, the likeliest first; and those that hardly do."""
     root, beside = split.root, split.json_path.parent
-    names = (*alike(split.name), split.json_path.stem)
+    above = beside.parent if beside.name == "annotations" else beside
+    bases = dict.fromkeys((above, root / split.name, root))
+    names = (*alike(split.name), _name_of(split.json_path), split.json_path.stem)
     near = [] if beside.name == "annotations" else [beside]
-    near += [folder / name for name in names for folder in (root, root / "images")]
-    bases = dict.fromkeys(
-        (beside.parent if beside.name == "annotations" else beside, root / split.name, root)
-    )
+    near += [folder / name for base in bases for name in names for folder in (base, base / "images")]
     near += [base / name for base in bases for name in ("images", "data", "JPEGImages")]
     likely = [folder for folder in dict.fromkeys(near) if folder.is_dir()]
     rest = [*bases, *(root / name for name in folders_in(root)[:_MAX_FILES])]

@@ -94,6 +94,8 @@ def _without_lists(root: Path) -> Iterator[VocSplit]:
         return
     for name in folders_in(root)[:_MAX_FOLDERS]:
         inner = root / name
+        if (inner / "ImageSets").is_dir():
+            continue  # a set of its own, as VOC2007 in VOCdevkit
         below = next((inner / each for each in _ANNOTATIONS if _has_xml(inner / each)), None)
         if below is not None:
             yield _all_of(root, name, below, _images(inner, below, ""))
@@ -188,7 +190,7 @@ def _own_id(path: Path, annotations: Path) -> str:
 
 def _checked(image_id: str, path: Path) -> str:
     if leads_outside(image_id) or not is_printable(image_id):
-        raise DataError(f"{path} has {plain(image_id)}, which is no name below the folder of XML files")
+        raise DataError(f"{path} lists {plain(image_id)}, which is no name below the folder of XML files")
     return image_id
 
 
