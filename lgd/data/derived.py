@@ -196,10 +196,7 @@ def _derive(
     path = derived_columns(index.json_path, what, content_hash, build_all)
     for remark in remarks:
         logger.warning("%s: %s", index.json_path, remark.text)
-    first, *more = index.sources
-    return AnnotationIndex(
-        path, name=index.name, json_path=first.json_path, image_dir=first.image_dir, more=more
-    )
+    return index.on_columns(path)
 
 
 def _image_of(columns: Mapping[str, Array]) -> Integers:

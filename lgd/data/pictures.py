@@ -70,7 +70,7 @@ def with_pictures(
         return parse(content_hash, Pictures(names, sizes, _say(index, found, sizeless)))
 
     path = derived_columns(index.json_path, "pictures", content_hash, build)
-    return AnnotationIndex(path, name=index.name, json_path=index.json_path, image_dir=index.image_dir)
+    return index.on_columns(path)
 
 
 def _file_size(path: Path) -> int:
