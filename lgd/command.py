@@ -20,7 +20,7 @@ from typing import NoReturn
 from lgd import exits
 from lgd.config.load import load_config
 from lgd.data.errors import ImageError, LoadingError
-from lgd.ending import describe, end
+from lgd.ending import describe, end, last_line
 from lgd.engine.progress import NonFiniteError
 from lgd.files import write_text_atomically
 from lgd.launch import launch_workers, started_by_launcher
@@ -149,7 +149,7 @@ class Reporter:
             message: to say.
             follows: whether another rank ended first.
         """
-        message = " ".join(message.split())
+        message = last_line(message)
         rank = self._launch.rank
         line = f"error: {message}" if rank == 0 else f"error on rank {rank}: {message}"
         write_to_log_file(line)

@@ -7,6 +7,9 @@ import errno
 import logging
 import os
 import re
+import select
+import stat
+import time
 import uuid
 from collections import deque
 from collections.abc import Iterator
@@ -18,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says of a disk, or a quota, without room."""
+
+_TO_LOOK = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+"""Opens even a pipe to which nobody writes."""
 
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 """What `temporary_name` gives."""
@@ -45,6 +51,51 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read, but nothing that would keep its reader waiting or reading for ever.
+
+    Raises:
+        OSError: it cannot be opened, or is no file: a folder, a pipe, a device.
+    """
+    return os.fdopen(_open_file(path), "rb")
+
+
+def read_small(path: Path, most: int, *, patience: float = 0.0) -> bytes:
+    """Read a whole file that anybody may have written.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+        patience: seconds in which a pipe or a device has to say all; 0 takes files alone.
+
+    Raises:
+        OSError: it cannot be read, is larger, or takes longer.
+    """
+    handle = os.open(path, _TO_LOOK) if patience else _open_file(path)
+    content, deadline = b"", time.monotonic() + patience
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    try:
+        while len(content) <= most:
+            if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
+                raise OSError(errno.ETIMEDOUT, f"not written to its end in {patience:g} s", str(path))
+            chunk = os.read(handle, most + 1 - len(content))
+            if not chunk:
+                return content
+            content += chunk
+    finally:
+        os.close(handle)
+    raise OSError(errno.EFBIG, f"larger than the {most} bytes that one like it may have", str(path))
+
+
+def _open_file(path: Path) -> int:
+    handle = os.open(path, _TO_LOOK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "a folder, pipe or device, where a file is needed", str(path))
+    return handle
 
 
 def write_text_atomically(path: Path, text: str) -> None:

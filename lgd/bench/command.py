@@ -30,6 +30,7 @@ from lgd.data.coco import load_coco
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
 from lgd.data.synthetic import write_synthetic
+from lgd.ending import last_line
 from lgd.preflight.report import align
 from lgd.ranks import process_group
 from lgd.run.data import open_training_data
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg, _ = scale_to_world_size(cfg, 1)
         figures = _measure(cfg, arguments)
     except USER_ERRORS as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {last_line(str(error))}\n")
         return exits.USER_ERROR
     except KeyboardInterrupt:
         return exits.CTRL_C

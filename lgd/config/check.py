@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from lgd.config.keys import flatten, known_keys
 from lgd.config.read import COMMAND_LINE, Setting
 from lgd.config.schema import SIDE_SOLVERS, Config
 from lgd.config.values import UNUSED, ConfigError
+
+_MOST_DIGITS = 300
+"""Of a learning rate, so that it is still a number."""
 
 
 def check_config(cfg: Config) -> None:
@@ -20,6 +24,7 @@ def check_config(cfg: Config) -> None:
     for name, value in flatten(cfg).items():
         keys[name].coerce(value, name)
     for complaint in (
+        *_folder_complaints(cfg),
         *_model_complaints(cfg),
         *_solver_complaints(cfg),
         *_input_complaints(cfg),
@@ -39,6 +44,11 @@ def find_doubtful(cfg: Config, settings: Mapping[str, Setting]) -> list[str]:
         A line for each doubt, none where there is nothing to say.
     """
     return [*_without_effect(settings), *_needless(cfg), *_shadowed(cfg, settings), *_beyond_the_end(cfg)]
+
+
+def _folder_complaints(cfg: Config) -> Iterator[str]:
+    if not cfg.output_dir:
+        yield "OUTPUT_DIR is empty; name the folder to write to (. for the one that you are in)"
 
 
 def _model_complaints(cfg: Config) -> Iterator[str]:
@@ -65,10 +75,14 @@ def _model_complaints(cfg: Config) -> Iterator[str]:
 
 def _solver_complaints(cfg: Config) -> Iterator[str]:
     values = flatten(cfg)
-    for name in (f"{solver}.STEPS" for solver in ("SOLVER", *SIDE_SOLVERS)):
-        steps = values[name] or ()
+    for solver in ("SOLVER", *SIDE_SOLVERS):
+        own = values[f"{solver}.STEPS"]
+        steps = cfg.solver.steps if own is None else own
         if steps != tuple(sorted(steps)):
-            yield f"{name} {steps} must rise"
+            yield f"{solver}.STEPS {steps} must rise"
+        gamma = values[f"{solver}.GAMMA"] or cfg.solver.gamma
+        if len(steps) * math.log10(gamma) > _MOST_DIGITS:
+            yield f"{solver}.GAMMA {gamma} at each of {len(steps)} STEPS is more than a number can be"
     batch, parts = cfg.solver.ims_per_batch, cfg.train.accumulate_steps
     if batch % parts:
         yield f"SOLVER.IMS_PER_BATCH {batch} must be a multiple of TRAIN.ACCUMULATE_STEPS {parts}"

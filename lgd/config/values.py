@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 import math
+import reprlib
+import unicodedata
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
+
+from lgd.ending import BREAKING
 
 UNUSED = "Accepted for the reference's files; has no effect."
 """What a key says of itself that the reference declares and reads nowhere."""
@@ -130,12 +134,30 @@ def read_as_written(node: yaml.Node) -> Any:
     if isinstance(node, yaml.MappingNode):
         pairs = [(key.value, read_as_written(value)) for key, value in node.value]
         names = [name for name, _ in pairs]
-        return (
-            dict(pairs)
-            if all(isinstance(name, str) and names.count(name) == 1 for name in names)
-            else _refuse()
-        )
+        are_names = all(isinstance(name, str) for name in names)
+        return dict(pairs) if are_names and len(set(names)) == len(names) else _refuse()
     return node.value
+
+
+def brief(value: object) -> str:
+    """A value as a message quotes it: however large it is, and whatever it holds."""
+    text = _BRIEF.repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+class _Brief(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict, self.maxset = 4, 12, 12, 12, 12
+        self.maxstring = self.maxlong = self.maxother = _LONGEST
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python writes no integer of more than 4,300 digits.
+        return repr(x) if x.bit_length() < 4 * _LONGEST else f"an integer of {x.bit_length()} bits"
+
+
+_LONGEST = 200
+_BRIEF = _Brief()
 
 
 def _refuse() -> Any:
@@ -211,7 +233,7 @@ def _parse_unquoted_list(text: str) -> object:
         return text
     try:
         return yaml.safe_load(f"[{text[1:-1]}]")
-    except yaml.YAMLError:
+    except Exception:  # the text is anybody's: PyYAML fails on some in any way it likes
         return text
 
 
@@ -220,14 +242,17 @@ def _coerce_scalar(value: object, declared: type) -> Any:
     if declared is NoneType:
         return None if value is None or (text is not None and text.lower() in _NONES) else _refuse()
     if declared is str:
-        return _unquote(text) if text is not None else _refuse()
+        return _coerce_text(text) if text is not None else _refuse()
     if declared is bool:
         result = _BOOLS.get(text.lower()) if text is not None else value
         return result if isinstance(result, bool) else _refuse()
     return _coerce_number(text if text is not None else value, declared)
 
 
-def _unquote(text: str) -> str:
+def _coerce_text(text: str) -> str:
+    """Take off the quotes; no name of a file, a set or a device has characters that break a line."""
+    if any(unicodedata.category(character) in BREAKING for character in text):
+        raise ValueError
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     return text[1:-1] if quoted else text
 

@@ -18,6 +18,7 @@ from lgd.config.load import config_hash, load_config
 from lgd.config.read import read_overrides
 from lgd.config.schema import Config
 from lgd.config.values import ConfigError
+from lgd.ending import last_line
 from lgd.engine.checkpoint import FORMAT, save_file
 from lgd.run.log import start_logging
 from lgd.run.run import USER_ERRORS
@@ -156,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             overrides=arguments.opts,
         )
     except USER_ERRORS as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {last_line(str(error))}\n")
         return 2
     return 0
 
