@@ -44,6 +44,7 @@ PositiveInt = Annotated[int, Interval(1)]
 NonNegativeInt = Annotated[int, Interval(0)]
 PositiveFloat = Annotated[float, Interval(0, above_low=True)]
 NonNegativeFloat = Annotated[float, Interval(0)]
+FiniteFloat = Annotated[float, Interval(-1e38, 1e38)]
 UnitFloat = Annotated[float, Interval(0, 1)]
 
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}

@@ -59,6 +59,7 @@ from lgd.run.output import (
     set_earlier_run_aside,
     shorten,
 )
+from lgd.run.ranges import settle_range
 from lgd.run.refused import Refused
 from lgd.run.resume import Starts, StartsError, adapt_to_ranks, choose_seed, load_to_evaluate
 from lgd.run.sharing import require_shared
@@ -211,6 +212,7 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
     origin = None if eval_only else trace_data(data, checkpoint, accept=cfg.train.accept_changed_data)
     cfg, share, changes = adapt_to_ranks(cfg, checkpoint, world_size)
     cfg = replace(cfg, seed=choose_seed(cfg.seed, checkpoint))
+    cfg, measured = settle_range(cfg, data, checkpoint)
     model = _make_model(cfg, context, data, checkpoint)
     fitting = []
     if data.train is not None:
@@ -227,7 +229,7 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
             context.history.begin(checkpoint.step if checkpoint else 0, world_size, origin.news)
         context.starts.note_opened()
         changes = [*changes, *origin.news]
-    for line in [*changes, *_describe(cfg, model, data.sets, device), *fitting]:
+    for line in [*changes, *_describe(cfg, model, data.sets, device), *measured, *fitting]:
         logger.info("%s", line)
     evaluator = _make_evaluator(cfg, model, data.tests, context)
     if data.train is None or origin is None:
