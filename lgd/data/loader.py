@@ -193,8 +193,7 @@ def train_loader(
     batches = MicroBatchSampler(sampler, world_size, rank, num_accumulation_steps, start)
     # Unfit images have been replaced where they may be: an error that is left is one to stop at.
     loader = _data_loader(dataset, batches, partial(collate, layout=layout), num_workers, pin_memory)
-    decode = partial(EncodedBatch.decode, device=decode_on, on_bad_image=on_bad_image) if decode_on else None
-    return BatchLoader(loader, None, "fail", decode)
+    return BatchLoader(loader, None, "fail", _decoder(decode_on, on_bad_image))
 
 
 def test_loader(
@@ -237,6 +236,11 @@ def test_loader(
 
 
 test_loader.__test__ = False  # type: ignore[attr-defined]
+
+
+def _decoder(device: torch.device | None, on_bad_image: OnBadImage) -> Callable[[EncodedBatch], Batch] | None:
+    """What decodes on the device; None where all is decoded already."""
+    return partial(EncodedBatch.decode, device=device, on_bad_image=on_bad_image) if device else None
 
 
 def _training_images(index: AnnotationIndex, filter_empty: bool, with_masks: bool) -> Integers:
