@@ -95,18 +95,18 @@ def evaluate(path, results, iou_type, backend, cap):
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_both_caps_are_pycocotools_own(tmp_path, backend, iou_type):
-    path = write_crowd(tmp_path, [250, 30, 120])
+    path = write_crowd(tmp_path, [160, 30])
     results = find(path)
     metrics = evaluate(path, results, iou_type, backend, 300)
     assert metrics["AP"] == pytest.approx(100 * reference_stats(path, results, iou_type)[0], abs=1e-9)
     expected = reference_stats_at(path, results, iou_type, 300)
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-9)
-    assert metrics["AP@300"] > metrics["AP"] + 5
+    assert metrics["AP@300"] > metrics["AP"] + 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_headline_is_that_of_100(tmp_path, backend):
-    path = write_crowd(tmp_path, [150])
+    path = write_crowd(tmp_path, [110])
     results = find(path)
     alone, beside = (evaluate(path, results, "bbox", backend, cap) for cap in (100, 1000))
     assert {name: beside[name] for name in alone} == alone
@@ -128,7 +128,7 @@ def test_all_found_is_all_there_is(tmp_path, backend):
 
 
 def test_tables_show_both(tmp_path):
-    path = write_crowd(tmp_path, [150])
+    path = write_crowd(tmp_path, [110])
     metrics = evaluate(path, find(path), "bbox", "hotcoco", 500)
     assert "AP@500" in headline(metrics)
     head = results_table({"cells": {"student": {"bbox": metrics}}}).partition("\n")[0].split()

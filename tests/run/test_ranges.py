@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from lgd import train
+from lgd.build import build_test_loader
 from lgd.config.keys import flatten
 from lgd.config.load import load_config
 from lgd.config.values import ConfigError
@@ -16,19 +18,20 @@ from lgd.engine.checkpoint import Checkpoint
 from lgd.run.data import RunData
 from lgd.run.ranges import settle_range
 from tests.data.sets import annotation, image_record, open_coco, write_coco
-from tests.training import REPOSITORY
+from tests.training import REPOSITORY, small_settings
 
 CFG = load_config(str(REPOSITORY / "configs/demo.yaml"), ["MODEL.WEIGHTS", ""])
 
 
-def data_of(root, lows=(), dtype=np.uint16, name="{:03d}.png"):
-    """A set of a picture for each of `lows`, whose values are from that to 1000 above."""
+def data_of(root, lows=(), *, span=1000, dtype=np.uint16, name="{:03d}.png", split="train"):
+    """A set of a picture for each of `lows`, whose values are from that to `span` above."""
     records = [image_record(k) | {"file_name": name.format(k)} for k in range(1, len(lows) + 1)]
-    path = write_coco(root, records, [annotation(k, k) for k in range(1, len(lows) + 1)], with_files=False)
+    labels = [annotation(k, k) for k in range(1, len(lows) + 1)]
+    path = write_coco(root, records, labels, split=split, with_files=False)
     for record, low in zip(records, lows, strict=True):
-        values = np.linspace(low, low + 1000, 64 * 48).reshape(48, 64).astype(dtype)
-        Image.fromarray(values).save(root / "train" / record["file_name"])
-    index = open_coco(path)
+        values = np.linspace(low, low + span, 64 * 48).reshape(48, 64).astype(dtype)
+        Image.fromarray(values).save(root / split / record["file_name"])
+    index = open_coco(path, split)
     return RunData({"a set": index}, ["a set"], index, {})
 
 
@@ -121,3 +124,20 @@ def test_a_range_rises(text):
 def test_a_range_is_two_numbers(text):
     with pytest.raises(ConfigError, match=r"INPUT\.RANGE expects 'auto' or a list \(2 of them"):
         load_config(str(REPOSITORY / "configs/demo.yaml"), ["INPUT.RANGE", text])
+
+
+def test_a_training_keeps_the_grey_levels_and_hands_the_range_on(tmp_path):
+    """12 bits of a camera in files of 16: trained on, evaluated and saved with the same range."""
+    for split in ("train", "val"):
+        data = data_of(tmp_path, [0, 0], span=4095, split=split)
+    recipe = ["--config-file", str(REPOSITORY / "configs/demo.yaml")]
+    changes = {"NUM_CLASSES": 0, "SOLVER__MAX_ITER": 2, "SOLVER__IMS_PER_BATCH": 2}
+    assert train.main([*recipe, *small_settings(tmp_path, tmp_path / "run", **changes)]) == 0
+    weights = tmp_path / "run/model_final.pth"
+    assert torch.load(weights, weights_only=True)["config"]["INPUT.RANGE"] == (0.0, 4095.0)
+    cfg = load_config(str(tmp_path / "run/config.yaml"))
+    batch = next(iter(build_test_loader(cfg, data.train, pin_memory=False)))
+    assert len(batch.images.unique()) >= 200
+    changes |= {"MODEL__WEIGHTS": weights}
+    assert train.main([*recipe, "--eval-only", *small_settings(tmp_path, tmp_path / "eval", **changes)]) == 0
+    assert "INPUT.RANGE [0, 4095], as" in (tmp_path / "eval/log.txt").read_text()
