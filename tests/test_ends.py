@@ -93,14 +93,14 @@ def test_a_killed_data_worker(small_data, tmp_path, number):
 def fail_in_the_worker(error):
     import lgd.data.samples as samples
 
-    trainer, read = os.getpid(), samples.read_image
+    trainer, read = os.getpid(), samples.read_picture
 
-    def read_image(path):
+    def read_picture(path, *more):
         if os.getpid() != trainer and int(path.stem.strip("0") or 0) % 5 == 3:
             raise error
-        return read(path)
+        return read(path, *more)
 
-    samples.read_image = read_image
+    samples.read_picture = read_picture
 
 
 class UnsendableError(Exception):
@@ -130,7 +130,7 @@ def test_an_error_in_a_data_worker(small_data, tmp_path, error, says):
     )
     assert run.wait() == exits.FAULT
     assert_one_line(run.log, "a data worker (pid ", says)
-    assert "read_image" in (tmp_path / "run/log.txt").read_text()
+    assert "read_picture" in (tmp_path / "run/log.txt").read_text()
 
 
 def fail_unsendably():

@@ -97,6 +97,8 @@ def _input_complaints(cfg: Config) -> Iterator[str]:
             f"INPUT.MIN_SIZE_TRAIN {sizes} must be the shortest and the longest length, since "
             "INPUT.MIN_SIZE_TRAIN_SAMPLING is range"
         )
+    if cfg.input.range != "auto" and not cfg.input.range[0] < cfg.input.range[1]:
+        yield f"INPUT.RANGE {cfg.input.range} must be (lowest, highest), the values that become 0 and 255"
     crop = cfg.input.crop
     if crop.type.startswith("relative") and max(crop.size) > 1:
         yield f"INPUT.CROP.SIZE {crop.size} must be at most 1, since INPUT.CROP.TYPE is {crop.type}"

@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 
 from lgd.config.model_schema import ModelConfig
 from lgd.config.values import (
+    FiniteFloat,
     Interval,
     Name,
     NonNegativeFloat,
@@ -72,6 +73,13 @@ class InputConfig:
     mask_format: Annotated[Literal["polygon", "bitmask"], "How instance masks travel to the model."] = (
         "polygon"
     )
+    range: Annotated[
+        Literal["auto"] | tuple[FiniteFloat, FiniteFloat],
+        "Values of 16-bit (32-bit) pictures that become 0 and 255; auto: measured, or the weights' own.",
+    ] = "auto"
+    scaled_decoding: Annotated[
+        bool, "Decode JPEGs smaller, by 2, 4 or 8, where they are shown at less than that."
+    ] = True
     crop: CropConfig = CropConfig()
 
 
@@ -186,6 +194,9 @@ class TestConfig:
     detections_per_image: Annotated[PositiveInt, "Detections kept of an image."] = 100
     ims_per_batch: Annotated[PositiveInt, "Images of equal canvas evaluated together, on each rank."] = 8
     vis_images: Annotated[NonNegativeInt, "Validation images drawn to TensorBoard."] = 8
+    best_metric: Annotated[
+        str, "Metric of the student on the first test set that chooses model_best.pth: AP, AP50, segm/AP, ..."
+    ] = "AP"
 
 
 @dataclass(frozen=True)

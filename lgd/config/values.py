@@ -53,6 +53,7 @@ PositiveInt = Annotated[int, Interval(1)]
 NonNegativeInt = Annotated[int, Interval(0)]
 PositiveFloat = Annotated[float, Interval(0, above_low=True)]
 NonNegativeFloat = Annotated[float, Interval(0)]
+FiniteFloat = Annotated[float, Interval(-1e38, 1e38)]
 UnitFloat = Annotated[float, Interval(0, 1)]
 Name = Annotated[str, AsWritten()]
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lgd.data.collate import DEFAULT_LAYOUT, EncodedBatch, Layout, collate
 from lgd.data.errors import DataError, ImageError
+from lgd.data.images import DEFAULT_DECODING, Decoding
 from lgd.data.index import AnnotationIndex, Floats, Integers
 from lgd.data.outlines import require_masks
 from lgd.data.samplers import (
@@ -136,6 +137,7 @@ def train_loader(
     repeat_threshold: float = 0.0,
     weights: Sequence[float] = (),
     layout: Layout = DEFAULT_LAYOUT,
+    decoding: Decoding = DEFAULT_DECODING,
     decode_on: torch.device | None = None,
     pin_memory: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -167,6 +169,7 @@ def train_loader(
         repeat_threshold: classes in a smaller share of the images come more often (`repeat_factors`).
         weights: shares in which images are drawn from the sets that `index` is joined of; none: all alike.
         layout: of the images in memory.
+        decoding: how files become pixels.
         decode_on: a device, where `Batch.images` then are, for JPEGs to be decoded on; None: in the workers.
         pin_memory: put the batches into page-locked memory.
         dtype: of the boxes and outlines.
@@ -182,7 +185,7 @@ def train_loader(
     global_size = batch_size * world_size * num_accumulation_steps
     sampler = TrainingSampler(images, groups, global_batch_size=global_size, seed=seed, repeats=repeats)
     dataset = TrainingImages(
-        Preparation(index, image_format, max_size, dtype, with_masks, decodes=decode_on is None),
+        Preparation(index, image_format, max_size, dtype, with_masks, decode_on is None, decoding),
         candidates=images,
         resize=Resize(tuple(min_sizes), max_size, min_size_sampling),
         crop=crop,
@@ -192,8 +195,7 @@ def train_loader(
     )
     batches = MicroBatchSampler(sampler, world_size, rank, num_accumulation_steps, start)
     loader = _data_loader(dataset, batches, partial(collate, layout=layout), num_workers, pin_memory)
-    decode = partial(EncodedBatch.decode, device=decode_on, on_bad_image=on_bad_image) if decode_on else None
-    return BatchLoader(loader, None, "fail", decode)  # unfit images that may be replaced have been
+    return BatchLoader(loader, None, "fail", _decoder(decode_on, on_bad_image))  # unfit ones were replaced
 
 
 def test_loader(
@@ -208,6 +210,7 @@ def test_loader(
     num_workers: int,
     on_bad_image: OnBadImage = "fail",
     layout: Layout = DEFAULT_LAYOUT,
+    decoding: Decoding = DEFAULT_DECODING,
     pin_memory: bool = False,
     dtype: torch.dtype = torch.float32,
     with_masks: bool = False,
@@ -227,13 +230,19 @@ def test_loader(
     divisor = layout.size_divisibility
     canvases = -(-np.array(sizes, dtype=np.int64).reshape(-1, 2) // divisor) * divisor
     batches = evaluation_batches(canvases, batch_size=batch_size, num_ranks=world_size, rank=rank)
-    dataset = TestImages(Preparation(index, image_format, max_size, dtype, with_masks), min_size=min_size)
+    prepare = Preparation(index, image_format, max_size, dtype, with_masks, decoding=decoding)
+    dataset = TestImages(prepare, min_size=min_size)
     pad = partial(collate, layout=layout, on_bad_image=on_bad_image)
     loader = _data_loader(dataset, batches, pad, num_workers, pin_memory)
     return BatchLoader(loader, len(batches), on_bad_image)
 
 
 test_loader.__test__ = False  # type: ignore[attr-defined]
+
+
+def _decoder(device: torch.device | None, on_bad_image: OnBadImage) -> Callable[[EncodedBatch], Batch] | None:
+    """What decodes on the device; None where all is decoded already."""
+    return partial(EncodedBatch.decode, device=device, on_bad_image=on_bad_image) if device else None
 
 
 def _training_images(index: AnnotationIndex, filter_empty: bool, with_masks: bool) -> Integers:

@@ -17,6 +17,8 @@ from lgd.evaluation.coco import Metrics
 from lgd.evaluation.overlaps import Found, box_coverage, box_iou, clipped_boxes, found_by_image
 from lgd.evaluation.predictions import Predictions
 
+CROWDHUMAN_METRICS = ("AP50", "mMR", "JI")
+
 _OVERLAP = 0.5
 _FALSE_POSITIVES_PER_IMAGE = np.array([0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0])
 """Nine points evenly spaced in the logarithm, rounded as in the toolkit."""
@@ -59,7 +61,7 @@ def evaluate_crowdhuman(index: AnnotationIndex, predictions: Predictions) -> Met
         hits.append(hit[counted])
         ratios.append(_jaccard_index(found, objects, regions))
     if num_objects == 0:
-        return {"AP50": None, "mMR": None, "JI": None}
+        return dict.fromkeys(CROWDHUMAN_METRICS)
     order = np.argsort(-np.concatenate(scores), kind="stable")
     hit = np.concatenate(hits)[order]
     return {

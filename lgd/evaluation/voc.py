@@ -58,6 +58,11 @@ def evaluate_voc(index: AnnotationIndex, predictions: Predictions) -> Metrics:
     } | {_key(name): 100 * areas[k] if k in areas else None for k, name in enumerate(index.class_names)}
 
 
+def name_voc_metrics(index: AnnotationIndex) -> list[str]:
+    """The names of what `evaluate_voc` measures."""
+    return ["AP50", "AP50-07", *map(_key, index.class_names)]
+
+
 def _key(class_name: str) -> str:
     """What AP50 of a class is called; of one called "07" not like the mean over all."""
     return "AP50-class 07" if class_name == "07" else f"AP50-{class_name}"

@@ -57,7 +57,7 @@ class OutputFolder:
 
     @property
     def best_model(self) -> Path:
-        """Weights of the best student AP."""
+        """Weights that were best on the first test set, by TEST.BEST_METRIC."""
         return self.root / "model_best.pth"
 
     @property

@@ -246,7 +246,8 @@ def restore(cfg: Config, state: TrainState, checkpoint: Checkpoint, classes: dic
         checkpoint.step,
         cfg.solver.max_iter,
         cfg.seed,
-        f", best AP {state.best['AP']:.2f} at step {state.best['step']}" if state.best else "",
+        "".join(f", best {name} {state.best[name]:.2f}" for name in state.best if name != "step")
+        + (f" at step {state.best['step']}" if state.best else ""),
     )
     for line in changes:
         logger.warning("setting changed since the checkpoint: %s", line)

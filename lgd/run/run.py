@@ -35,6 +35,7 @@ from lgd.data.index import AnnotationIndex
 from lgd.data.workers import WorkersWatch
 from lgd.engine.checkpoint import Checkpoint, CheckpointError, find_newest, say_resumable, sealed_steps
 from lgd.engine.progress import NonFiniteError
+from lgd.evaluation.reach import say_out_of_reach
 from lgd.evaluation.results import Results, results_table
 from lgd.files import FULL, write_text_atomically
 from lgd.inference.test_sets import TestSet, detect_on_test_sets
@@ -48,7 +49,7 @@ from lgd.ranks.process_group import LaunchInfo
 from lgd.ranks.watch import Watch
 from lgd.run.context import RunContext
 from lgd.run.data import RunData, open_data, open_training_data, trace_data
-from lgd.run.evaluations import Evaluator
+from lgd.run.evaluations import Evaluator, Measures, require_metric
 from lgd.run.lock import FolderError, hold_folder
 from lgd.run.log import LOG_FILE, find_broken_terminal, log_to_file, write_to_log_file
 from lgd.run.output import (
@@ -59,6 +60,7 @@ from lgd.run.output import (
     set_earlier_run_aside,
     shorten,
 )
+from lgd.run.ranges import settle_range
 from lgd.run.refused import Refused
 from lgd.run.resume import Starts, StartsError, adapt_to_ranks, choose_seed, load_to_evaluate
 from lgd.run.sharing import require_shared
@@ -209,9 +211,12 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
     )
     cfg = _settle_classes(cfg, data.sets)
     require_scorable(cfg, data.tests.values())
+    if data.train is not None and data.tests:
+        _require_best_metric(cfg, next(iter(data.tests.values())))
     origin = None if eval_only else trace_data(data, checkpoint, accept=cfg.train.accept_changed_data)
     cfg, share, changes = adapt_to_ranks(cfg, checkpoint, world_size)
     cfg = replace(cfg, seed=choose_seed(cfg.seed, checkpoint))
+    cfg, measured = settle_range(cfg, data, checkpoint)
     model = _make_model(cfg, context, data, checkpoint)
     fitting = []
     if data.train is not None:
@@ -228,12 +233,21 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
             context.history.begin(checkpoint.step if checkpoint else 0, world_size, origin.news)
         context.starts.note_opened()
         changes = [*changes, *origin.news]
-    for line in [*changes, *_describe(cfg, model, data.sets, device), *fitting]:
+    for line in [*changes, *_describe(cfg, model, data.sets, device), *measured, *fitting]:
         logger.info("%s", line)
+    for index in data.tests.values():
+        for line in say_out_of_reach(index, cfg.test.detections_per_image):
+            logger.warning("%s", line)
     evaluator = _make_evaluator(cfg, model, data.tests, context)
     if data.train is None or origin is None:
         return evaluator.evaluate(0, None)
     return train_and_evaluate(Training(cfg, share, model, data.train, origin, checkpoint), evaluator, context)
+
+
+def _require_best_metric(cfg: Config, index: AnnotationIndex) -> None:
+    require_metric(
+        cfg.test.best_metric, index, with_masks=cfg.model.mask_on, cap=cfg.test.detections_per_image
+    )
 
 
 def _make_evaluator(
@@ -254,7 +268,8 @@ def _make_evaluator(
         num_examples=cfg.test.vis_images,
         shall_abandon=partial(_shall_abandon, context),
     )
-    return Evaluator(detect, context, backend=cfg.train.eval_backend, image_format=cfg.input.format)
+    measures = Measures(cfg.train.eval_backend, cfg.test.detections_per_image, cfg.test.best_metric)
+    return Evaluator(detect, context, measures=measures, image_format=cfg.input.format)
 
 
 def _shall_abandon(context: RunContext) -> bool:

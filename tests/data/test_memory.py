@@ -11,6 +11,7 @@ import torch
 
 from lgd.data.cache import cached_columns
 from lgd.data.coco_json import parse_coco
+from lgd.data.images import Picture
 from lgd.data.index import AnnotationIndex
 from lgd.data.loader import train_loader
 from tests.data.large import write_large_coco
@@ -41,7 +42,8 @@ def open_index(json_path: Path) -> AnnotationIndex:
 @pytest.fixture
 def no_files(monkeypatch) -> None:
     """Pictures are made up, and so small that the batches on their way do not disturb the measurement."""
-    monkeypatch.setattr("lgd.data.samples.read_image", lambda path: torch.zeros(3, 8, 8, dtype=torch.uint8))
+    picture = Picture(torch.zeros(3, 8, 8, dtype=torch.uint8), 8, 8)
+    monkeypatch.setattr("lgd.data.samples.read_picture", lambda *arguments: picture)
     monkeypatch.setattr("lgd.data.samples.Preparation._check_size", lambda self, i, size: None)
 
 
