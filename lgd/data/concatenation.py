@@ -41,6 +41,7 @@ def concatenate(indices: Sequence[AnnotationIndex]) -> AnnotationIndex:
         name=" + ".join(index.name for index in indices),
         json_path=first.json_path,
         image_dir=first.image_dir,
+        layout=sources[0].layout,
         more=sources[1:],
     )
 

@@ -40,12 +40,15 @@ class Source:
     """Where a data set lies, or one of several that are joined.
 
     Attributes:
-        json_path: the annotation file; of a VOC set, the list of its images.
+        json_path: the annotation file; of a VOC set, the list of its images, or where there is none the
+            folder of its XML files.
         image_dir: the folder of the images.
+        layout: how the files lie, in words: "Roboflow (train/_annotations.coco.json beside the pictures)".
     """
 
     json_path: Path
     image_dir: Path
+    layout: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,12 @@ _PARTS = {
 class AnnotationIndex:
     """A data set's images and annotations, read from a mapped file.
 
-    Made by `load_coco`, `load_voc` and `load_crowdhuman`.
+    Made by `load_coco`, `load_voc`, `load_yolo` and `load_crowdhuman`.
     Pickling sends the file's path, not the columns, so that processes started afresh map it too.
 
     Attributes:
         name: what the user calls the set.
+        layout: how its files lie, in words; of joined sets, each way once.
         kind: whose format the annotations come in, and whose rules score detections on them.
         sources: where the set lies; of joined sets, each of them.
         json_path: the annotation file of the first.
@@ -120,7 +124,14 @@ class AnnotationIndex:
     """
 
     def __init__(
-        self, cache_path: Path, *, name: str, json_path: Path, image_dir: Path, more: Sequence[Source] = ()
+        self,
+        cache_path: Path,
+        *,
+        name: str,
+        json_path: Path,
+        image_dir: Path,
+        layout: str = "",
+        more: Sequence[Source] = (),
     ) -> None:
         """Map the columns at `cache_path`; raises ValueError or OSError where that is no whole cache.
 
@@ -129,16 +140,18 @@ class AnnotationIndex:
             name: what messages call the set.
             json_path: the annotation file.
             image_dir: the folder of the images.
+            layout: how the files lie, in words.
             more: of joined sets, where those after the first lie.
         """
         columns, metadata = open_columns(cache_path, verify=False)
         check_columns(columns, metadata)
         self.name = name
-        self.sources = (Source(json_path, image_dir), *more)
+        self.sources = (Source(json_path, image_dir, layout), *more)
         if not len(self.sources) == len(metadata["remarks"]) == len(columns["part_offsets"]) - 1:
             raise ValueError(f"{cache_path} is of {len(columns['part_offsets']) - 1} data sets")
         self.json_path = json_path
         self.image_dir = image_dir
+        self.layout = "; ".join(dict.fromkeys(source.layout for source in self.sources if source.layout))
         self.kind: Kind = metadata["kind"]
         self.content_hash: str = metadata["content_hash"]
         self.class_names: tuple[str, ...] = tuple(metadata["class_names"])
@@ -270,5 +283,10 @@ class AnnotationIndex:
 def _reopen(cache_path: Path, name: str, sources: Sequence[Source]) -> AnnotationIndex:
     first, *more = sources
     return AnnotationIndex(
-        cache_path, name=name, json_path=first.json_path, image_dir=first.image_dir, more=more
+        cache_path,
+        name=name,
+        json_path=first.json_path,
+        image_dir=first.image_dir,
+        layout=first.layout,
+        more=more,
     )
