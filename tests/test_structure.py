@@ -8,7 +8,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PLAN = (
     "exits", "ending", "structures", "files", "config", "ranks", "ops", "layers", "backbones", "detectors",
-    "distill", "data", "evaluation", "weights", "engine", "inference", "build", "memory", "run", "launch",
+    "distill", "data", "evaluation", "weights", "engine", "inference", "inspect", "build", "memory", "run", "launch",
     "command", "train", "preflight", "weights.convert", "bench", "cli",
 )  # fmt: skip
 """Each imports only from itself and from those before it. `weights.convert` is a command beside its topic."""

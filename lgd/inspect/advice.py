@@ -107,7 +107,7 @@ def choose_sides(contents: Contents, size: Size) -> Sides:
     spread = (3, 2, 1, 0) if size == "base" else (2, 1, 0)
     elongation = float(np.quantile(_long_sides(contents) / contents.short_sides, 0.9))
     why = (
-        f"a tenth of the boxes is narrower than {small_box * test:.0f} pixels then; "
+        f"a tenth of the boxes is smaller than {small_box * test:.0f} x {small_box * test:.0f} pixels then; "
         f"the pictures' own short side is {picture:.0f}"
     )
     return Sides(
@@ -168,7 +168,9 @@ def choose_detections(contents: Contents) -> Advice:
     key = "TEST.DETECTIONS_PER_IMAGE"
     if most <= 100:
         return Advice(key, 100, f"the fullest image has {most} objects")
-    return Advice(key, -(-3 * most // 200) * 100, f"the fullest image has {most} objects, and half as many more")
+    return Advice(
+        key, -(-3 * most // 200) * 100, f"the fullest image has {most} objects, and half as many more"
+    )
 
 
 def advise(contents: Contents, size: Size = "base") -> list[Advice]:
