@@ -8,8 +8,8 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PLAN = (
     "exits", "ending", "structures", "files", "config", "ranks", "ops", "layers", "backbones", "detectors",
-    "distill", "data", "evaluation", "weights", "engine", "inference", "inspect", "build", "memory", "run", "launch",
-    "command", "train", "preflight", "weights.convert", "bench", "cli",
+    "distill", "data", "evaluation", "weights", "engine", "inference", "inspect", "build", "memory", "run",
+    "launch", "command", "train", "preflight", "weights.convert", "bench", "cli",
 )  # fmt: skip
 """Each imports only from itself and from those before it. `weights.convert` is a command beside its topic."""
 LOOSE = {"__init__", "train", "launch", "cli", "command", "structures", "files", "exits", "ending"}

@@ -246,6 +246,7 @@ def text_color(color: Color) -> Color:
 
 @cache
 def load_font(size: int) -> Font:
+    """Return a font of so many pixels, with letters beyond ASCII where the machine has one."""
     for name in _FONT_FILES:
         try:
             return ImageFont.truetype(name, size)

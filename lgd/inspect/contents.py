@@ -80,7 +80,8 @@ class Contents:
     @property
     def box_sizes(self) -> Floats:
         """(N,) square roots of the boxes' areas, pixels."""
-        return np.sqrt(self.sides.prod(axis=1))
+        sizes: Floats = np.sqrt(self.sides.prod(axis=1))
+        return sizes
 
     @property
     def short_sides(self) -> Integers:

@@ -104,7 +104,8 @@ def _equal_files(paths: Sequence[Path], sizes: Integers) -> Integers:
 def _repeated(groups: Integers) -> Integers:
     """Where the numbers stand that are there more than once."""
     _, places, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    return np.flatnonzero(counts[places] > 1)
+    repeated: Integers = np.flatnonzero(counts[places] > 1)
+    return repeated
 
 
 def _digest(path: Path, *, whole: bool) -> bytes:

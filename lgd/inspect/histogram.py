@@ -38,8 +38,8 @@ def octaves(values: Floats | Integers) -> list[tuple[int, int, int]]:
     """Count numbers between powers of two.
 
     Returns:
-        From the first interval that holds any to the last: lower end, upper end (not included), count. What is
-        below 1 is counted in the first.
+        From the first interval that holds any to the last: lower end, upper end (not included), count. What
+        is below 1 counts as 1.
     """
     if len(values) == 0:
         return []

@@ -26,8 +26,8 @@ def splits_of(folder: Path) -> list[Split]:
     splits = find_splits(folder)
     if not splits:
         raise DataError(
-            f"{folder}: no annotations of a known format are there or a folder below; write where they are, as "
-            "coco:FILE.json:IMAGES, yolo:FILE.yaml:SPLIT or voc:ROOT:SPLIT"
+            f"{folder}: no annotations of a known format are there or a folder below; write where they are, "
+            "as coco:FILE.json:IMAGES, yolo:FILE.yaml:SPLIT or voc:ROOT:SPLIT"
         )
     return splits
 

@@ -31,7 +31,7 @@ _MOST_CHIPS = 40
 def write_sheet(
     path: Path, indices: Sequence[AnnotationIndex], contents: Sequence[Contents], number: int
 ) -> list[str]:
-    """Draw `number` pictures of all sets together to `path`, each set's share of them spread over its classes.
+    """Draw `number` pictures of all sets together to `path`, spread over the sets and their classes.
 
     Args:
         path: a JPEG or PNG to write.
@@ -104,12 +104,13 @@ def _draw(index: AnnotationIndex, i: int, cell: int) -> Image.Image:
         torch.from_numpy(labels),
         [f"{name}, crowd" if is_crowd else name for name, is_crowd in zip(names, crowd, strict=True)],
         outlines=pad_outlines([outlines], len(labels), torch.float64) if len(outlines.edges) else None,
-        title=f"{_short(Path(index.file_name(i)).name)}   {image.shape[2]} x {image.shape[1]}   {len(labels)}",
+        title=f"{_short(index.file_name(i))}   {image.shape[2]} x {image.shape[1]}   {len(labels)}",
         long_side=cell,
     )
 
 
-def _short(name: str) -> str:
+def _short(file_name: str) -> str:
+    name = Path(file_name).name
     return name if len(name) <= 30 else f"{name[:14]}...{name[-13:]}"
 
 
