@@ -138,7 +138,8 @@ def _look_alike(thumbnails: Thumbnails, files: Integers | None) -> Integers:
         pairs.append(np.stack([order[:-1][same], order[1:][same]]))
     first, second = np.concatenate(pairs, axis=1)
     graph = coo_matrix((np.ones(len(first), dtype=bool), (first, second)), shape=(len(flat), len(flat)))
-    return connected_components(graph, directed=False)[1].astype(np.int64)
+    numbers: Integers = connected_components(graph, directed=False)[1].astype(np.int64)
+    return numbers
 
 
 def describe_duplicates(found: Duplicates) -> list[tuple[int, str]]:
