@@ -26,7 +26,7 @@ MIN_SIDE = 1e-5
 
 @dataclass(frozen=True)
 class ParsedImage:
-    """One image of a format whose annotations are boxes without masks.
+    """One image of a format whose annotations are boxes, perhaps with polygons for masks.
 
     Attributes:
         file_name: path below the image folder.
@@ -36,6 +36,8 @@ class ParsedImage:
         labels: G labels.
         crowd: G flags: regions that are neither trained on nor counted.
         difficult: G flags: objects that are trained on but not counted.
+        polygons: G masks, each a list of polygons of x and y in turn, pixels, empty where there is no mask;
+            or nothing at all where no object has one.
     """
 
     file_name: str
@@ -45,6 +47,7 @@ class ParsedImage:
     labels: Sequence[int]
     crowd: Sequence[bool]
     difficult: Sequence[bool]
+    polygons: Sequence[Sequence[Sequence[float]]] = ()
 
 
 def columns_of_images(
@@ -80,7 +83,8 @@ def columns_of_images(
     sides = boxes[keep, 2:] - boxes[keep, :2]
     xywh = np.concatenate([boxes[keep, :2], sides], axis=1)
     ids = np.flatnonzero(keep) + 1
-    records = [{"id": number} for number in ids]
+    polygons = _chain(image.polygons or [()] * len(image.boxes) for image in images)
+    records = [{"id": number, "segmentation": polygons[number - 1]} for number in ids.tolist()]
     masks, _ = segmentation_columns(records, heights[place[keep]], widths[place[keep]], path)
     annotations = annotation_columns(
         len(images),

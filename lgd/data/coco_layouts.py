@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import filecmp
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,10 @@ from pathlib import Path
 
 from lgd.data.errors import DataError
 from lgd.data.folder import open_regular
-from lgd.data.limits import leads_outside
-from lgd.data.splits import WHOLE, Split, usual_name
+from lgd.data.limits import leads_outside, plain
+from lgd.data.presence import names_in
+from lgd.data.splits import WHOLE, Split, alike, usual_name
+from lgd.data.walking import folders_in
 
 _WHOLE_NAMES = {"_annotations.coco.json", "labels.json", "result.json"}
 """What Roboflow, FiftyOne and Label Studio call the JSON of a split, or of a set that is not divided."""
@@ -55,13 +56,15 @@ class CocoSplit(Split):
     root: Path
 
 
-def find_coco(place: Path) -> list[CocoSplit]:
-    """Find the splits below a folder, or the one of a JSON.
+def find_coco(place: Path, wanted: str | None = None) -> list[CocoSplit]:
+    """Find the splits below a folder, or the one of a JSON; all, whichever is wanted.
 
     Raises:
         DataError: a folder or file cannot be read.
     """
     if place.is_file():
+        if place.suffix.lower() != ".json":
+            return []
         root = place.parent.parent if place.parent.name == "annotations" else place.parent
         return [_split(_name_of(place), place, root, f"coco:{place}")]
     files = _distinct(_find_files(place))
@@ -97,8 +100,8 @@ def _is_same(first: Path, second: Path) -> bool:
 
 def _find_files(root: Path) -> Iterator[tuple[str, Path]]:
     """The JSONs of a set with the names of their splits."""
-    folders, files = _list(root)
-    found = [*_of_annotations(root / "annotations"), *_of_folder(root, files)]
+    folders = folders_in(root)[:_MAX_FILES]
+    found = [*_of_annotations(root / "annotations"), *_of_folder(root, _jsons_in(root))]
     for folder in folders:
         found += [
             (folder, root / folder / name)
@@ -108,14 +111,14 @@ def _find_files(root: Path) -> Iterator[tuple[str, Path]]:
     yield from found
     for folder in () if found else folders:
         inner = root / folder
-        below = [*_of_annotations(inner / "annotations"), *_of_folder(inner, _list(inner)[1])]
+        below = [*_of_annotations(inner / "annotations"), *_of_folder(inner, _jsons_in(inner))]
         if len(below) == 1:
             yield folder, below[0][1]
 
 
 def _of_annotations(folder: Path) -> Iterator[tuple[str, Path]]:
     """The JSONs of a folder `annotations`: one a split, that of the objects."""
-    files = [name for name in _list(folder)[1] if not name.startswith(_OTHER_TASKS)]
+    files = [name for name in _jsons_in(folder) if not name.startswith(_OTHER_TASKS)]
     prefixes = {prefix: [name for name in files if name.startswith(prefix)] for prefix in _PREFIXES}
     seen = set()
     for prefix, names in prefixes.items():
@@ -145,18 +148,10 @@ def _name_of(json_path: Path) -> str:
     return (stem if prefix else usual_name(stem)) or stem or WHOLE
 
 
-def _list(folder: Path) -> tuple[list[str], list[str]]:
-    """The folders and the JSONs of a folder, by name; none where there is no such folder."""
-    try:
-        with os.scandir(folder) as entries:
-            shown = [entry for entry in entries if not entry.name.startswith(".")]
-            folders = [entry.name for entry in shown if entry.is_dir()]
-            files = [entry.name for entry in shown if entry.name.lower().endswith(".json")]
-    except (FileNotFoundError, NotADirectoryError):
-        return [], []
-    except OSError as error:
-        raise DataError(f"cannot list {folder}: {error.strerror}") from error
-    return sorted(folders), sorted(files)
+def _jsons_in(folder: Path) -> list[str]:
+    return sorted(
+        name for name in names_in(folder) if name.lower().endswith(".json") and not name.startswith(".")
+    )
 
 
 def _is_coco(path: Path, *, certain: bool) -> bool:
@@ -179,11 +174,13 @@ def find_image_dir(split: CocoSplit) -> Path:
         DataError: several folders have other pictures of the same names, or the JSON cannot be read.
     """
     names = _first_names(split.json_path)
-    folders = _candidates(split)
+    likely, others = _candidates(split)
+    folders = [*likely, *others]
     scores = [_score(folder, names) for folder in folders]
     best = max(scores, default=(0, 0))
     if best == (0, 0):
-        return folders[0] if folders else split.json_path.parent
+        _refuse_paths(split, names)
+        return likely[0] if likely else split.root / split.name
     first, *others = [folder for folder, score in zip(folders, scores, strict=True) if score == best]
     other = next((folder for folder in others if not _has_same(first, folder, names)), None)
     if other is not None:
@@ -194,22 +191,29 @@ def find_image_dir(split: CocoSplit) -> Path:
     return first
 
 
-def _candidates(split: CocoSplit) -> list[Path]:
-    """The folders that may have the pictures, the likeliest first."""
+def _candidates(split: CocoSplit) -> tuple[list[Path], list[Path]]:
+    """The folders that are there and may have the pictures, the likeliest first; and those that hardly do."""
     root, beside = split.root, split.json_path.parent
-    by_name = [root / split.name, root / "images" / split.name, root / split.json_path.stem]
-    bases = (root / split.name, beside, root) if beside != root else (root / split.name, root)
-    general = [base / name for base in bases for name in ("images", "data", "JPEGImages")]
-    near = [*by_name, *general]
-    if beside.name != "annotations":
-        near.insert(0, beside)  # Roboflow and others; a folder of pictures as well as one of nothing else
-    likely = [folder for folder in near if folder.is_dir()]
-    rest = [root, *(root / name for name in _list(root)[0][:_MAX_FILES])]
-    unique: list[Path] = []
-    for folder in [*likely, *rest]:
-        if folder not in unique:
-            unique.append(folder)
-    return unique
+    names = (*alike(split.name), split.json_path.stem)
+    near = [] if beside.name == "annotations" else [beside]
+    near += [folder / name for name in names for folder in (root, root / "images")]
+    bases = dict.fromkeys(
+        (beside.parent if beside.name == "annotations" else beside, root / split.name, root)
+    )
+    near += [base / name for base in bases for name in ("images", "data", "JPEGImages")]
+    likely = [folder for folder in dict.fromkeys(near) if folder.is_dir()]
+    rest = [*bases, *(root / name for name in folders_in(root)[:_MAX_FILES])]
+    return likely, [folder for folder in dict.fromkeys(rest) if folder.is_dir() and folder not in likely]
+
+
+def _refuse_paths(split: CocoSplit, names: Sequence[str]) -> None:
+    """Say what to write where the pictures are elsewhere on this machine."""
+    for name in names:
+        if Path(name).is_absolute() and _is_there(Path(name)):
+            raise DataError(
+                f"{split.spec}: the pictures of {split.json_path} are not below {split.root}; write "
+                f"coco:{split.json_path}:{plain(str(Path(name).parent))}"
+            )
 
 
 def _first_names(json_path: Path) -> list[str]:

@@ -36,6 +36,12 @@ MAX_XML_BYTES = 2**22
 MAX_NAME = 1000
 """Letters of the name of a class."""
 
+PICTURE_SUFFIXES = {
+    ".avif", ".bmp", ".dng", ".gif", ".heic", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm",
+    ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+}  # fmt: skip
+"""Endings of what is taken for a picture where none is named; one that cannot be read is an error then."""
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
 

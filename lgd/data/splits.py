@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from lgd.data.errors import DataError
-from lgd.data.limits import is_printable, name_some, plain
+from lgd.data.limits import name_some, plain
+from lgd.data.presence import names_in
 
 WHOLE = "all"
 """What a set that is not divided is called."""
@@ -39,6 +39,8 @@ class Split:
     spec: str
     layout: str
 
+
+_MAX_LISTED = 1000
 
 S = TypeVar("S", bound=Split)
 
@@ -82,7 +84,7 @@ def choose(found: Sequence[S], wanted: str | None) -> list[S]:
     return list(found) if is_whole and wanted in _TAKES_WHOLE else []
 
 
-def the_one(found: Sequence[S], wanted: str | None, place: Path, spec: str, kind: str) -> S:
+def the_one(found: Sequence[S], wanted: str | None, place: Path, spec: str) -> S:
     """Return the split that is meant.
 
     Args:
@@ -90,7 +92,6 @@ def the_one(found: Sequence[S], wanted: str | None, place: Path, spec: str, kind
         wanted: a split's name; None where none is given.
         place: the folder or file.
         spec: what the user typed.
-        kind: the format in words, for messages.
 
     Raises:
         DataError: none is meant, or several are; names what is there, and what to type.
@@ -102,24 +103,22 @@ def the_one(found: Sequence[S], wanted: str | None, place: Path, spec: str, kind
         lines = name_some(in_order(meant), lambda split: f"{split.spec} is {split.layout}", at_most=8)
         raise DataError(f"{spec} may mean one of {len(meant)}; write which: {lines}")
     if not found:
-        raise DataError(f"{spec}: {place} has no {kind}; {describe_folder(place)}")
+        raise DataError(f"{spec}: no annotations were found in {place}; {_describe(place)}")
     lines = name_some(in_order(found), lambda split: f"{split.spec} ({split.layout})", at_most=8)
     raise DataError(
         f"{spec}: {place} has no split {plain(str(wanted))}{_nearest(found, wanted)}; it has {lines}"
     )
 
 
-def describe_folder(place: Path) -> str:
+def _describe(place: Path) -> str:
     """Say in a few words what is there."""
     if not place.is_dir():
-        return "it is a file" if place.exists() else "there is no such file or folder"
-    with os.scandir(place) as entries:
-        names = sorted(
-            entry.name + "/" * entry.is_dir() for entry in entries if not entry.name.startswith(".")
-        )
-    names = [name if is_printable(name) else plain(name) for name in names]
-    folders_first = sorted(names, key=lambda name: not name.endswith("/"))
-    return f"it holds {name_some(folders_first, plain, at_most=8)}" if names else "it is empty"
+        return "it is a file of another format; a JSON or YAML can be named, or a folder"
+    names = [name + "/" * (place / name).is_dir() for name in sorted(names_in(place))[:_MAX_LISTED]]
+    shown = [name for name in names if not name.startswith(".")]
+    folders_first = sorted(shown, key=lambda name: not name.endswith("/"))
+    holds = f"it holds {name_some(folders_first, plain, at_most=8)}" if shown else "it is empty"
+    return f"{holds}. Write coco:FILE.json:IMAGES, or see docs/datasets.md"
 
 
 def _nearest(found: Sequence[Split], wanted: str | None) -> str:

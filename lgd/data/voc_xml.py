@@ -35,12 +35,14 @@ class VocFile:
 
     Attributes:
         path: the file.
+        file_name: of the picture, as the file has it; "" where it has none.
         height: pixels.
         width: pixels.
         objects: in the file's order.
     """
 
     path: Path
+    file_name: str
     height: int
     width: int
     objects: tuple[VocObject, ...]
@@ -75,7 +77,8 @@ def read_voc_xml(path: Path) -> VocFile:
     except (ValueError, LookupError, ElementTree.ParseError) as error:
         prefix = "not whole XML: " if isinstance(error, ElementTree.ParseError) else ""
         raise DataError(f"{path}: {prefix}{error}") from error
-    return VocFile(path, height, width, objects)
+    file_name = (tree.findtext("filename") or "").strip()
+    return VocFile(path, file_name, height, width, objects)
 
 
 def _side(tree: ElementTree.Element, side: str) -> int:
