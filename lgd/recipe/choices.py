@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from lgd.inspect.advice import Anchors, Sides, Size, choose_anchors, choose_detections, choose_sides
@@ -169,8 +170,10 @@ def _one_stage_head(detector: Detector, size: Size, anchors: Anchors) -> list[Ch
         choices.append(Choice("MODEL.ATSS.ANCHOR_SCALE", 8 * anchors.scale, anchors.why))
     if detector == "fcos" and anchors.scale != 1:
         bounds = [-1.0, *(side * anchors.scale for side in (64.0, 128.0, 256.0, 512.0)), math.inf]
-        ranges = [list(pair) for pair in zip(bounds, bounds[1:], strict=False)]
-        choices.append(Choice(f"{section}.OBJECT_SIZES_OF_INTEREST", ranges, "smaller than COCO's, as the boxes"))
+        ranges = [list(pair) for pair in pairwise(bounds)]
+        choices.append(
+            Choice(f"{section}.OBJECT_SIZES_OF_INTEREST", ranges, "smaller than COCO's, as the boxes")
+        )
     return choices
 
 

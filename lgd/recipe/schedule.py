@@ -93,7 +93,7 @@ def choose_schedule(
 def _choose_batch(
     images: int, size: Size, sides: Sides, machine: Machine, method: Method | None
 ) -> tuple[int, str]:
-    """A power of two a rank: as the device likes it, within its memory, not more than an eighth of the data."""
+    """A power of two a rank: what suits the device, fits its memory, and is an eighth of the data or less."""
     most = 16 if machine.device == "cuda" else 4 if machine.cores < 8 else 8
     if size == "base":
         most = max(1, 16 // machine.ranks) if machine.device == "cuda" else 2
