@@ -6,7 +6,8 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -29,6 +30,7 @@ class _Found:
 
     indices: list[AnnotationIndex] = field(default_factory=list)
     contents: list[Contents] = field(default_factory=list)
+    warnings: list[list[str]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
 
@@ -70,7 +72,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for what cannot be trained on."""
     arguments = parse_arguments(argv)
-    _send_warnings_to_stderr()
     try:
         found = _open(arguments.datasets, Path(arguments.root).expanduser())
         if found.indices:
@@ -84,12 +85,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exits.USER_ERROR if found.errors else exits.DONE
 
 
-def _send_warnings_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    library = logging.getLogger("lgd")
-    library.handlers[:] = [handler]
-    library.setLevel(logging.WARNING)
-    library.propagate = False
+class _Listener(logging.Handler):
+    """Keeps what the readers warn of, which the report says in its own place."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def _listening() -> Iterator[_Listener]:
+    library, listener = logging.getLogger("lgd"), _Listener()
+    handlers, propagates = library.handlers[:], library.propagate
+    library.handlers[:], library.propagate = [listener], False
+    try:
+        yield listener
+    finally:
+        library.handlers[:], library.propagate = handlers, propagates
 
 
 def _open(words: Sequence[str], root: Path) -> _Found:
@@ -106,13 +121,16 @@ def _open(words: Sequence[str], root: Path) -> _Found:
             if any(index.name == line for index in found.indices):
                 continue
             try:
-                index = open_dataset(line, root)
+                with _listening() as listener:
+                    index = open_dataset(line, root)
             except DataError as error:
                 found.errors.append(str(error))
                 continue
             contents = read_contents(index)
             found.indices.append(index)
             found.contents.append(contents)
+            more = [line for line in listener.lines if line not in index.warnings]
+            found.warnings.append([*more, *warnings_of(contents)])
             obstacle = find_obstacle(contents)
             fine += obstacle is None
             obstacles += [obstacle] if obstacle else []
@@ -123,7 +141,7 @@ def _open(words: Sequence[str], root: Path) -> _Found:
 
 def _report(found: _Found, arguments: argparse.Namespace) -> None:
     words: TextIO = sys.stderr if arguments.json else sys.stdout
-    warnings = [warnings_of(contents) for contents in found.contents]
+    warnings = found.warnings
     duplicates = find_duplicates(found.indices, compare=arguments.duplicates, look=arguments.duplicates)
     for number, line in describe_duplicates(duplicates):
         warnings[number].append(line)
