@@ -1,4 +1,4 @@
-"""The images of a COCO-style JSON: ids, names and sizes, as the file says them or as they were found since."""
+"""The images of a COCO-style JSON: ids, names and sizes, as the file says them or as they were found."""
 
 from __future__ import annotations
 
