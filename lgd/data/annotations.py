@@ -207,12 +207,10 @@ def repeated_boxes(
     """
     rows = np.column_stack([image, labels, boxes])[usable]
     # Sorted by a sum that equal rows share; a hundred times as fast as by all columns.
-    weights = np.random.default_rng(0).random(rows.shape[1])
+    weights = np.random.default_rng(0).random((rows.shape[1],))
     sums = np.zeros(len(rows))
-    for column, weight in zip(
-        rows.T, weights, strict=True
-    ):  # no product of matrices: that rounds by the place
-        sums += column * weight
+    for k, weight in enumerate(weights.tolist()):  # a product of matrices would not round all rows alike
+        sums += rows[:, k] * weight
     order = np.argsort(sums, kind="stable")
     is_again = np.zeros(len(rows), dtype=np.bool_)
     is_again[order[1:]] = (rows[order[1:]] == rows[order[:-1]]).all(axis=1)

@@ -131,7 +131,9 @@ class Predictions:
                 result["segmentation"] = mask | {"counts": mask["counts"].decode()}
         return results
 
-    def to_json(self, image_texts: Mapping[int, str], category_texts: Mapping[int, str]) -> Iterator[str]:
+    def to_json(
+        self, image_texts: Mapping[int, str] | None = None, category_texts: Mapping[int, str] | None = None
+    ) -> Iterator[str]:
         """Yield the text of `to_results` as JSON in pieces, so that never all of them are objects at once.
 
         Args:
@@ -142,8 +144,9 @@ class Predictions:
         for start in range(0, len(self), _ROWS_AT_ONCE):
             results = self.to_results(start, start + _ROWS_AT_ONCE)
             for key, texts in (("image_id", image_texts), ("category_id", category_texts)):
-                for result in results if texts else ():
-                    result[key] = texts.get(result[key], result[key])
+                if texts:
+                    for result in results:
+                        result[key] = texts.get(result[key], result[key])
             yield ", " if start else ""
             yield json.dumps(results)[1:-1]
         yield "]"
