@@ -6,6 +6,7 @@ Legend: I images, A annotations, G annotations of an image.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,14 +105,15 @@ def image_columns(
     file_names: Sequence[str],
     heights: Integers,
     widths: Integers,
-    id_texts: Sequence[str] = (),
+    written_ids: Sequence[int | str | None] = (),
 ) -> dict[str, Array]:
-    """Lay out I images, ascending by id; `id_texts` are the I ids as written where some are text."""
+    """Lay out I images, ascending by id; of `written_ids`, I or none, see `lgd.data.ids.Ids`."""
     encoded = [name.encode() for name in file_names]
-    texts = [text.encode() for text in id_texts] or [b""] * len(ids)
+    written = [b"" if value is None else json.dumps(value).encode() for value in written_ids]
+    written = written or [b""] * len(ids)
     return {
-        "image_id_texts": np.frombuffer(b"".join(texts), dtype=np.uint8),
-        "image_id_text_offsets": offsets([len(text) for text in texts]),
+        "written_ids": np.frombuffer(b"".join(written), dtype=np.uint8),
+        "written_id_offsets": offsets([len(text) for text in written]),
         "part_offsets": np.array([0, len(ids)]),
         "image_ids": ids,
         "heights": heights,

@@ -68,7 +68,7 @@ def parse_images(
             heights[place], widths[place] = size
         remarks += pictures.remarks
     remarks += merged + size_remarks + _say_twice(names, records)
-    return image_columns(ids.numbers, names, heights, widths, ids.texts), ids, remarks
+    return image_columns(ids.numbers, names, heights, widths, ids.written), ids, remarks
 
 
 def _merge(ids: Ids, records: list[Any], path: Path) -> tuple[Ids, list[Any], list[Remark]]:

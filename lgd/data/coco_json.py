@@ -58,7 +58,9 @@ def parse_coco(
         "content_hash": content_hash,
         "class_names": class_names,
         "category_ids": categories.numbers.tolist(),
-        "category_id_texts": {str(number): text for number, text in _written(categories) if text},
+        "written_category_ids": {
+            str(number): written for number, written in _written(categories) if written is not None
+        },
         "has_annotations": "annotations" in document,
         "remarks": [to_metadata(class_remarks + image_remarks + remarks)],
     }
@@ -92,7 +94,9 @@ def _parse_categories(document: dict[str, Any], path: Path) -> tuple[list[str], 
     order = np.argsort(ids.numbers)
     names = [_class_name(values[k], records[k]["id"], path) for k in order]
     ids = ids.take(order)
-    distinct = _distinct_names(names, [text or str(number) for number, text in _written(ids)])
+    distinct = _distinct_names(
+        names, [str(number if written is None else written) for number, written in _written(ids)]
+    )
     changed = [new for old, new in zip(names, distinct, strict=True) if new != old]
     if changed:
         text = f"categories that share a name are told apart by their ids: {name_some(changed)}"
@@ -100,9 +104,9 @@ def _parse_categories(document: dict[str, Any], path: Path) -> tuple[list[str], 
     return distinct, ids, remarks
 
 
-def _written(ids: Ids) -> list[tuple[int, str]]:
-    """Each id's number, and its text where it is one."""
-    return list(zip(ids.numbers.tolist(), ids.texts or [""] * len(ids.numbers), strict=True))
+def _written(ids: Ids) -> list[tuple[int, int | str | None]]:
+    """Each id's number, and as what the file has it where that is something else."""
+    return list(zip(ids.numbers.tolist(), ids.written or [None] * len(ids.numbers), strict=True))
 
 
 def _class_name(value: Any, category_id: Any, path: Path) -> str:

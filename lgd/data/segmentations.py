@@ -124,7 +124,7 @@ class _Masks:
         for row, (record, (height, width)) in enumerate(zip(records, sizes, strict=True)):
             mask = record.get("segmentation") if row not in self.broken else None
             try:
-                if isinstance(mask, dict):
+                if isinstance(mask, dict) and mask:
                     runs.extend(array("I", _run_lengths(mask, height, width)))
                 elif mask:
                     for polygon in [array("d", polygon) for polygon in _polygons(mask)]:
