@@ -6,6 +6,7 @@ Legend: I images, A annotations, G annotations of an image.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,14 +110,15 @@ def image_columns(
     file_names: Sequence[str],
     heights: Integers,
     widths: Integers,
-    id_texts: Sequence[str] = (),
+    written_ids: Sequence[int | str | None] = (),
 ) -> dict[str, Array]:
-    """Lay out I images, ascending by id; `id_texts` are the I ids as written where some are text."""
+    """Lay out I images, ascending by id; of `written_ids`, I or none, see `lgd.data.ids.Ids`."""
     encoded = [name.encode() for name in file_names]
-    texts = [text.encode() for text in id_texts] or [b""] * len(ids)
+    written = [b"" if value is None else json.dumps(value).encode() for value in written_ids]
+    written = written or [b""] * len(ids)
     return {
-        "image_id_texts": np.frombuffer(b"".join(texts), dtype=np.uint8),
-        "image_id_text_offsets": offsets([len(text) for text in texts]),
+        "written_ids": np.frombuffer(b"".join(written), dtype=np.uint8),
+        "written_id_offsets": offsets([len(text) for text in written]),
         "part_offsets": np.array([0, len(ids)]),
         "image_ids": ids,
         "heights": heights,
@@ -212,10 +214,10 @@ def repeated_boxes(
     """
     rows = np.column_stack([image, labels, boxes])[usable]
     # Sorted by a sum that equal rows share; a hundred times as fast as by all columns.
-    weights: Floats = np.random.default_rng(0).random(rows.shape[1])
+    weights = np.random.default_rng(0).random((rows.shape[1],))
     sums = np.zeros(len(rows))
-    for column, weight in zip(rows.T, weights, strict=True):  # a product of matrices rounds by the place
-        sums += column * weight
+    for k, weight in enumerate(weights.tolist()):  # a product of matrices would not round all rows alike
+        sums += rows[:, k] * weight
     order = np.argsort(sums, kind="stable")
     is_again = np.zeros(len(rows), dtype=np.bool_)
     is_again[order[1:]] = (rows[order[1:]] == rows[order[:-1]]).all(axis=1)

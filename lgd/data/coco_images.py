@@ -1,4 +1,4 @@
-"""The images of a COCO-style JSON: ids, names and sizes, as the file says them or as they were found."""
+"""The images of a COCO-style JSON: ids, names and sizes, as the file says them or as found since."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def parse_images(
             heights[place], widths[place] = size
         remarks += pictures.remarks
     remarks += merged + size_remarks + _say_twice(names, records)
-    return image_columns(ids.numbers, names, heights, widths, ids.texts), ids, remarks
+    return image_columns(ids.numbers, names, heights, widths, ids.written), ids, remarks
 
 
 def _merge(ids: Ids, records: list[Any], path: Path) -> tuple[Ids, list[Any], list[Remark]]:
@@ -98,10 +98,10 @@ def _sizes(records: Sequence[Mapping[str, Any]], path: Path) -> tuple[Integers, 
     sizes, as_text = [], []
     for place, record in enumerate(records):
         values = record.get("height"), record.get("width")
-        if any(value is None for value in values):
+        if None in values:
             sizes.append((0, 0))
             continue
-        height, width = (_side(value) for value in values)
+        height, width = map(_side, values)
         if height is None or width is None:
             raise DataError(
                 f"{path}: the size of {name_of(records, place, 'image')}, {shown(values[1])} x "
@@ -111,7 +111,7 @@ def _sizes(records: Sequence[Mapping[str, Any]], path: Path) -> tuple[Integers, 
             raise DataError(
                 f"{path}: the size of {name_of(records, place, 'image')}, {width} x {height}, {wrong}"
             )
-        if str in map(type, values):
+        if isinstance(values[0], str) or isinstance(values[1], str):
             as_text.append(shown(record["id"]))
         sizes.append((height, width))
     heights, widths = np.array(sizes, dtype=np.int64).T.copy()
@@ -122,11 +122,13 @@ def _sizes(records: Sequence[Mapping[str, Any]], path: Path) -> tuple[Integers, 
 
 
 def _side(value: Any) -> int | None:
+    if type(value) is int:
+        return value
     if isinstance(value, str):
         return int(value) if value.isascii() and value.isdecimal() and len(value) <= 20 else None
     if type(value) is float:
         return int(value) if value.is_integer() else None
-    return value if type(value) is int else None
+    return None
 
 
 def _say_twice(names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> list[Remark]:

@@ -58,7 +58,9 @@ def parse_coco(
         "content_hash": content_hash,
         "class_names": class_names,
         "category_ids": categories.numbers.tolist(),
-        "category_id_texts": {str(number): text for number, text in _written(categories) if text},
+        "written_category_ids": {
+            str(number): written for number, written in _written(categories) if written is not None
+        },
         "supercategories": supercategories,
         "has_annotations": "annotations" in document,
         "remarks": [to_metadata(class_remarks + image_remarks + remarks)],
@@ -93,7 +95,9 @@ def _parse_categories(document: dict[str, Any], path: Path) -> tuple[list[str], 
     order = np.argsort(ids.numbers)
     names = [_class_name(values[k], records[k]["id"], path) for k in order]
     ids = ids.take(order)
-    distinct = _distinct_names(names, [text or str(number) for number, text in _written(ids)])
+    distinct = _distinct_names(
+        names, [str(number if written is None else written) for number, written in _written(ids)]
+    )
     changed = [new for old, new in zip(names, distinct, strict=True) if new != old]
     if changed:
         text = f"categories that share a name are told apart by their ids: {name_some(changed)}"
@@ -107,9 +111,9 @@ def _supercategory(record: Mapping[str, Any]) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _written(ids: Ids) -> list[tuple[int, str]]:
-    """Each id's number, and its text where it is one."""
-    return list(zip(ids.numbers.tolist(), ids.texts or [""] * len(ids.numbers), strict=True))
+def _written(ids: Ids) -> list[tuple[int, int | str | None]]:
+    """Each id's number, and as what the file has it where that is something else."""
+    return list(zip(ids.numbers.tolist(), ids.written or [None] * len(ids.numbers), strict=True))
 
 
 def _class_name(value: Any, category_id: Any, path: Path) -> str:
@@ -144,33 +148,33 @@ def _parse_annotations(
     ids, id_remarks = _annotation_ids(records, path)
     image, image_remarks = read_references(records, "image_id", "image", image_ids, ids, path)
     label, label_remarks = read_references(records, "category_id", "category", categories, ids, path)
-    order = np.argsort(image, kind="stable")
-    records, ids, image, label = [records[k] for k in order], ids[order], image[order], label[order]
     heights, widths = images["heights"][image], images["widths"][image]
+    xywh, box_remarks = read_boxes(records, heights, widths, ids, path)
+    crowd, crowd_remarks = read_crowds(records, ids, path)
+    areas, area_remarks = read_areas(records, xywh, heights * widths, ids, path)
+    boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
     def describe(which: Flags) -> str:
         return f"annotations {name_some(ids[which].tolist())}"
 
-    masks, mask_remarks = segmentation_columns(records, heights, widths, ids.tolist())
-    xywh, box_remarks = read_boxes(records, masks, heights, ids, path)
-    crowd, crowd_remarks = read_crowds(records, ids, path)
-    areas, area_remarks = read_areas(records, xywh, heights * widths, ids, path)
-    boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     usable, use_remarks = usable_boxes(boxes, widths, heights, describe)
+    remarks += repeated_boxes(image, label, xywh, usable & ~crowd, describe)
+    order = np.argsort(image, kind="stable")  # the columns', while in the file's the records are read faster
     columns = annotation_columns(
         len(images["image_ids"]),
-        image,
-        xywh=xywh,
-        labels=label,
-        ids=ids,
-        areas=areas,
-        crowd=crowd,
-        difficult=np.zeros(len(ids), dtype=np.bool_),
-        usable=usable,
+        image[order],
+        xywh=xywh[order],
+        labels=label[order],
+        ids=ids[order],
+        areas=areas[order],
+        crowd=crowd[order],
+        difficult=np.zeros(len(order), dtype=np.bool_),
+        usable=usable[order],
     )
+    records = [records[k] for k in order]
+    masks, mask_remarks = segmentation_columns(records, heights[order], widths[order], ids[order].tolist())
     remarks += id_remarks + image_remarks + label_remarks + box_remarks + crowd_remarks + area_remarks
     remarks += use_remarks + say_of_boxes(xywh, heights, widths) + say_of_crowds(crowd)
-    remarks += repeated_boxes(image, label, xywh, usable & ~crowd, describe)
     return columns | masks, remarks + mask_remarks
 
 

@@ -1,6 +1,6 @@
 """The numbers of COCO's annotations: boxes, crowds and areas, as they stand or as what is said of them.
 
-Legend: A annotations, ascending by image.
+Legend: A annotations.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from lgd.data.columns import Array
 from lgd.data.errors import DataError
 from lgd.data.index import Flags, Floats, Integers
 from lgd.data.limits import MAX_COORDINATE, as_flag, name_some
 from lgd.data.records import refuse, values_of
 from lgd.data.remarks import Remark
-from lgd.data.segmentations import box_of_mask
+from lgd.data.segmentations import box_of_mask, segmentation_columns
 
 _MANY_CROWDS = 0.05
 """The share of crowds beyond which they may be objects; of COCO's annotations 0.012 are."""
@@ -27,18 +26,14 @@ _CORNERS = 10
 
 
 def read_boxes(
-    records: Sequence[Mapping[str, Any]],
-    masks: Mapping[str, Array],
-    heights: Integers,
-    ids: Integers,
-    path: Path,
+    records: Sequence[Mapping[str, Any]], heights: Integers, widths: Integers, ids: Integers, path: Path
 ) -> tuple[Floats, list[Remark]]:
     """Read the boxes; of annotations without one, those around their masks.
 
     Args:
-        records: A of them.
-        masks: their masks, as from `segmentation_columns`.
+        records: A annotations.
         heights: (A,) of their images, pixels.
+        widths: (A,) of their images, pixels.
         ids: (A,).
         path: the file, for messages.
 
@@ -50,10 +45,13 @@ def read_boxes(
             nor a mask; or the boxes are no pixels, but fractions of their images.
     """
     lacking = [place for place, record in enumerate(records) if record.get("bbox") in (None, [])]
-    found = {place: box_of_mask(masks, place, int(heights[place])) for place in lacking}
+    masks, _ = segmentation_columns(
+        [records[place] for place in lacking], heights[lacking], widths[lacking], ids[lacking].tolist()
+    )
+    found = {place: box_of_mask(masks, row, int(heights[place])) for row, place in enumerate(lacking)}
     of_masks = {place: box for place, box in found.items() if box is not None}
     given = _given(records, of_masks, path)
-    values = [of_masks.get(place, value) for place, value in enumerate(given)]
+    values = [of_masks.get(place, value) for place, value in enumerate(given)] if of_masks else given
     wrong = np.array([not _is_four_numbers(value) for value in values], dtype=bool)
     refuse(wrong, ids, "bbox of annotation", "is not four numbers", path)
     boxes = _as_floats([x for value in values for x in value]).reshape(-1, 4)

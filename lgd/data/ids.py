@@ -30,18 +30,18 @@ class Ids:
 
     Attributes:
         numbers: (N,) int64.
-        texts: the N ids that are text, "" for one that is a number; empty where none is text.
+        written: the N ids as the file has them, None for one that is its number; empty where all are.
         by_name: the number of each id as text, where they are numbered anew; None where they are numbers.
     """
 
     numbers: Integers
-    texts: tuple[str, ...] = ()
+    written: tuple[int | str | None, ...] = ()
     by_name: Mapping[str, int] | None = None
 
     def take(self, places: Integers) -> Ids:
         """The ids at these places."""
-        texts = tuple(self.texts[place] for place in places) if self.texts else ()
-        return Ids(self.numbers[places], texts, self.by_name)
+        written = tuple(self.written[place] for place in places) if self.written else ()
+        return Ids(self.numbers[places], written, self.by_name)
 
 
 def read_ids(records: Sequence[Mapping[str, Any]], kind: str, path: Path) -> tuple[Ids, list[Remark]]:
@@ -62,16 +62,19 @@ def read_ids(records: Sequence[Mapping[str, Any]], kind: str, path: Path) -> tup
     if _are_numbers(values):
         return Ids(np.array(values, dtype=np.int64)), []
     numbers = _numbers(values, records, "id", kind, path)
-    texts = tuple(value if isinstance(value, str) else "" for value in values)
+    texts = [value for value in values if isinstance(value, str)]
     _refuse_equal_kinds(values, numbers, kind, path)
     is_distinct = len(set(numbers)) == len({str(value) for value in values})
+    written: list[int | str | None]
     if None not in numbers and is_distinct:
-        ids = Ids(np.array(numbers, dtype=np.int64), texts if any(texts) else ())
+        written = [value if isinstance(value, str) else None for value in values]
+        ids = Ids(np.array(numbers, dtype=np.int64), tuple(written) if texts else ())
         return ids, _say_text(texts, kind, "are text and are read as the numbers that they say")
     by_name: dict[str, int] = {}
     places = [by_name.setdefault(_say(value), len(by_name) + 1) for value in values]
     remarks = _say_text(texts, kind, "are names: numbered from 1 in the file's order")
-    return Ids(np.array(places, dtype=np.int64), texts, by_name), remarks
+    written = [value if isinstance(value, str) else _number(value) for value in values]
+    return Ids(np.array(places, dtype=np.int64), tuple(written), by_name), remarks
 
 
 def read_references(
@@ -102,7 +105,7 @@ def read_references(
         read = _numbers(values, records, key, "annotation", path)
         if known.by_name is not None:
             read = [known.by_name.get(_say(value)) for value in values]
-        elif not known.texts:
+        elif not known.written:
             is_text = np.array([isinstance(value, str) for value in values])
             remarks = _say_reference(ids[is_text], key)
         unknown = np.array([number is None for number in read], dtype=np.bool_)
@@ -170,11 +173,10 @@ def _refuse_equal_kinds(values: Sequence[Any], numbers: Sequence[int | None], ki
 
 
 def _say_text(texts: Sequence[str], kind: str, what: str) -> list[Remark]:
-    some = [text for text in texts if text]
-    if not some:
+    if not texts:
         return []
-    text = f"{len(some)} {kind} ids {what}; predictions keep them as they are ({name_some(some, shown)})"
-    return [Remark(f"{kind}_ids_text", len(some), text)]
+    text = f"{len(texts)} {kind} ids {what}; predictions keep them as they are ({name_some(texts, shown)})"
+    return [Remark(f"{kind}_ids_text", len(texts), text)]
 
 
 def _say_reference(ids: Integers, key: str) -> list[Remark]:

@@ -3,8 +3,8 @@
 Legend: I images, sorted by id; A annotations, sorted by image and within it in the file's order; P polygons.
 
 Columns of the file: image_ids, heights, widths, counts (I,), file_name_offsets (I + 1,) into file_names
-(bytes, UTF-8), image_id_text_offsets (I + 1,) into image_id_texts (bytes, UTF-8; those that are text in the
-annotation file), annotation_offsets (I + 1,) into the following: xywh (A, 4), labels, annotation_ids, areas,
+(bytes, UTF-8), written_id_offsets (I + 1,) into written_ids (bytes, JSON; nothing where the annotation file
+has the number), annotation_offsets (I + 1,) into the following: xywh (A, 4), labels, annotation_ids, areas,
 crowd, difficult, usable (A,), polygon_offsets (A + 1,) into point_offsets (P + 1,) into points (x and y in
 turn), run_offsets (A + 1,) into runs; part_offsets, where the images of each joined set begin and the last
 end.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ _PARTS = {
 }
 """What columns say; the others, of boxes."""
 
-_WITHOUT_EFFECT = {"annotation_ids", "image_id_texts", "image_id_text_offsets"}
+_WITHOUT_EFFECT = {"annotation_ids", "written_ids", "written_id_offsets"}
 """Columns that nothing in a run hangs on."""
 
 
@@ -214,13 +215,18 @@ class AnnotationIndex:
         content, offsets = self.columns["file_names"].tobytes(), self.columns["file_name_offsets"].tolist()
         return [content[start:end].decode() for start, end in itertools.pairwise(offsets)]
 
-    def id_texts(self) -> tuple[dict[int, str], dict[int, str]]:
-        """Return the ids of images and categories that are text in the annotation file, by their numbers."""
-        bounds = self.columns["image_id_text_offsets"]
-        named = np.flatnonzero(np.diff(bounds))
-        content = self.columns["image_id_texts"].tobytes()
-        images = {int(self.image_ids[i]): content[bounds[i] : bounds[i + 1]].decode() for i in named.tolist()}
-        return images, {int(k): text for k, text in self.metadata.get("category_id_texts", {}).items()}
+    def written_ids(self) -> tuple[dict[int, int | str], dict[int, int | str]]:
+        """Return ids of images and categories as the annotation file has them, where they are not numbers.
+
+        By the numbers that they have here; of a set with numbers alone, nothing.
+        """
+        content, bounds = self.columns["written_ids"].tobytes(), self.columns["written_id_offsets"]
+        images = {
+            int(self.image_ids[i]): json.loads(content[bounds[i] : bounds[i + 1]])
+            for i in np.flatnonzero(np.diff(bounds)).tolist()
+        }
+        categories = self.metadata.get("written_category_ids", {})
+        return images, {int(number): written for number, written in categories.items()}
 
     def source(self, i: int) -> Source:
         """Return where image `i` comes from."""

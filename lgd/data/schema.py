@@ -18,7 +18,7 @@ PER_ANNOTATION = ("xywh", "labels", "annotation_ids", "areas", "crowd", "difficu
 _OFFSETS = {
     "part_offsets": "image_ids",
     "file_name_offsets": "file_names",
-    "image_id_text_offsets": "image_id_texts",
+    "written_id_offsets": "written_ids",
     "annotation_offsets": "labels",
     "polygon_offsets": "point_offsets",
     "point_offsets": "points",
@@ -30,7 +30,7 @@ _TYPES = {
     **dict.fromkeys((*_PER_IMAGE, *_OFFSETS, "labels", "annotation_ids"), np.int64),
     **dict.fromkeys(("xywh", "areas", "points"), np.float64),
     **dict.fromkeys(("crowd", "difficult", "usable"), np.bool_),
-    **dict.fromkeys(("file_names", "image_id_texts"), np.uint8),
+    **dict.fromkeys(("file_names", "written_ids"), np.uint8),
     "runs": np.uint32,
 }
 
@@ -53,7 +53,7 @@ def check_columns(columns: Mapping[str, Array], metadata: Mapping[str, Any]) -> 
     num_images, num_annotations = len(columns["image_ids"]), len(columns["labels"])
     lengths = dict.fromkeys(_PER_IMAGE, num_images) | dict.fromkeys(PER_ANNOTATION, num_annotations)
     lengths |= dict.fromkeys(
-        ("file_name_offsets", "image_id_text_offsets", "annotation_offsets"), num_images + 1
+        ("file_name_offsets", "written_id_offsets", "annotation_offsets"), num_images + 1
     )
     lengths |= dict.fromkeys(("polygon_offsets", "run_offsets"), num_annotations + 1)
     for name, length in lengths.items():
@@ -82,7 +82,7 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
         and (supercategories is None or _are_texts(supercategories, len(names)))
         and isinstance(left_out, dict)
         and all(type(category_id) is int for category_id in left_out.values())
-        and _are_id_texts(metadata.get("category_id_texts", {}))
+        and _are_ids(metadata.get("written_category_ids", {}))
         and isinstance(remarks, list)
         and all(map(are_remarks, remarks))
     ):
@@ -97,7 +97,8 @@ def _are_texts(content: Any, number: int) -> bool:
     )
 
 
-def _are_id_texts(content: Any) -> bool:
+def _are_ids(content: Any) -> bool:
     return isinstance(content, dict) and all(
-        number.removeprefix("-").isdecimal() and isinstance(text, str) for number, text in content.items()
+        number.removeprefix("-").isdecimal() and type(written) in (int, str)
+        for number, written in content.items()
     )

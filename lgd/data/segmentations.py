@@ -124,12 +124,15 @@ class _Masks:
         for row, (record, (height, width)) in enumerate(zip(records, sizes, strict=True)):
             mask = record.get("segmentation") if row not in self.broken else None
             try:
-                if isinstance(mask, dict):
+                if isinstance(mask, dict) and mask:
                     runs.extend(array("I", _run_lengths(mask, height, width)))
-                elif not is_empty(mask):
-                    polygons = [array("d", polygon) for polygon in _polygons(mask)]
-                    for polygon in polygons:
-                        self._add(polygon, row, points, point_offsets)
+                elif mask:
+                    for polygon in [array("d", polygon) for polygon in _polygons(mask)]:
+                        if len(polygon) < 6 or len(polygon) % 2:
+                            self.short.append(row)
+                        else:
+                            points.extend(polygon)
+                            point_offsets.append(len(points))
             except (TypeError, KeyError, ValueError, OverflowError) as error:
                 self.broken[row] = _reason(error)
             polygon_offsets.append(len(point_offsets) - 1)
@@ -142,18 +145,16 @@ class _Masks:
             "run_offsets": np.frombuffer(run_offsets, dtype=np.int64),
         }
 
-    def _add(self, polygon: array[float], row: int, points: array[float], point_offsets: array[int]) -> None:
-        if len(polygon) < 6 or len(polygon) % 2:
-            self.short.append(row)
-        else:
-            points.extend(polygon)
-            point_offsets.append(len(points))
-
 
 def _polygons(mask: Any) -> list[list[float]]:
     """The polygons as lists of x and y in turn."""
     if not isinstance(mask, list):
         raise TypeError
+    first = mask[0]
+    if isinstance(first, list) and len(first) > 2 and not isinstance(first[0], list):  # as COCO has it
+        return mask
+    if is_empty(mask):
+        return []
     if not _is_nested(mask) or (len(mask) > 2 and all(map(_is_pair, mask))):  # one polygon, not in a list
         mask = [mask]
     if not all(isinstance(polygon, list) for polygon in mask):

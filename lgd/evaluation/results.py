@@ -31,7 +31,7 @@ def write_predictions(path: Path, predictions: Predictions, index: AnnotationInd
         index: the test set, whose ids are written as they stand in its annotation file; None: as numbers.
     """
     with replacing(path) as file:
-        for text in predictions.to_json(*(index.id_texts() if index else ({}, {}))):
+        for text in predictions.to_json(*(index.written_ids() if index is not None else ())):
             file.write(text.encode())
 
 
