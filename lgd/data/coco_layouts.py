@@ -16,9 +16,8 @@ from pathlib import Path
 from lgd.data.errors import DataError
 from lgd.data.folder import open_regular
 from lgd.data.limits import leads_outside, plain
-from lgd.data.presence import names_in
 from lgd.data.splits import WHOLE, Split, alike, usual_name
-from lgd.data.walking import folders_in
+from lgd.data.walking import files_in, folders_in
 
 _WHOLE_NAMES = {"_annotations.coco.json", "labels.json", "result.json"}
 """What Roboflow, FiftyOne and Label Studio call the JSON of a split, or of a set that is not divided."""
@@ -104,7 +103,7 @@ def _is_same(first: Path, second: Path) -> bool:
 def _find_files(root: Path) -> Iterator[tuple[str, Path]]:
     """The JSONs of a set with the names of their splits."""
     folders = folders_in(root)[:_MAX_FILES]
-    found = [*_of_annotations(root / "annotations"), *_of_folder(root, _jsons_in(root))]
+    found = [*_of_annotations(root / "annotations"), *_of_folder(root, files_in(root, ".json"))]
     for folder in folders:
         found += [
             (folder, root / folder / name)
@@ -114,14 +113,14 @@ def _find_files(root: Path) -> Iterator[tuple[str, Path]]:
     yield from found
     for folder in () if found else folders:
         inner = root / folder
-        below = [*_of_annotations(inner / "annotations"), *_of_folder(inner, _jsons_in(inner))]
+        below = [*_of_annotations(inner / "annotations"), *_of_folder(inner, files_in(inner, ".json"))]
         if len(below) == 1:
             yield folder, below[0][1]
 
 
 def _of_annotations(folder: Path) -> Iterator[tuple[str, Path]]:
     """The JSONs of a folder `annotations`: one a split, that of the objects."""
-    files = [name for name in _jsons_in(folder) if not name.startswith(_OTHER_TASKS)]
+    files = [name for name in files_in(folder, ".json") if not name.startswith(_OTHER_TASKS)]
     prefixes = {prefix: [name for name in files if name.startswith(prefix)] for prefix in _PREFIXES}
     seen = set()
     for prefix, names in prefixes.items():
@@ -149,12 +148,6 @@ def _name_of(json_path: Path) -> str:
     prefix = next((prefix for prefix in _PREFIXES if json_path.name.startswith(prefix)), "")
     stem = json_path.stem.removeprefix(prefix)
     return (stem if prefix else usual_name(stem)) or stem or WHOLE
-
-
-def _jsons_in(folder: Path) -> list[str]:
-    return sorted(
-        name for name in names_in(folder) if name.lower().endswith(".json") and not name.startswith(".")
-    )
 
 
 def _is_coco(path: Path, *, certain: bool) -> bool:
