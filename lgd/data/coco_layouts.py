@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from lgd.data.errors import DataError
 from lgd.data.folder import open_regular
@@ -237,9 +238,18 @@ def _decode(match: bytes) -> str:
 
 def _score(folder: Path, names: Sequence[str]) -> tuple[int, int]:
     """How many pictures are in a folder as they are named, and how many by the last part of their name."""
-    slashed = [name.replace("\\", "/") for name in names]
-    as_named = sum(not leads_outside(name) and _is_there(folder / name) for name in slashed)
-    return as_named, sum(_is_there(folder / name.rpartition("/")[2]) for name in slashed)
+    found = [
+        next((k for k, path in enumerate(_paths(folder, name)) if _is_there(path)), None) for name in names
+    ]
+    return sum(k == 0 for k in found), sum(k is not None for k in found)
+
+
+def _paths(folder: Path, name: str) -> list[Path]:
+    """Where a picture of this name may be in a folder: as it is named, or by the last part of its name."""
+    slashed = name.replace("\\", "/")
+    bare = slashed.rpartition("/")[2]
+    as_named = folder / (slashed if not leads_outside(slashed) else bare)
+    return [as_named, folder / bare, folder / unquote(bare).rpartition("/")[2]]
 
 
 def _is_there(path: Path) -> bool:
@@ -251,14 +261,10 @@ def _is_there(path: Path) -> bool:
 
 def _has_same(first: Path, second: Path, names: Sequence[str]) -> bool:
     """Whether the pictures that both folders have are equal."""
-    for name in names:
-        for tail in (name.replace("\\", "/"), re.split(r"[\\/]", name)[-1]):
-            one, other = first / tail, second / tail
-            if not leads_outside(tail) and _is_there(one) and _is_there(other):
-                if not _is_same(one, other):
-                    return False
-                break
-    return True
+    pairs = [
+        [next(filter(_is_there, _paths(folder, name)), None) for folder in (first, second)] for name in names
+    ]
+    return all(_is_same(one, other) for one, other in pairs if one is not None and other is not None)
 
 
 def describe(split: CocoSplit, image_dir: Path) -> str:
