@@ -44,7 +44,7 @@ def load_coco(
         json_path: the annotation file; "annotations" may be absent in a test set.
         image_dir: the folder that the file names are relative to.
         name: what messages call the set.
-        layout: how it lies, in words.
+        layout: how it lies, in words, where that is known better than by these two.
         root: the folder of the whole set, which file names may be relative to.
 
     Raises:
@@ -55,6 +55,7 @@ def load_coco(
     if not is_folder(image_dir):
         raise DataError(f"{name}: there is no image folder {image_dir}")
     cache_path = cached_columns(json_path, lambda content_hash: parse_coco(json_path, content_hash))
+    layout = layout or f"COCO ({json_path.name}, pictures in {image_dir.name}/)"
     index = AnnotationIndex(cache_path, name=name, json_path=json_path, image_dir=image_dir, layout=layout)
     index = with_pictures(index, root, lambda *found: parse_coco(json_path, *found))
     for warning in index.warnings:

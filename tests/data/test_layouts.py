@@ -255,7 +255,7 @@ def test_kinds_that_are_recognised(tmp_path):
         assert index.layout.partition(" ")[0] in ("Label", "YOLO", "VOC", "CrowdHuman"), name
     assert find_splits(tmp_path / "yolo" / "data.yaml")[0].spec == f"yolo:{tmp_path}/yolo/data.yaml:train"
     assert find_splits(tmp_path / "coco" / "result.json")[0].spec == f"coco:{tmp_path}/coco/result.json"
-    assert [split.spec for split in find_splits(tmp_path)] == [f"coco:{tmp_path}:coco"]
+    assert [split.spec for split in find_splits(tmp_path)] == [f"coco:{tmp_path}"]
 
 
 def test_a_folder_of_two_formats_must_be_told_apart(tmp_path):
