@@ -34,6 +34,13 @@ _LOADERS: Mapping[str, Callable[..., AnnotationIndex]] = {
 }
 """A format is a line here, and one in `FINDERS`."""
 
+_WORDS = {
+    "coco": "COCO (JSON)",
+    "yolo": "YOLO (data.yaml)",
+    "voc": "Pascal VOC (XML)",
+    "crowdhuman": "CrowdHuman (annotation_SPLIT.odgt)",
+}
+
 _KINDS = (*_LOADERS, "synthetic")
 
 _MAX_FOLDERS = 20
@@ -68,7 +75,7 @@ def open_dataset(spec: str, root: Path) -> AnnotationIndex:
     if not found and (near := _nearby(path, rest)):
         lines = " or ".join(split.spec for split in near[:2])
         raise DataError(f"{spec}: {plain(str(path))} is not laid out like that; did you mean {lines}?")
-    split = the_one(found, rest, path, spec)
+    split = the_one(found, rest, path, spec, " or ".join(_WORDS[kind] for kind in kinds))
     return _LOADERS[split.kind](split, name=spec)
 
 

@@ -39,7 +39,10 @@ _CHUNK = 2**24
 _SAMPLE = 20
 """Names of pictures that are looked for."""
 
-_IS_COCO = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
+_IMAGES = re.compile(rb'"images"\s*:\s*\[')
+_OTHERS = re.compile(rb'"(annotations|categories)"\s*:\s*\[')
+"""What COCO's JSON has; the images may come after all else, beyond the beginning of a large file."""
+
 _FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.){1,4000}")')
 
 
@@ -164,7 +167,8 @@ def _is_coco(path: Path, *, certain: bool) -> bool:
     except (OSError, ValueError):
         return False
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    return start.startswith(b"{") and _IS_COCO.search(start) is not None and b'"segments_info"' not in start
+    has_keys = _IMAGES.search(start) or (len(head) == _HEAD and _OTHERS.search(start))
+    return start.startswith(b"{") and bool(has_keys) and b'"segments_info"' not in start
 
 
 def find_image_dir(split: CocoSplit) -> Path:
@@ -194,12 +198,11 @@ def find_image_dir(split: CocoSplit) -> Path:
 def _candidates(split: CocoSplit) -> tuple[list[Path], list[Path]]:
     """The folders that are there and may have the pictures, the likeliest first; and those that hardly do."""
     root, beside = split.root, split.json_path.parent
-    names = (*alike(split.name), split.json_path.stem)
+    above = beside.parent if beside.name == "annotations" else beside
+    bases = dict.fromkeys((above, root / split.name, root))
+    names = (*alike(split.name), _name_of(split.json_path), split.json_path.stem)
     near = [] if beside.name == "annotations" else [beside]
-    near += [folder / name for name in names for folder in (root, root / "images")]
-    bases = dict.fromkeys(
-        (beside.parent if beside.name == "annotations" else beside, root / split.name, root)
-    )
+    near += [folder / name for base in bases for name in names for folder in (base, base / "images")]
     near += [base / name for base in bases for name in ("images", "data", "JPEGImages")]
     likely = [folder for folder in dict.fromkeys(near) if folder.is_dir()]
     rest = [*bases, *(root / name for name in folders_in(root)[:_MAX_FILES])]
@@ -270,7 +273,9 @@ def describe(split: CocoSplit, image_dir: Path) -> str:
     if "beside the pictures" in split.layout:
         return split.layout
     if image_dir == split.json_path.parent:
-        return f"{split.layout[:-1]} beside the pictures)"
+        has_folders = any("/" in name or "\\" in name for name in _first_names(split.json_path))
+        where = ", pictures named from its folder" if has_folders else " beside the pictures"
+        return f"{split.layout[:-1]}{where})"
     is_below = image_dir.is_relative_to(split.root)
     folder = image_dir.relative_to(split.root) if is_below else image_dir
     tool = "CVAT or Datumaro" if folder.parts[:1] == ("images",) and "instances_" in split.layout else ""

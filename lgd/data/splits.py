@@ -84,7 +84,7 @@ def choose(found: Sequence[S], wanted: str | None) -> list[S]:
     return list(found) if is_whole and wanted in _TAKES_WHOLE else []
 
 
-def the_one(found: Sequence[S], wanted: str | None, place: Path, spec: str) -> S:
+def the_one(found: Sequence[S], wanted: str | None, place: Path, spec: str, what: str) -> S:
     """Return the split that is meant.
 
     Args:
@@ -92,6 +92,7 @@ def the_one(found: Sequence[S], wanted: str | None, place: Path, spec: str) -> S
         wanted: a split's name; None where none is given.
         place: the folder or file.
         spec: what the user typed.
+        what: whose annotations were looked for.
 
     Raises:
         DataError: none is meant, or several are; names what is there, and what to type.
@@ -103,11 +104,11 @@ def the_one(found: Sequence[S], wanted: str | None, place: Path, spec: str) -> S
         lines = name_some(in_order(meant), lambda split: f"{split.spec} is {split.layout}", at_most=8)
         raise DataError(f"{spec} may mean one of {len(meant)}; write which: {lines}")
     if not found:
-        raise DataError(f"{spec}: no annotations were found in {place}; {_describe(place)}")
+        raise DataError(f"{spec}: no annotations of {what} were found in {place}; {_describe(place)}")
     lines = name_some(in_order(found), lambda split: f"{split.spec} ({split.layout})", at_most=8)
-    raise DataError(
-        f"{spec}: {place} has no split {plain(str(wanted))}{_nearest(found, wanted)}; it has {lines}"
-    )
+    is_whole = [split.name for split in found] == [WHOLE]
+    has = "; it is not divided: all of it is" if is_whole else f"{_nearest(found, wanted)}; it has"
+    raise DataError(f"{spec}: {place} has no split {plain(str(wanted))}{has} {lines}")
 
 
 def _describe(place: Path) -> str:
@@ -118,7 +119,7 @@ def _describe(place: Path) -> str:
     shown = [name for name in names if not name.startswith(".")]
     folders_first = sorted(shown, key=lambda name: not name.endswith("/"))
     holds = f"it holds {name_some(folders_first, plain, at_most=8)}" if shown else "it is empty"
-    return f"{holds}. Write coco:FILE.json:IMAGES, or see docs/datasets.md"
+    return f"{holds}. A COCO-style JSON and its pictures can be named: coco:FILE.json:IMAGES"
 
 
 def _nearest(found: Sequence[Split], wanted: str | None) -> str:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lgd.data.annotations import ParsedImage, columns_of_images
 from lgd.data.cache import Columns, cached_columns
 from lgd.data.errors import DataError
+from lgd.data.images import read_size
 from lgd.data.index import AnnotationIndex
-from lgd.data.limits import MAX_XML_BYTES, is_folder, is_name, read_text, shown
+from lgd.data.limits import MAX_XML_BYTES, is_folder, is_name, name_some, plain, read_text, shown
 from lgd.data.presence import check_images_present
 from lgd.data.remarks import Remark, to_metadata
 from lgd.data.voc_layouts import VocSplit, find_pictures, read_ids
@@ -53,7 +54,8 @@ CLASS_NAMES = (
 def load_voc(split: VocSplit, *, name: str) -> AnnotationIndex:
     """Open a split of a VOC-style set.
 
-    Images are numbered from 1 in the list's order, or in that of their names where there is no list.
+    Images are numbered from 1 in the list's order, or in that of their names where there is no list. In
+    sets of Datumaro, which have a labelmap.txt, listed images without an XML file have no objects.
 
     The classes are those of classes.txt (one name a line) or labelmap.txt in the set's folder where there is
     one; else VOC's 20 where no other name occurs in the split; else the names in the split, sorted.
@@ -68,51 +70,83 @@ def load_voc(split: VocSplit, *, name: str) -> AnnotationIndex:
     for folder in (split.annotations, split.images):
         if not is_folder(folder):
             raise DataError(f"{name}: there is no folder {folder}")
-    ids = read_ids(split)
-    index = _open(split, ids, name)
+    ids, bare = read_ids(split)
+    _refuse_absent(split, ids, bare)
+    index = _open(split, ids, bare, name)
     try:
         check_images_present(index)
     except DataError:
         with contextlib.suppress(OSError):
             index.cache_path.unlink()  # it may be of pictures that had other endings
-        index = _open(split, ids, name)
+        index = _open(split, ids, bare, name)
         check_images_present(index)
     for warning in index.warnings:
         logger.warning("%s", warning)
     return index
 
 
-def _open(split: VocSplit, ids: Sequence[str], name: str) -> AnnotationIndex:
+def _refuse_absent(split: VocSplit, ids: Sequence[str], bare: Sequence[str]) -> None:
+    is_datumaro = split.classes is not None and split.classes.name == "labelmap.txt"
+    if bare and not (is_datumaro and len(bare) < len(ids)):
+        raise DataError(
+            f"{split.list_path} lists {plain(bare[0])}, but there is no "
+            f"{split.annotations / plain(bare[0])}.xml"
+        )
+
+
+def _open(split: VocSplit, ids: Sequence[str], bare: Sequence[str], name: str) -> AnnotationIndex:
     source = split.list_path or split.annotations
-    classes = [path for path in (split.classes,) if path is not None]
+    xml = [split.annotations / f"{image_id}.xml" for image_id in ids if image_id not in set(bare)]
+    unlabelled = [
+        split.images / file_name for file_name in find_pictures(split.images, bare, [""] * len(bare))
+    ]
+
+    def describe() -> str:
+        if not split.list_path:
+            return "\n".join(ids)
+        return "\n".join(
+            f"{image_id} {read_size(path)}" for image_id, path in zip(bare, unlabelled, strict=True)
+        )
+
     cache_path = cached_columns(
         source,
-        lambda content_hash: _parse(split, ids, content_hash),
-        parts=[*classes, *(split.annotations / f"{image_id}.xml" for image_id in ids)],
+        lambda content_hash: _parse(split, ids, dict(zip(bare, unlabelled, strict=True)), content_hash),
+        parts=[*(path for path in (split.classes,) if path is not None), *xml],
         max_part_bytes=MAX_XML_BYTES,
-        describe=str if split.list_path else lambda: "\n".join(ids),
+        pictures=unlabelled,
+        describe=describe,
     )
     return AnnotationIndex(
         cache_path, name=name, json_path=source, image_dir=split.images, layout=split.layout
     )
 
 
-def _parse(split: VocSplit, ids: Sequence[str], content_hash: str) -> Columns:
-    files = [read_voc_xml(split.annotations / f"{image_id}.xml") for image_id in ids]
-    class_names, class_remarks = _choose_classes(split, files)
+def _parse(split: VocSplit, ids: Sequence[str], bare: Mapping[str, Path], content_hash: str) -> Columns:
+    files = [
+        VocFile(bare[image_id], "", *read_size(bare[image_id]), objects=())
+        if image_id in bare
+        else read_voc_xml(split.annotations / f"{image_id}.xml")
+        for image_id in ids
+    ]
+    class_names, remarks = _choose_classes(split, files)
     file_names = find_pictures(split.images, ids, [file.file_name for file in files])
     images = [
         _parse_image(file, file_name, class_names, split.classes)
         for file_name, file in zip(file_names, files, strict=True)
     ]
-    columns, remarks = columns_of_images(images, split.list_path or split.annotations)
+    columns, more = columns_of_images(images, split.list_path or split.annotations)
+    remarks += more
+    if bare:
+        text = f"{len(bare)} listed pictures without an XML file are taken as without objects"
+        named = name_some(list(bare), plain, at_most=3)
+        remarks.append(Remark("pictures_without_labels", len(bare), f"{text}: {named}"))
     metadata = {
         "kind": "voc",
         "content_hash": content_hash,
         "class_names": class_names,
         "category_ids": list(range(1, len(class_names) + 1)),
         "has_annotations": True,
-        "remarks": [to_metadata(class_remarks + remarks)],
+        "remarks": [to_metadata(remarks)],
     }
     return columns, metadata
 

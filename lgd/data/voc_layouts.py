@@ -94,6 +94,8 @@ def _without_lists(root: Path) -> Iterator[VocSplit]:
         return
     for name in folders_in(root)[:_MAX_FOLDERS]:
         inner = root / name
+        if (inner / "ImageSets").is_dir():
+            continue  # a set of its own, as VOC2007 in VOCdevkit
         below = next((inner / each for each in _ANNOTATIONS if _has_xml(inner / each)), None)
         if below is not None:
             yield _all_of(root, name, below, _images(inner, below, ""))
@@ -147,15 +149,17 @@ def _is_xml(name: str) -> bool:
     return name.lower().endswith(".xml")
 
 
-def read_ids(split: VocSplit) -> list[str]:
-    """Return the images' ids: the paths of their XML files below `annotations`, without their ending.
+def read_ids(split: VocSplit) -> tuple[list[str], list[str]]:
+    """Return the images' ids, and those of them that have no XML file.
+
+    An id is the path of the XML file below `annotations`, without its ending.
 
     Raises:
-        DataError: there are none, the list names one twice, or one that has no XML file.
+        DataError: the list is empty, or names one twice.
     """
     if split.list_path is None:
         files = files_below(split.annotations, _is_xml)
-        return [_checked(_own_id(path, split.annotations), split.annotations) for path in files]
+        return [_checked(_own_id(path, split.annotations), split.annotations) for path in files], []
     listed: dict[str, set[str]] = {}
 
     def has_xml(image_id: str) -> bool:
@@ -171,13 +175,7 @@ def read_ids(split: VocSplit) -> list[str]:
     if len(set(ids)) < len(ids):
         twice, _ = Counter(ids).most_common(1)[0]
         raise DataError(f"{split.list_path} lists {plain(twice)} more than once")
-    absent = next((image_id for image_id in ids if not has_xml(image_id)), None)
-    if absent is not None:
-        raise DataError(
-            f"{split.list_path} lists {plain(absent)}, but there is no "
-            f"{split.annotations / plain(absent)}.xml"
-        )
-    return ids
+    return ids, [image_id for image_id in ids if not has_xml(image_id)]
 
 
 def _own_id(path: Path, annotations: Path) -> str:
@@ -188,7 +186,7 @@ def _own_id(path: Path, annotations: Path) -> str:
 
 def _checked(image_id: str, path: Path) -> str:
     if leads_outside(image_id) or not is_printable(image_id):
-        raise DataError(f"{path} has {plain(image_id)}, which is no name below the folder of XML files")
+        raise DataError(f"{path} lists {plain(image_id)}, which is no name below the folder of XML files")
     return image_id
 
 

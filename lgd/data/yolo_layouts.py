@@ -135,11 +135,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _darknet_lists(path: Path) -> dict[str, str]:
-    """What Darknet's obj.data says of the splits: `train = data/train.txt`."""
+    """What Darknet's obj.data says of the splits: `train = data/train.txt`, where data is this folder."""
     if not path.is_file():
         return {}
     pairs = (line.partition("=") for line in _text(path).splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs if key.strip() in _SPLITS}
+    return {
+        key.strip(): value.strip().removeprefix("data/") for key, _, value in pairs if key.strip() in _SPLITS
+    }
 
 
 def _class_names(document: Mapping[Any, Any], path: Path) -> dict[int, str]:
@@ -147,7 +149,7 @@ def _class_names(document: Mapping[Any, Any], path: Path) -> dict[int, str]:
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not 0 < len(names) <= _MAX_CLASSES:
-        has = "has no names" if names is None else f"has {shown(names)} for names"
+        has = "has no names" if names is None else f"has {shown(document['names'])} for names"
         raise DataError(f"{path} {has}; write names: [first, second] or names: {{0: first, 1: second}}")
     numbers = {_class_number(key, path): value for key, value in names.items()}
     for number, value in numbers.items():
@@ -227,9 +229,10 @@ def _bases(yaml_path: Path, value: Any) -> Iterator[Path]:
 
 
 def _tails(written: str) -> Iterator[str]:
-    """A path without its first parts, longest first."""
+    """A path without its first parts, longest first; of a relative one two parts stay at least."""
     parts = [part for part in PurePosixPath(written).parts if part not in ("/", "..", ".")]
-    yield from ("/".join(parts[k:]) for k in range(len(parts)))
+    is_absolute = written.startswith("/") or ":" in written
+    yield from ("/".join(parts[k:]) for k in range(len(parts) if is_absolute else max(len(parts) - 1, 1)))
 
 
 def _resolve(entry: str, bases: tuple[Path, ...]) -> Path | None:
@@ -239,9 +242,7 @@ def _resolve(entry: str, bases: tuple[Path, ...]) -> Path | None:
         own = own.partition("/")[2]
     candidates = [base / own for base in bases] if not entry.startswith("/") else [Path(entry)]
     candidates += [base / entry for base in bases]
-    candidates += [
-        base / tail for tail in _tails(entry) for base in bases if entry.startswith("/") or ":" in entry
-    ]
+    candidates += [base / tail for tail in _tails(entry) for base in bases]
     return next((Path(os.path.normpath(each)) for each in candidates if _exists(each)), None)
 
 
@@ -311,8 +312,7 @@ def _of_list(path: Path, bases: tuple[Path, ...]) -> list[Path]:
 
 def _places_of(line: str, bases: tuple[Path, ...]) -> Iterator[Path]:
     """Where a listed picture may be, never outside the bases."""
-    tails = _tails(line) if line.startswith("/") or ":" in line else itertools.islice(_tails(line), 1)
-    for written in (line, *tails):
+    for written in (line, *_tails(line)):
         for base in bases:
             path = Path(os.path.normpath(base / written))
             if any(path.is_relative_to(os.path.normpath(each)) for each in bases):

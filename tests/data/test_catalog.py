@@ -44,15 +44,17 @@ def test_synthetic_is_written_on_first_use(tmp_path, small):
         ("coco_2017_trian", "did you mean coco_2017_train?"),
         ("cocoo:x:y", "did you mean coco:ROOT:SPLIT?"),
         ("sintetic:x:y", "did you mean synthetic:ROOT:SPLIT?"),
-        ("coco:x", "did you mean coco:ROOT:SPLIT?"),
+        ("coco:x", "coco:x: there is no file or folder x; write coco:ROOT:SPLIT"),
+        ("coco::x", "there is no file or folder :x; write coco:ROOT:SPLIT"),
         ("coco", "did you mean coco:ROOT:SPLIT?"),
         ("voc", "did you mean voc:ROOT:SPLIT?"),
         ("crowd_human:x:y", "did you mean crowdhuman:ROOT:SPLIT?"),
-        ("crowdhuman:x", "did you mean crowdhuman:ROOT:SPLIT?"),
+        ("crowdhuman:x", "crowdhuman:x: there is no file or folder x; write crowdhuman:ROOT:SPLIT"),
         (
             "objects365",
             "unknown data set 'objects365': Known are coco_2017_train, coco_2017_val, coco:ROOT:SPLIT, "
-            "crowdhuman:ROOT:SPLIT, voc:ROOT:SPLIT, synthetic:ROOT:SPLIT",
+            "yolo:ROOT:SPLIT, voc:ROOT:SPLIT, crowdhuman:ROOT:SPLIT, synthetic:ROOT:SPLIT, and files and "
+            "folders that are there",
         ),
         ("", "unknown data set ''"),
     ],

@@ -147,7 +147,7 @@ def test_broken_lines(tmp_path, line, message):
 
 
 def test_what_is_absent(tmp_path):
-    with pytest.raises(DataError, match=r"there is no annotation file .*annotation_val\.odgt"):
+    with pytest.raises(DataError, match=r"no annotations of CrowdHuman .* it is empty"):
         open_dataset(f"crowdhuman:{tmp_path}:val", HERE)
     spec = write_crowdhuman(tmp_path / "s", {"a": [], "b": []})
     (tmp_path / "s" / "Images" / "b.jpg").unlink()
