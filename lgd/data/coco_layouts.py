@@ -180,6 +180,8 @@ def find_image_dir(split: CocoSplit) -> Path:
         _refuse_paths(split, names)
         return likely[0] if likely else split.root / split.name
     first, *others = [folder for folder, score in zip(folders, scores, strict=True) if score == best]
+    # Splits often number their pictures alike: a folder called after another one has that one's.
+    others = [folder for folder in others if usual_name(folder.name) in (None, *alike(split.name))]
     other = next((folder for folder in others if not _has_same(first, folder, names)), None)
     if other is not None:
         raise DataError(
