@@ -153,8 +153,7 @@ def train_loader(
         image_format: order of the channels of `Batch.images`.
         batch_size: images of a rank's micro-batch.
         num_accumulation_steps: micro-batches of a rank between two optimizer steps.
-        world_size: ranks.
-        rank: this one.
+        world_size, rank: how many ranks there are, and which of them this is.
         seed: of order and augmentation, at least 0.
         start: the first micro-batch, counted from the beginning of training; for resuming.
         min_sizes: lengths of the short side, pixels.

@@ -44,7 +44,7 @@ def test_stdout_is_a_line_of_json_for_each_set_and_words_go_to_stderr(folder, ca
         {"name": "cat", "objects": 1, "images": 1},
         {"name": "cow", "objects": 0, "images": 0},
     ]
-    assert train["dropped"] == {"boxes_without_size": 1}
+    assert train["dropped"] == {"boxes_without_size": 1, "crowds": 1}
     assert any("cow" in line for line in train["warnings"])
     assert (val["images"], val["objects"], val["crowds"]) == (1, 1, 0)
     assert "what to set" in err
