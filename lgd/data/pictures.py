@@ -23,7 +23,7 @@ from lgd.data.coco_images import Pictures
 from lgd.data.errors import DataError, ImageError
 from lgd.data.images import read_size
 from lgd.data.index import AnnotationIndex
-from lgd.data.limits import is_printable, leads_outside, name_some, plain, shown
+from lgd.data.limits import is_printable, name_some, plain, shown
 from lgd.data.presence import find_absent, say_absent
 from lgd.data.remarks import Remark
 
@@ -121,6 +121,7 @@ class _Finder:
         above = [parent for folder in folders for parent in folder.parents]
         bases = [*folders, *above, index.json_path.parent, *([root] if root else [])]
         self._bases = list(dict.fromkeys(map(_normal, bases)))
+        self._read: dict[str, list[str]] = {}
         self._by_name: dict[str, list[str]] = {}
         for path in _walk(index.image_dir):
             self._by_name.setdefault(path.rpartition("/")[2], []).append(path)
@@ -146,14 +147,22 @@ class _Finder:
 
     def _readings(self, name: str) -> Iterator[str]:
         """What a name may mean below the image folder."""
-        slashed = name.replace("\\", "/")
-        if not leads_outside(slashed):
-            yield slashed
-        for base in self._bases:
-            path = os.path.normpath(slashed if slashed.startswith("/") else f"{base}/{slashed}")
-            for image_dir in self._image_dirs:
-                if path.startswith(image_dir + "/"):
-                    yield path[len(image_dir) + 1 :]
+        folder, slash, bare = name.replace("\\", "/").rpartition("/")
+        for reading in self._folders(folder + slash):
+            yield f"{reading}/{bare}" if reading else bare
+
+    def _folders(self, folder: str) -> list[str]:
+        """What a folder, "" or with a slash behind it, may mean; many names share one."""
+        if folder not in self._read:
+            paths = [folder] if folder.startswith("/") else [f"{base}/{folder}" for base in self._bases]
+            inside = [
+                path[len(image_dir) + 1 :]
+                for path in map(os.path.normpath, paths)
+                for image_dir in self._image_dirs
+                if f"{path}/".startswith(f"{image_dir}/")
+            ]
+            self._read[folder] = list(dict.fromkeys(inside))
+        return self._read[folder]
 
     def _by_bare_name(self, i: int, name: str) -> str | None:
         bare = re.split(r"[/\\]|^[A-Za-z]:", name)[-1]

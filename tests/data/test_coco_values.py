@@ -5,11 +5,13 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lgd.data.coco_json import parse_coco
-from lgd.data.errors import DataError
+from lgd.data.errors import DataError, ImageError
 from lgd.data.outlines import require_masks
+from lgd.data.samples import Preparation
 from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.results import write_predictions
 from tests.data.sets import CATEGORIES, annotation, image_record, open_coco, write_coco
@@ -281,3 +283,16 @@ def test_the_columns_of_a_plain_set_are_made_once(tmp_path):
     assert [each["name"] for each in CATEGORIES if each["id"] == 3] == ["cat"]
     with pytest.raises(DataError, match="have no mask"):
         require_masks(index)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_size_that_fits_before_the_exif_turn(tmp_path, orientation):
+    index = make(tmp_path, [spread(1)], [image_record(1, 30, 40)])
+    exif = Image.Exif()
+    exif[274] = orientation
+    size = (40, 30) if orientation == 1 else (30, 40)  # as stored; upright it is 40 x 30
+    Image.new("RGB", size).save(tmp_path / "train" / "001.png", exif=exif)
+    prepare = Preparation(index, "BGR", 100, torch.float32)
+    with pytest.raises(ImageError, match=r"is 40 x 30 pixels, but .* says 30 x 40, ") as caught:
+        prepare(0, min_size=40, flip=False)
+    assert ("before its EXIF orientation turns it" in str(caught.value)) == (orientation == 6)

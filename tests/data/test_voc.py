@@ -277,3 +277,34 @@ def test_a_pipe_among_the_annotations_is_not_waited_for(tmp_path):
     os.mkfifo(path)
     with pytest.raises(DataError, match=r"1\.xml is no regular file"):
         open_dataset(spec, HERE)
+
+
+def test_corners_counted_from_0(tmp_path):
+    spec = write_voc(tmp_path, {"1": objects((0, 5, 20, 30)), "2": objects((7, 8, 20, 30), (7, 8, 20, 30))})
+    index = open_dataset(spec, Path())
+    assert index.boxes(0).tolist() == [[0, 5, 20, 30]]
+    assert index.boxes(1).tolist() == [[7, 8, 20, 30]] * 2
+    said = {remark.kind: (remark.count, remark.text) for remark in index.remarks[0]}
+    assert said["corners_from_zero"][0] == 1
+    assert "counts pixels from 0" in said["corners_from_zero"][1]
+    assert "(1.xml)" in said["corners_from_zero"][1]
+    assert said["boxes_repeated"][0] == 1
+    assert "in 2.jpg" in said["boxes_repeated"][1]
+
+
+def test_corners_counted_from_1(tmp_path):
+    index = open_dataset(write_voc(tmp_path, {"1": objects((1, 5, 20, 30))}), Path())
+    assert index.boxes(0).tolist() == [[0, 4, 20, 30]]
+    assert "corners_from_zero" not in {remark.kind for remark in index.remarks[0]}
+
+
+@pytest.mark.parametrize(("text", "expected"), [("false", False), ("True", True), ("", False), ("1", True)])
+def test_difficult_is_what_its_text_says(tmp_path, text, expected):
+    spec = write_voc(tmp_path, {"1": [voc_object("cat", (1, 2, 3, 4), difficult=text)]})
+    assert open_dataset(spec, Path()).difficult(0).tolist() == [expected]
+
+
+def test_difficult_that_says_nothing(tmp_path):
+    spec = write_voc(tmp_path, {"1": [voc_object("cat", (1, 2, 3, 4), difficult=-1)]})
+    with pytest.raises(DataError, match=r"1\.xml: object 0 \(cat\) has difficult '-1', neither 0 nor 1"):
+        open_dataset(spec, Path())
