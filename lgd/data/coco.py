@@ -41,7 +41,7 @@ def load_coco(json_path: Path, image_dir: Path, *, name: str, layout: str = "") 
         json_path: the annotation file; "annotations" may be absent in a test set.
         image_dir: the folder that the file names are relative to.
         name: what messages call the set.
-        layout: how it lies, in words.
+        layout: how it lies, in words, where that is known better than by these two.
 
     Raises:
         DataError: the file, the folder or images are absent, or the file is not what COCO's format says.
@@ -51,6 +51,7 @@ def load_coco(json_path: Path, image_dir: Path, *, name: str, layout: str = "") 
     if not is_folder(image_dir):
         raise DataError(f"{name}: there is no image folder {image_dir}")
     cache_path = cached_columns(json_path, lambda content_hash: parse_coco(json_path, content_hash))
+    layout = layout or f"COCO ({json_path.name}, pictures in {image_dir.name}/)"
     index = AnnotationIndex(cache_path, name=name, json_path=json_path, image_dir=image_dir, layout=layout)
     check_images_present(index)
     for warning in index.warnings:

@@ -12,13 +12,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from lgd.data.errors import DataError
 from lgd.data.folder import open_regular
 from lgd.data.limits import leads_outside, plain
-from lgd.data.presence import names_in
 from lgd.data.splits import WHOLE, Split, alike, usual_name
-from lgd.data.walking import folders_in
+from lgd.data.walking import files_in, folders_in
 
 _WHOLE_NAMES = {"_annotations.coco.json", "labels.json", "result.json"}
 """What Roboflow, FiftyOne and Label Studio call the JSON of a split, or of a set that is not divided."""
@@ -104,7 +104,7 @@ def _is_same(first: Path, second: Path) -> bool:
 def _find_files(root: Path) -> Iterator[tuple[str, Path]]:
     """The JSONs of a set with the names of their splits."""
     folders = folders_in(root)[:_MAX_FILES]
-    found = [*_of_annotations(root / "annotations"), *_of_folder(root, _jsons_in(root))]
+    found = [*_of_annotations(root / "annotations"), *_of_folder(root, files_in(root, ".json"))]
     for folder in folders:
         found += [
             (folder, root / folder / name)
@@ -114,14 +114,14 @@ def _find_files(root: Path) -> Iterator[tuple[str, Path]]:
     yield from found
     for folder in () if found else folders:
         inner = root / folder
-        below = [*_of_annotations(inner / "annotations"), *_of_folder(inner, _jsons_in(inner))]
+        below = [*_of_annotations(inner / "annotations"), *_of_folder(inner, files_in(inner, ".json"))]
         if len(below) == 1:
             yield folder, below[0][1]
 
 
 def _of_annotations(folder: Path) -> Iterator[tuple[str, Path]]:
     """The JSONs of a folder `annotations`: one a split, that of the objects."""
-    files = [name for name in _jsons_in(folder) if not name.startswith(_OTHER_TASKS)]
+    files = [name for name in files_in(folder, ".json") if not name.startswith(_OTHER_TASKS)]
     prefixes = {prefix: [name for name in files if name.startswith(prefix)] for prefix in _PREFIXES}
     seen = set()
     for prefix, names in prefixes.items():
@@ -149,12 +149,6 @@ def _name_of(json_path: Path) -> str:
     prefix = next((prefix for prefix in _PREFIXES if json_path.name.startswith(prefix)), "")
     stem = json_path.stem.removeprefix(prefix)
     return (stem if prefix else usual_name(stem)) or stem or WHOLE
-
-
-def _jsons_in(folder: Path) -> list[str]:
-    return sorted(
-        name for name in names_in(folder) if name.lower().endswith(".json") and not name.startswith(".")
-    )
 
 
 def _is_coco(path: Path, *, certain: bool) -> bool:
@@ -246,9 +240,18 @@ def _decode(match: bytes) -> str:
 
 def _score(folder: Path, names: Sequence[str]) -> tuple[int, int]:
     """How many pictures are in a folder as they are named, and how many by the last part of their name."""
-    slashed = [name.replace("\\", "/") for name in names]
-    as_named = sum(not leads_outside(name) and _is_there(folder / name) for name in slashed)
-    return as_named, sum(_is_there(folder / name.rpartition("/")[2]) for name in slashed)
+    found = [
+        next((k for k, path in enumerate(_paths(folder, name)) if _is_there(path)), None) for name in names
+    ]
+    return sum(k == 0 for k in found), sum(k is not None for k in found)
+
+
+def _paths(folder: Path, name: str) -> list[Path]:
+    """Where a picture of this name may be in a folder: as it is named, or by the last part of its name."""
+    slashed = name.replace("\\", "/")
+    bare = slashed.rpartition("/")[2]
+    as_named = folder / (slashed if not leads_outside(slashed) else bare)
+    return [as_named, folder / bare, folder / unquote(bare).rpartition("/")[2]]
 
 
 def _is_there(path: Path) -> bool:
@@ -260,14 +263,10 @@ def _is_there(path: Path) -> bool:
 
 def _has_same(first: Path, second: Path, names: Sequence[str]) -> bool:
     """Whether the pictures that both folders have are equal."""
-    for name in names:
-        for tail in (name.replace("\\", "/"), re.split(r"[\\/]", name)[-1]):
-            one, other = first / tail, second / tail
-            if not leads_outside(tail) and _is_there(one) and _is_there(other):
-                if not _is_same(one, other):
-                    return False
-                break
-    return True
+    pairs = [
+        [next(filter(_is_there, _paths(folder, name)), None) for folder in (first, second)] for name in names
+    ]
+    return all(_is_same(one, other) for one, other in pairs if one is not None and other is not None)
 
 
 def describe(split: CocoSplit, image_dir: Path) -> str:

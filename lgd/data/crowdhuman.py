@@ -32,6 +32,7 @@ from lgd.data.limits import (
 from lgd.data.presence import check_images_present, names_in
 from lgd.data.remarks import to_metadata
 from lgd.data.splits import Split
+from lgd.data.walking import files_in
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def find_crowdhuman(root: Path, wanted: str | None = None) -> list[CrowdHumanSpl
         DataError: the folder cannot be listed.
     """
     splits = []
-    for file_name in sorted(names_in(root)):
+    for file_name in files_in(root, ".odgt"):
         if match := re.fullmatch(r"annotation_(.+)\.odgt", file_name):
             spec, layout = f"crowdhuman:{root}:{match[1]}", f"CrowdHuman ({file_name}, Images/)"
             splits.append(

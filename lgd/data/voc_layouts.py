@@ -14,9 +14,9 @@ from lgd.data.folder import open_regular
 from lgd.data.limits import is_printable, leads_outside, plain, read_text
 from lgd.data.presence import names_in
 from lgd.data.splits import WHOLE, Split, usual_name
-from lgd.data.walking import files_below, folders_in, is_picture
+from lgd.data.walking import files_below, files_in, folders_in, is_picture
 
-_LISTS = ("ImageSets/Main", "ImageSets")
+_LISTS = ("ImageSets/Main", "ImageSets", ".")
 _ANNOTATIONS = ("Annotations", "annotations", "Annotation", "annotation", "xmls", "xml", "labels")
 _PICTURES = ("JPEGImages", "images", "Images", "JPEGImage", "imgs", "img", "image")
 _CLASSES = ("classes.txt", "labelmap.txt")
@@ -64,13 +64,15 @@ def find_voc(root: Path, wanted: str | None = None) -> list[VocSplit]:
 
 def _of_lists(root: Path, wanted: str | None) -> Iterator[VocSplit]:
     for folder in _LISTS:
-        stems = {name.removesuffix(".txt") for name in names_in(root / folder) if name.endswith(".txt")}
+        stems = {Path(name).stem for name in files_in(root / folder, ".txt")}
+        if folder == ".":  # where there are other texts, too
+            stems = {stem for stem in stems if stem == usual_name(stem) and _has_xml(_annotations(root))}
         for stem in sorted(stems):
             if stem != wanted and stem.rpartition("_")[2] in stems - {stem}:
                 continue  # cat_train beside train: of a single class
-            annotations = _first_folder(root, _ANNOTATIONS)
-            layout = f"VOC ({folder}/{stem}.txt, {annotations.name}/)"
-            list_path, images = root / folder / f"{stem}.txt", _images(root, annotations, "")
+            annotations, list_path = _annotations(root), root / folder / f"{stem}.txt"
+            layout = f"VOC ({list_path.relative_to(root)}, {annotations.name}/)"
+            images = _images(root, annotations, "")
             yield VocSplit(
                 "voc", stem, f"voc:{root}:{stem}", layout, list_path, annotations, images, _classes(root)
             )
@@ -129,8 +131,8 @@ def _classes(root: Path) -> Path | None:
     return next((root / name for name in _CLASSES if (root / name).is_file()), None)
 
 
-def _first_folder(root: Path, names: Sequence[str]) -> Path:
-    return next((root / name for name in names if (root / name).is_dir()), root / names[0])
+def _annotations(root: Path) -> Path:
+    return next((root / name for name in _ANNOTATIONS if (root / name).is_dir()), root / _ANNOTATIONS[0])
 
 
 def _has_xml(folder: Path, *, deep: bool = True) -> bool:
@@ -191,12 +193,14 @@ def _checked(image_id: str, path: Path) -> str:
 
 
 def _id_of(line: str, has_xml: Callable[[str], bool]) -> str:
-    """The id that a line is or has: names may have blanks; Datumaro writes these in quotes."""
+    """The id that a line is or has: it may have blanks, quotes, a second column, or be a picture's path."""
     quoted = re.match(r'"([^"]+)"', line)
     column = _SECOND_COLUMN.fullmatch(line)
     readings = [line, *(match[1] for match in (quoted, column) if match)]
     readings += [reading.replace("\\", "/") for reading in readings]
-    return next((reading for reading in readings if has_xml(reading)), readings[-1])
+    pictures = [reading.rpartition(".")[0] for reading in readings if is_picture(reading)]
+    pictures += [reading.rpartition("/")[2] for reading in pictures]
+    return next((reading for reading in (*readings, *pictures) if has_xml(reading)), readings[-1])
 
 
 def find_pictures(images: Path, ids: Sequence[str], named: Sequence[str]) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lgd.data.limits import PICTURE_SUFFIXES
-from lgd.data.presence import names_in
+from lgd.data.errors import DataError
+from lgd.data.limits import PICTURE_SUFFIXES, is_printable
 
 
 def files_below(
@@ -29,25 +31,43 @@ def files_below(
     Raises:
         DataError: a folder cannot be listed.
     """
-    names = sorted(name for name in names_in(folder) if not name.startswith("."))
-    yield from (folder / name for name in names if takes(name))
-    for name in names if deep else ():
-        path = folder / name
-        if takes(name) or is_picture(name) or not path.is_dir():
-            continue
-        state = path.stat()
-        if (state.st_dev, state.st_ino) not in seen:
-            yield from files_below(path, takes, seen=seen | {(state.st_dev, state.st_ino)})
+    entries = _entries(folder)
+    yield from (folder / name for name, is_folder in entries if not is_folder and takes(name))
+    for name, is_folder in entries if deep else ():
+        if is_folder:
+            state = (folder / name).stat()
+            if (state.st_dev, state.st_ino) not in seen:
+                yield from files_below(folder / name, takes, seen=seen | {(state.st_dev, state.st_ino)})
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, hidden ones left out; none where there is no such folder.
+    """Return the names of the folders in a folder, sorted, without hidden ones and names of several lines.
 
     Raises:
         DataError: it cannot be listed.
     """
-    names = (name for name in names_in(folder) if not name.startswith("."))
-    return sorted(name for name in names if not is_picture(name) and (folder / name).is_dir())
+    return [name for name, is_folder in _entries(folder) if is_folder and is_printable(name)]
+
+
+def files_in(folder: Path, ending: str) -> list[str]:
+    """Return the names of the files in a folder that end so, sorted; with the same left out as `folders_in`.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
+    names = [name for name, is_folder in _entries(folder) if not is_folder and is_printable(name)]
+    return [name for name in names if name.lower().endswith(ending)]
+
+
+def _entries(folder: Path) -> list[tuple[str, bool]]:
+    """Names and whether they are folders, sorted; nothing where there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((each.name, each.is_dir()) for each in entries if not each.name.startswith("."))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            return []
+        raise DataError(f"cannot list {folder}: {error.strerror}") from error
 
 
 def is_picture(name: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from lgd.data.errors import DataError
 from lgd.data.limits import is_name, name_some, plain, read_text, shown
 from lgd.data.presence import names_in
 from lgd.data.splits import WHOLE, Split, alike
-from lgd.data.walking import files_below, folders_in, is_picture
+from lgd.data.walking import files_below, files_in, folders_in, is_picture
 
 _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _CLASS_LISTS = ("classes.txt", "obj.names")
@@ -98,18 +99,22 @@ def find_yolo(place: Path, wanted: str | None = None) -> list[YoloSplit]:
 
 def _find_file(folder: Path) -> Path | None:
     """The YAML of a folder, or its list of classes."""
-    names = names_in(folder)
-    others = sorted(name for name in names if name.endswith((".yaml", ".yml")) and name not in _YAML_NAMES)
-    named = [name for name in _YAML_NAMES if name in names] + others
+    names = [*files_in(folder, ".yaml"), *files_in(folder, ".yml")]
+    named = sorted((name for name in names), key=lambda name: (name not in _YAML_NAMES, name))
     path = next((folder / name for name in named if _has_names(folder / name)), None)
     if path is not None:
         return path
-    lists = [folder / name for name in _CLASS_LISTS if name in names]
+    lists = [folder / name for name in _CLASS_LISTS if (folder / name).is_file()]
     return next((path for path in lists if (folder / "obj.data").is_file() or _usual_entries(folder)), None)
 
 
 def _has_names(path: Path) -> bool:
-    return path.is_file() and any(line.startswith("names") for line in _text(path).splitlines())
+    try:
+        return re.search(r"""(^|[{,\s])["']?names["']?\s*:""", _text(path)) is not None
+    except DataError:
+        if path.name in _YAML_NAMES:
+            raise
+        return False
 
 
 def _text(path: Path) -> str:
@@ -152,6 +157,8 @@ def _class_names(document: Mapping[Any, Any], path: Path) -> dict[int, str]:
         has = "has no names" if names is None else f"has {shown(document['names'])} for names"
         raise DataError(f"{path} {has}; write names: [first, second] or names: {{0: first, 1: second}}")
     numbers = {_class_number(key, path): value for key, value in names.items()}
+    if len(numbers) < len(names):
+        raise DataError(f"{path}: names has the number of a class twice")
     for number, value in numbers.items():
         text = str(value) if type(value) in (int, float) else value
         if not is_name(text):
