@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -17,21 +17,20 @@ from lgd.data.catalog import open_dataset
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
 from lgd.inspect.advice import advise
-from lgd.inspect.contents import Contents, find_obstacle, read_contents
+from lgd.inspect.contents import Contents, compare_classes, find_obstacle, read_contents
 from lgd.inspect.duplicates import describe_duplicates, find_duplicates
 from lgd.inspect.report import to_json, to_words, warnings_of
 from lgd.inspect.sets import find_folder, lines_of
 from lgd.inspect.sheet import MOST_PICTURES, SUFFIXES, write_sheet
 
 
-@dataclass
-class _Found:
-    """The sets that could be opened, and what ends with exit code 2."""
+@dataclass(frozen=True)
+class _Set:
+    """A set that could be opened, and what is worth a look in it."""
 
-    indices: list[AnnotationIndex] = field(default_factory=list)
-    contents: list[Contents] = field(default_factory=list)
-    warnings: list[list[str]] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
+    index: AnnotationIndex
+    contents: Contents
+    warnings: list[str]
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -72,17 +71,23 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for what cannot be trained on."""
     arguments = parse_arguments(argv)
+    root = Path(arguments.root).expanduser()
+    sets: list[_Set] = []
+    errors: list[str] = []
     try:
-        found = _open(arguments.datasets, Path(arguments.root).expanduser())
-        if found.indices:
-            _report(found, arguments)
+        for word in arguments.datasets:
+            opened, problems = _open(word, root, [each.index.name for each in sets])
+            sets += opened
+            errors += problems
+        if sets:
+            _report(sets, arguments)
     except KeyboardInterrupt:
         return exits.CTRL_C
     except DataError as error:
-        found = _Found(errors=[str(error)])
-    for message in found.errors:
+        errors.append(str(error))
+    for message in errors:
         sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    return exits.USER_ERROR if found.errors else exits.DONE
+    return exits.USER_ERROR if errors else exits.DONE
 
 
 class _Listener(logging.Handler):
@@ -107,56 +112,59 @@ def _listening() -> Iterator[_Listener]:
         library.handlers[:], library.propagate = handlers, propagates
 
 
-def _open(words: Sequence[str], root: Path) -> _Found:
-    """Open every set that is meant, each once; one that cannot be opened keeps no other from being shown."""
-    found = _Found()
-    for word in words:
+def _open(word: str, root: Path, known: Sequence[str]) -> tuple[list[_Set], list[str]]:
+    """Open every set that a word means and that is not known yet; what cannot be opened keeps no other away.
+
+    Returns:
+        The sets, and a line for each that cannot be opened or trained on. A folder's splits to test on may
+        lack labels where another of its splits has some.
+    """
+    sets: list[_Set] = []
+    errors: list[str] = []
+    try:
+        lines = [line for line in lines_of(word) if line not in known]
+    except DataError as error:
+        return [], [str(error)]
+    for line in lines:
         try:
-            lines = lines_of(word)
+            sets.append(_inspect(line, root))
         except DataError as error:
-            found.errors.append(str(error))
-            continue
-        obstacles, fine = [], 0
-        for line in lines:
-            if any(index.name == line for index in found.indices):
-                continue
-            try:
-                with _listening() as listener:
-                    index = open_dataset(line, root)
-            except DataError as error:
-                found.errors.append(str(error))
-                continue
-            contents = read_contents(index)
-            found.indices.append(index)
-            found.contents.append(contents)
-            more = [line for line in listener.lines if line not in index.warnings]
-            found.warnings.append([*more, *warnings_of(contents)])
-            obstacle = find_obstacle(contents)
-            fine += obstacle is None
-            obstacles += [obstacle] if obstacle else []
-        # A split to test on may lack labels where its folder has others to train on.
-        found.errors += obstacles if fine == 0 or find_folder(word) is None else []
-    return found
+            errors.append(str(error))
+    obstacles = [obstacle for each in sets if (obstacle := find_obstacle(each.contents))]
+    is_folder = find_folder(word) is not None
+    return sets, errors + (obstacles if len(obstacles) == len(sets) or not is_folder else [])
 
 
-def _report(found: _Found, arguments: argparse.Namespace) -> None:
+def _inspect(line: str, root: Path) -> _Set:
+    with _listening() as listener:
+        index = open_dataset(line, root)
+    contents = read_contents(index)
+    more = [said for said in listener.lines if said not in index.warnings]
+    return _Set(index, contents, [*more, *warnings_of(contents)])
+
+
+def _report(sets: Sequence[_Set], arguments: argparse.Namespace) -> None:
     words: TextIO = sys.stderr if arguments.json else sys.stdout
-    warnings = found.warnings
-    duplicates = find_duplicates(found.indices, compare=arguments.duplicates, look=arguments.duplicates)
+    indices, contents = [each.index for each in sets], [each.contents for each in sets]
+    duplicates = find_duplicates(indices, compare=arguments.duplicates, look=arguments.duplicates)
     for number, line in describe_duplicates(duplicates):
-        warnings[number].append(line)
-    to_train_on = next((each for each in found.contents if each.objects), None)
-    for contents, lines in zip(found.contents, warnings, strict=True):
-        obstacle = find_obstacle(contents)
-        lines += [obstacle] if obstacle else []
-        advice = [] if obstacle else advise(contents)
-        words.write(to_words(contents, lines, advice if contents is to_train_on else []) + "\n")
+        sets[number].warnings.append(line)
+    to_train_on = next((each for each in contents if each.objects), None)
+    for one in sets:
+        obstacle = find_obstacle(one.contents)
+        lines = [
+            *one.warnings,
+            *compare_classes(one.contents, contents[0]),
+            *([obstacle] if obstacle else []),
+        ]
+        advice = [] if obstacle else advise(one.contents)
+        words.write(to_words(one.contents, lines, advice if one.contents is to_train_on else []) + "\n")
         if arguments.json:
-            sys.stdout.write(json.dumps(to_json(contents, lines, advice, obstacle is None)) + "\n")
+            sys.stdout.write(json.dumps(to_json(one.contents, lines, advice, obstacle is None)) + "\n")
     if duplicates.left_out and arguments.duplicates is None:
         words.write(f"{duplicates.left_out}\n")
     if arguments.draw:
         number, path = int(arguments.draw[0]), Path(arguments.draw[1]).expanduser()
-        for line in write_sheet(path, found.indices, found.contents, number):
+        for line in write_sheet(path, indices, contents, number):
             words.write(f"{line}\n")
-        words.write(f"{path}: {number} pictures with their labels\n")
+        words.write(f"{path}: pictures with their labels\n")

@@ -140,16 +140,31 @@ def find_doubts(contents: Contents) -> list[str]:
     tiny = int((sides.min(axis=1, initial=np.inf) < 2).sum())
     doubts = []
     if absent:
-        doubts.append(f"{len(absent)} classes have no object: {name_some(absent)}")
+        doubts.append(f"classes without an object, {len(absent)}: {name_some(absent)}")
     if few:
-        doubts.append(f"{len(few)} classes have fewer than {FEW_OBJECTS} objects: {name_some(few)}")
+        doubts.append(f"classes of fewer than {FEW_OBJECTS} objects, {len(few)}: {name_some(few)}")
     if tiny:
-        doubts.append(f"{tiny} boxes are less than 2 pixels wide or high")
+        doubts.append(f"boxes less than 2 pixels wide or high: {tiny}")
     if whole > 0.2 * contents.objects:
-        doubts.append(f"{whole} of {contents.objects} boxes are as large as their picture")
+        doubts.append(f"boxes as large as their picture: {whole} of {contents.objects}")
     if 0 < contents.masked < contents.objects:
-        doubts.append(f"{contents.objects - contents.masked} of {contents.objects} objects have no mask")
+        doubts.append(f"objects without a mask: {contents.objects - contents.masked} of {contents.objects}")
     return doubts
+
+
+def compare_classes(contents: Contents, first: Contents) -> list[str]:
+    """Say, a line each, which classes only one of two sets has; their order does not matter."""
+    own, others = ({each.name: None for each in one.classes} for one in (contents, first))
+    lacking = [name for name in others if name not in own]
+    further = [name for name in own if name not in others]
+    lines = (
+        [f"classes of {first.name} that are not here, {len(lacking)}: {name_some(lacking)}"]
+        if lacking
+        else []
+    )
+    if further:
+        lines.append(f"classes that {first.name} does not have, {len(further)}: {name_some(further)}")
+    return lines
 
 
 def find_obstacle(contents: Contents) -> str | None:

@@ -68,6 +68,16 @@ def test_the_same_picture_in_two_sets_is_said(folder, capsys):
     assert "same picture" not in lgd_data(capsys, folder, "--json", "--no-duplicates")[1]
 
 
+def test_classes_that_only_one_of_the_sets_has_are_named(folder, capsys):
+    names = [{"id": 1, "name": "cat"}, {"id": 2, "name": "fox"}]
+    write_coco(folder, [image_record(4)], [annotation(9, 4, category=2)], split="val", categories=names)
+    _, out, _ = lgd_data(capsys, folder, "--json")
+    train, val = (json.loads(line)["warnings"] for line in out.splitlines())
+    assert any("not here, 2: dog, cow" in line for line in val)
+    assert any("does not have, 1: fox" in line for line in val)
+    assert not any("fox" in line for line in train)
+
+
 def test_many_pictures_are_not_compared_unasked(folder, capsys, monkeypatch):
     monkeypatch.setattr("lgd.inspect.duplicates.MAX_COMPARED", 2)
     (folder / "val" / "004.png").write_bytes((folder / "train" / "002.png").read_bytes())
