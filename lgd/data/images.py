@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -322,7 +323,7 @@ def _decode_with_pillow(image: Image.Image, content: bytes, value_range: Range |
     if is_deep(image):
         pixels = torch.from_numpy(as_bytes(read_values(image, content), value_range))
         return pixels.expand(3, *pixels.shape) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-    return _as_tensor(ImageOps.exif_transpose(image))
+    return _as_tensor(image)
 
 
 def _decode_reduced(image: Image.Image, content: bytes, reduction: int) -> Picture | None:
@@ -340,11 +341,20 @@ def _decode_reduced(image: Image.Image, content: bytes, reduction: int) -> Pictu
     assert image.size == (-(-width // reduction), -(-height // reduction)), "what was asked for"
     if _orientation(image) >= 5:
         height, width = width, height
-    return Picture(_as_tensor(ImageOps.exif_transpose(image)), height, width, reduction)
+    return Picture(_as_tensor(image), height, width, reduction)
 
 
 def _as_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    """The picture upright, (3, H, W) uint8 RGB, not to be written to.
+
+    Copies of large pictures cost as much as their decoding, since the system clears new memory page by page.
+    """
+    if _orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, that the memory is not writable
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _reason(error: Exception) -> str:
