@@ -153,7 +153,8 @@ def train_loader(
         image_format: order of the channels of `Batch.images`.
         batch_size: images of a rank's micro-batch.
         num_accumulation_steps: micro-batches of a rank between two optimizer steps.
-        world_size, rank: how many ranks there are, and which of them this is.
+        world_size: ranks.
+        rank: this one.
         seed: of order and augmentation, at least 0.
         start: the first micro-batch, counted from the beginning of training; for resuming.
         min_sizes: lengths of the short side, pixels.
@@ -179,8 +180,7 @@ def train_loader(
         ValueError: sizes that cannot be.
     """
     images = _training_images(index, filter_empty, with_masks)
-    groups = _groups(index, images, aspect_ratio_grouping)
-    repeats = _repeats(index, images, repeat_threshold, weights)
+    groups, repeats = _order(index, images, aspect_ratio_grouping, repeat_threshold, weights)
     global_size = batch_size * world_size * num_accumulation_steps
     sampler = TrainingSampler(images, groups, global_batch_size=global_size, seed=seed, repeats=repeats)
     dataset = TrainingImages(
@@ -261,6 +261,13 @@ def _groups(index: AnnotationIndex, images: Integers, by_aspect_ratio: bool) -> 
     """Which of `images` may share a batch: those of the same number."""
     groups = aspect_groups(index.heights[images], index.widths[images])
     return groups if by_aspect_ratio else np.zeros_like(groups)
+
+
+def _order(
+    index: AnnotationIndex, images: Integers, grouping: bool, threshold: float, weights: Sequence[float]
+) -> tuple[Integers, Floats | None]:
+    """Of each image, which it is batched with, and how often it comes."""
+    return _groups(index, images, grouping), _repeats(index, images, threshold, weights)
 
 
 def _repeats(
