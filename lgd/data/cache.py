@@ -35,7 +35,7 @@ from lgd.data.schema import check_columns
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 """Counts up with every change of the columns or of the rules that make them."""
 
 SETTLED = 2_000_000_000
