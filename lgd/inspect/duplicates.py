@@ -46,7 +46,7 @@ class Duplicates:
         starts: where the pictures of each set begin, and where the last end.
         files: (P,) pictures of one number have equal files; None where the files were not compared.
         looks: (P,) pictures of one number look alike or have equal files; None where nobody looked.
-        paths: P of them.
+        paths: P of them; none where nothing was looked for.
     """
 
     names: tuple[str, ...]
@@ -58,7 +58,7 @@ class Duplicates:
     @property
     def left_out(self) -> str | None:
         """What was not done, in a line."""
-        total = f"{len(self.paths)} pictures are many (--duplicates does it nevertheless)"
+        total = f"{self.starts[-1]} pictures are many (--duplicates does it nevertheless)"
         if self.files is None:
             return f"the same picture twice: not looked for, {total}"
         return f"pictures that look alike: not looked for, {total}" if self.looks is None else None
@@ -74,19 +74,19 @@ def find_duplicates(
         compare: whether files are compared; None: unless they are many.
         look: whether pictures are looked at too; None: unless they are many.
     """
+    names, starts = tuple(index.name for index in indices), tuple(accumulate(map(len, indices), initial=0))
+    compare = starts[-1] <= MAX_COMPARED if compare is None else compare
+    look = compare and starts[-1] <= MAX_SEEN if look is None else look
+    if not (compare or look):
+        return Duplicates(names, starts, None, None, ())
     by_set = [picture_paths(index) for index in indices]
     paths = [path for each in by_set for path in each]
-    compare = len(paths) <= MAX_COMPARED if compare is None else compare
-    look = compare and len(paths) <= MAX_SEEN if look is None else look
-    files = looks = None
-    if compare or look:
-        states = [file_states(each) for each in by_set]
-        files = _equal_files(paths, np.array([size for each in states for size, _ in each], dtype=np.int64))
-    if look:
-        parts = [read_thumbnails(*arguments) for arguments in zip(indices, by_set, states, strict=True)]
-        looks = _look_alike(np.concatenate(parts), files)
-    starts = tuple(accumulate(map(len, by_set), initial=0))
-    return Duplicates(tuple(index.name for index in indices), starts, files, looks, tuple(paths))
+    states = [file_states(each) for each in by_set]
+    files = _equal_files(paths, np.array([size for each in states for size, _ in each], dtype=np.int64))
+    if not look:
+        return Duplicates(names, starts, files, None, tuple(paths))
+    parts = [read_thumbnails(*arguments) for arguments in zip(indices, by_set, states, strict=True)]
+    return Duplicates(names, starts, files, _look_alike(np.concatenate(parts), files), tuple(paths))
 
 
 def _equal_files(paths: Sequence[Path], sizes: Integers) -> Integers:
@@ -144,7 +144,7 @@ def _look_alike(thumbnails: Thumbnails, files: Integers | None) -> Integers:
 
 def describe_duplicates(found: Duplicates) -> list[tuple[int, str]]:
     """Say what is there twice: (number of the set that it is said of, line)."""
-    lines = []
+    lines: list[tuple[int, str]] = []
     kinds = [(found.files, "the same picture twice"), (found.looks, "pictures that look alike")]
     said = np.zeros(len(found.paths), dtype=np.bool_)
     for groups, what in kinds:
