@@ -78,7 +78,7 @@ class InputConfig:
         "Values of 16-bit (32-bit) pictures that become 0 and 255; auto: measured, or the weights' own.",
     ] = "auto"
     scaled_decoding: Annotated[
-        bool, "Decode JPEGs smaller, by 2, 4 or 8, where they are shown at less than that."
+        bool, "Decode JPEGs of a megapixel and more at 1/2, 1/4 or 1/8, where they are shown smaller still."
     ] = True
     crop: CropConfig = CropConfig()
 

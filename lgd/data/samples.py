@@ -35,6 +35,9 @@ _REPLACEMENT = 4
 
 _MAX_REPLACEMENTS = 20
 
+_LARGE = 2**20
+"""Pixels of a picture from which on it pays to decode it smaller."""
+
 
 @dataclass(frozen=True)
 class EncodedImage:
@@ -140,7 +143,9 @@ class Preparation:
         path, decoding = self.index.path(i), self.decoding
         if not self.decodes:
             return read_jpeg_or_picture(path, decoding.value_range)
-        return read_picture(path, decoding.value_range, view.reduction if decoding.scaled else 1)
+        record = self.index.image(i)
+        may_shrink = decoding.scaled and record.height * record.width >= _LARGE
+        return read_picture(path, decoding.value_range, view.reduction if may_shrink else 1)
 
     def _outlines(self, i: int, keep: Tensor, view: View) -> ImageOutlines:
         outlines = select_outlines(read_outlines(self.index, i), keep)

@@ -116,28 +116,36 @@ def test_shifts_are_found():
 
 @pytest.fixture
 def index(tmp_path):
-    record = {"id": 1, "file_name": "1.jpg", "width": 600, "height": 400}
-    path = write_coco(tmp_path, [record], [annotation(1, 1, (30, 50, 301, 203))], with_files=False)
-    save(tmp_path / "train/1.jpg")
+    record = {"id": 1, "file_name": "1.jpg", "width": 1200, "height": 900}
+    path = write_coco(tmp_path, [record], [annotation(1, 1, (30, 50, 601, 403))], with_files=False)
+    save(tmp_path / "train/1.jpg", 900, 1200)
     return open_coco(path)
 
 
 def test_boxes_know_nothing_of_it(index):
     samples = [
         Preparation(index, "RGB", 999, torch.float64, decoding=Decoding(scaled=scaled))(
-            0, min_size=133, flip=True, window=Window(5, 3, 391, 590)
+            0, min_size=300, flip=True, window=Window(5, 3, 891, 1190)
         )
         for scaled in (False, True)
     ]
     whole, reduced = samples
     assert torch.equal(whole.boxes, reduced.boxes)
-    assert whole.original_size == reduced.original_size == (400, 600)
+    assert whole.original_size == reduced.original_size == (900, 1200)
     assert whole.size == reduced.size
     assert not torch.equal(whole.image, reduced.image)
     assert (whole.image.float() - reduced.image.float()).abs().mean() < 1
 
 
 def test_a_wrong_size_is_found_by_the_pixel(index, tmp_path):
-    save(tmp_path / "train/1.jpg", 399, 600)
-    with pytest.raises(ImageError, match="is 600 x 399 pixels, but"):
+    save(tmp_path / "train/1.jpg", 899, 1200)
+    with pytest.raises(ImageError, match="is 1200 x 899 pixels, but"):
         Preparation(index, "RGB", 999, torch.float32)(0, min_size=100, flip=False)
+
+
+def test_small_pictures_are_decoded_whole(tmp_path):
+    record = {"id": 1, "file_name": "1.jpg", "width": 600, "height": 400}
+    index = open_coco(write_coco(tmp_path, [record], [annotation(1, 1)], with_files=False))
+    path = save(tmp_path / "train/1.jpg")
+    sample = Preparation(index, "RGB", 999, torch.float32)(0, min_size=100, flip=False)
+    assert torch.equal(sample.image, View(Window(0, 0, 400, 600), (100, 150), False, "RGB")(read_image(path)))
