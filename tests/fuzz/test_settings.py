@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +23,9 @@ from lgd.engine.optim import LRSchedule
 from lgd.run import run as run_module
 from lgd.train import main
 from tests.fuzz.mutations import NASTY, Generator, damage_bytes, damage_value
+from tests.fuzz.outcomes import require_one_line, soon
 
 pytestmark = pytest.mark.slow
-
-SECONDS = 5.0
-LONGEST = 2500
-"""Characters of what is said: a path has up to 4,096, and is cut."""
 
 ROUNDS = range(8)
 """Each is a test of its own with a seed of its own."""
@@ -40,7 +35,7 @@ TEXTS = (
     *("9" * 5000, "-" + "9" * 5000, "0x" + "f" * 5000, "1_000", "0o17", "1:30:00", "²", "٣", "1,5", "2**70"),
     *("true", "None", "~", "null", "yes", "'", '"', "''", "[", "]", "()", "[]", "(,)", "{}", "{", "[[]]", "[1,"),
     *("(1, 2", "[1, [2, 3]]", "((1, 2), (3,))", "[None]", "[true, 1]", "[x]", "('a',)", "{'a': 1}", "[1e400]"),
-    *("[" * 3000, "[" * 90 + "]" * 90, "(" * 300 + ")" * 300, "-" * 3000 + "1", "[" + "1," * 20_000 + "]"),
+    *("[" * 3000, "[" * 90 + "]" * 90, "(" * 300 + ")" * 300, "-" * 3000 + "1", "[" + "1," * 3000 + "]"),
     *("!!python/object/apply:os.getcwd []", "[!!int '']", "[!!float '']", "[2024-99-99]", "[=]", "[<<]"),
     *("[&a [*a]]", "[&a a, *a]", "[*b]", "[!!bool x]", "[!!timestamp x]", "b'x'", "{1}", "1+1j", "lambda: 1"),
     *("\0", "a\0b", "\x1b[31m", "a\nb", "\ud800", "ü" * 3000, "x" * 100_000, "--resume", "SEED", "_BASE_"),
@@ -70,27 +65,23 @@ def in_folder_without_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
 
 
-@contextmanager
-def soon(what: str) -> Iterator[None]:
-    begin = time.perf_counter()
-    yield
-    assert time.perf_counter() - begin < SECONDS, what
-
-
 def begin(capsys, recipe: str | Path, settings: Sequence[str] = ()) -> Config | None:
     """What `lgd train` does up to its data: the configuration, or None where it is refused in one line."""
     output = [] if "OUTPUT_DIR" in settings else ["OUTPUT_DIR", "out"]
     try:
-        code = main(["--config-file", str(recipe), "--", *settings, *output])
+        code = main(["--config-file", str(recipe), *settings, *output])
     except Opened as opened:
         capsys.readouterr()
         return opened.cfg
+    except SystemExit as usage:  # argparse takes "-1e400" for an option
+        assert usage.code == exits.USER_ERROR
+        assert "error: " in capsys.readouterr().err.splitlines()[-1]
+        return None
     said = capsys.readouterr().err
     assert code == exits.USER_ERROR, said
     assert said.startswith("error: ")
-    assert said.count("\n") == 1
-    assert said.removesuffix("\n").isprintable(), said
-    assert len(said) < LONGEST, said
+    assert said.endswith("\n")
+    require_one_line(said[:-1])
     return None
 
 
@@ -111,8 +102,8 @@ def use(cfg: Config) -> None:
                 del solver[unused]
             rates = LRSchedule(**solver, max_iter=scaled.solver.max_iter)
             for step in (0, 1, scaled.solver.max_iter // 2, scaled.solver.max_iter - 1):
-                assert rates(step) >= 0
-                build_schedule(scaled)(step)
+                assert rates.at(step) >= 0
+                build_schedule(scaled).phase(step)
 
 
 def write(text: str | bytes, name: str = "recipe.yaml") -> Path:
@@ -203,13 +194,13 @@ def bases(names: Sequence[str]) -> str:
 
 
 RECIPES = {
-    "deep lists": "SOLVER: {STEPS: " + "[" * 20_000,
+    "deep lists": "SOLVER: {STEPS: " + "[" * 5000,
     "deep closed lists": "SOLVER: {STEPS: " + "[" * 900 + "]" * 900 + "}",
     "less deep lists": "SOLVER: {STEPS: " + "[" * 150 + "]" * 150 + "}",
     "deep sections": "\n".join(" " * level + "MODEL:" for level in range(400)),
     "deep dashes": "SOLVER: {STEPS: \n" + "- " * 20_000,
     "deep questions": "? " * 20_000,
-    "a list of aliases": f"SOLVER:\n  STEPS: [&a [1], {', '.join(['*a'] * 20_000)}]",
+    "a list of aliases": f"SOLVER:\n  STEPS: [&a [1], {', '.join(['*a'] * 5000)}]",
     "laughs": "SOLVER: {STEPS: " + "[&a [1], &b [*a, *a, *a, *a, *a, *a, *a, *a, *a, *a]]}",
     "many laughs": laughs(12, 10),
     "laughs in a value": "SEED: [" + ", ".join(
@@ -312,7 +303,7 @@ def test_recipes_that_are_no_files(capsys):
     os.mkfifo("pipe")
     Path("loop").symlink_to("loop")
     Path("folder.yaml").mkdir()
-    places = ("pipe", "loop", "folder", "folder.yaml", "/dev/zero", "/dev/null", "/proc/self/mem", "/proc/kmsg")
+    places = ("pipe", "loop", "folder", "folder.yaml", "/dev/zero", "/proc/self/mem", "/proc/kmsg")
     texts = ("", "\0", "demo\0", "~nobody/x", "~", "x" * 300, "x" * 60_000, "a/" * 30_000, "\ud800", "..", "*", "\x1b[31m")
     for recipe in (*places, *texts):
         with soon(recipe[:50]):
