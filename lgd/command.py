@@ -45,7 +45,11 @@ FAULTS = (LoadingError, RanksError, ScoringError, StallError, TerminalError, Fol
 _OWN_ERRORS = (ImageError, NonFiniteError)
 """What one rank runs into alone; other errors of the user are everyone's, and said once a machine."""
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST),
+)
+"""What is full, failing or not to be written to; and where something else is in the place of a file."""
 
 
 def execute(options: argparse.Namespace, argv: Sequence[str], interruption: Interruption) -> int:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says of a disk, or a quota, without room."""
 
+_NO_FILE = "a folder, pipe or device, where a file is needed"
+
 _TO_LOOK = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 """Opens even a pipe to which nobody writes."""
 
@@ -94,7 +96,7 @@ def _open_file(path: Path) -> int:
     handle = os.open(path, _TO_LOOK)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "a folder, pipe or device, where a file is needed", str(path))
+        raise OSError(errno.ENXIO, _NO_FILE, str(path))
     return handle
 
 
@@ -128,7 +130,12 @@ class GrowingFile:
         """Open `path` behind what it holds already; raises OSError where that cannot be."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab", buffering=0)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+        handle = os.open(path, flags, 0o666)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise OSError(errno.ENXIO, _NO_FILE, str(path))
+        self._file = os.fdopen(handle, "ab", buffering=0)
         self._waiting: deque[bytes] = deque()
         self._reason = ""
 

@@ -154,7 +154,10 @@ def _measure(node: yaml.Node, source: str, done: dict[int, tuple[int, int] | Non
 def _base_paths(path: Path, key: yaml.Node, value: yaml.Node, above: tuple[Path, ...]) -> Iterator[Path]:
     place = _place(str(path), key)
     named = _construct(value, f"{place}: {_BASE}")
-    for name in named if isinstance(named, list) else [named]:
+    names = named if isinstance(named, list) else [named]
+    if len(names) > _MOST_BASES:
+        raise ConfigError(f"{place}: {_BASE} names {len(names)} files; at most {_MOST_BASES} are read")
+    for name in names:
         if not isinstance(name, str):
             raise ConfigError(
                 f"{place}: {_BASE} expects the path of a YAML file or a list of them, got {brief(named)}"
@@ -175,6 +178,7 @@ def _walk(section: yaml.MappingNode, prefix: str, source: str) -> Iterator[Setti
         place = _place(source, key)
         if not isinstance(key, yaml.ScalarNode):
             raise ConfigError(f"{place}: a list or a section where the name of a setting belongs")
+        _require_plain(key, place)
         name = f"{prefix}{key.value}"
         if name in seen:
             raise ConfigError(f"{place}: {name} is given twice")

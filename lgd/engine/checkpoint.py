@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import torch
 
-from lgd.files import FULL, replacing, write_text_atomically
+from lgd.files import FULL, open_file, read_small, replacing, write_text_atomically
 from lgd.ranks import process_group
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ AMENDABLE = ("best", "owes_evaluation")
 SECONDS_TO_SEE = 30.0
 """How long a shared file system may take to show every node what one has written."""
 
+
+_LARGEST_SEAL = 2**20
 
 _NO_SEAL = (ValueError, KeyError, TypeError, RecursionError)
 
@@ -324,7 +326,7 @@ def check_seal(path: Path) -> str | None:
 
 def _read_seal(path: Path) -> dict[str, Any]:
     """What the seal of a checkpoint says; raises one of `_NO_SEAL` where that is none."""
-    seal: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+    seal: dict[str, Any] = json.loads(read_small(path.with_suffix(".json"), _LARGEST_SEAL))
     amended = seal.get("amended", {}) if isinstance(seal, dict) else None
     if (
         type(seal["bytes"]) is not int
@@ -358,7 +360,7 @@ def _step_of(path: Path) -> int:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

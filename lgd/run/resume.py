@@ -17,7 +17,7 @@ from lgd.config.solver import scale_to_world_size
 from lgd.config.values import ConfigError
 from lgd.engine.checkpoint import Checkpoint, CheckpointError, list_changes
 from lgd.engine.loop import TrainState
-from lgd.files import write_text_atomically
+from lgd.files import read_small, write_text_atomically
 from lgd.ranks import process_group
 from lgd.run.output import shorten
 from lgd.run.place import identify_agent
@@ -26,6 +26,9 @@ from lgd.weights.load import load_into
 from lgd.weights.report import WeightsError
 
 logger = logging.getLogger(__name__)
+
+_LARGEST = 2**20
+"""Bytes of a launch.json that could be ours."""
 
 
 class StartsError(ConfigError):
@@ -127,7 +130,7 @@ def gather_agents() -> dict[str, int]:
 def _read(path: Path) -> dict[str, Any]:
     """What the file says, as far as it can be believed."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_small(path, _LARGEST))
     except (OSError, ValueError, RecursionError):
         content = None
     content = content if isinstance(content, dict) else {}

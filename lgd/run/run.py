@@ -133,6 +133,7 @@ def _run_in_folder(cfg: Config, context: RunContext, resume: bool, eval_only: bo
     """What is done while OUTPUT_DIR is held: the run, and notes of how it was started and how it ended."""
     starts, checkpoints = context.starts, context.output.checkpoints
     require_shared(context.output, context.hold)
+    _require_places(context.output)
     resume = resume or (starts.is_restart and not eval_only)
     try:
         if starts.has_left:
@@ -159,6 +160,15 @@ def _run_in_folder(cfg: Config, context: RunContext, resume: bool, eval_only: bo
     if not eval_only:
         starts.forget()
     return results
+
+
+def _require_places(output: OutputFolder) -> None:
+    misplaced = process_group.broadcast_object(output.find_misplaced())
+    if misplaced:
+        raise FolderError(
+            f"OUTPUT_DIR {output.root} has something else in the place of {shorten(misplaced)}; move it away, "
+            "or choose another OUTPUT_DIR"
+        )
 
 
 def _digest(cfg: Config) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lgd.files import open_file
 from lgd.weights.limits import check_archive, check_values
 from lgd.weights.pickles import read_numeric_pickle
 from lgd.weights.report import WeightsError
@@ -90,12 +92,16 @@ def read_checkpoint_file(path: str | Path) -> LoadedWeights:
 
 def local_file(path: str | Path) -> Path:
     """The path with `~` resolved; raises WeightsError where there is no such file."""
-    file = Path(path).expanduser()
-    if not file.exists():
-        raise WeightsError(f"{path}: no such weights file")
-    if not file.is_file():
-        raise WeightsError(f"{path}: a folder, where a weights file is needed")
-    return file
+    try:
+        # Unlike pathlib's, this leaves the home of nobody as it is.
+        file = Path(os.path.expanduser(path))  # noqa: PTH111
+        with open_file(file):
+            return file
+    except (FileNotFoundError, NotADirectoryError):
+        raise WeightsError(f"{path}: no such weights file") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise WeightsError(f"{path}: cannot be read: {reason}") from None
 
 
 def _read_content(file: Path) -> Any:

@@ -6,10 +6,8 @@ import json
 import math
 import random
 import shutil
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +26,10 @@ from lgd.evaluation.score import score
 from tests.data.boxes_sets import person, voc_object, voc_xml, write_crowdhuman, write_voc
 from tests.data.sets import annotation, image_record, write_coco
 from tests.fuzz.mutations import damage_bytes, damage_value
+from tests.fuzz.outcomes import soon
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 5.0
 HERE = Path()
 ROUNDS = range(10)
 """Each is a test of its own with a seed of its own."""
@@ -43,13 +41,6 @@ def strict():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
-
-
-@contextmanager
-def soon(what: str) -> Iterator[None]:
-    begin = time.perf_counter()
-    yield
-    assert time.perf_counter() - begin < SECONDS, what
 
 
 def open_or_refuse(spec: str) -> AnnotationIndex | None:
