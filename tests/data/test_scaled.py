@@ -145,7 +145,8 @@ def test_a_wrong_size_is_found_by_the_pixel(index, tmp_path):
 
 def test_small_pictures_are_decoded_whole(tmp_path):
     record = {"id": 1, "file_name": "1.jpg", "width": 600, "height": 400}
-    index = open_coco(write_coco(tmp_path, [record], [annotation(1, 1)], with_files=False))
+    json_path = write_coco(tmp_path, [record], [annotation(1, 1)], with_files=False)
     path = save(tmp_path / "train/1.jpg")
+    index = open_coco(json_path)
     sample = Preparation(index, "RGB", 999, torch.float32)(0, min_size=100, flip=False)
     assert torch.equal(sample.image, View(Window(0, 0, 400, 600), (100, 150), False, "RGB")(read_image(path)))
