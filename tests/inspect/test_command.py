@@ -1,6 +1,7 @@
 """`lgd data`: what it says to people and to programs, and when it ends with 2."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -149,3 +150,17 @@ def test_a_contact_sheet_shows_the_classes_colours(name, folder, tmp_path, capsy
     for label in (0, 1):
         near = np.abs(pixels - np.array(class_color(label))).max(axis=2) < 40
         assert near.sum() > 500
+
+
+@pytest.mark.slow
+def test_a_set_of_cocos_size_takes_seconds_once_it_is_indexed(tmp_path, capsys):
+    from tests.data.large import write_large_coco
+
+    write_large_coco(tmp_path, "train", num_images=118_000, num_boxes=860_000)
+    for number in range(1, 118_001):
+        (tmp_path / "train" / f"{number:012d}.jpg").touch()
+    assert lgd_data(capsys, tmp_path, "--json")[0] == 0
+    begin = time.process_time()
+    code, out, _ = lgd_data(capsys, tmp_path, "--json")
+    assert time.process_time() - begin < 6  # of 10 s; the rest is for the imports
+    assert (code, json.loads(out)["images"]) == (0, 118_000)
