@@ -89,7 +89,7 @@ def read_datasets(cfg: Config) -> tuple[dict[str, Dataset], int]:
             samples = sorted({0, len(index) // 2, len(index) - 1}) if len(index) else []
             digest = hashlib.sha256()
             for i in samples:
-                read_image(index.path(i))
+                read_image(index.path(i), None if cfg.input.range == "auto" else cfg.input.range)
                 digest.update(index.path(i).read_bytes())
             found[name] = Dataset(len(index), int(index.counts.sum()), index.content_hash, digest.hexdigest())
         except (DataError, OSError) as error:
