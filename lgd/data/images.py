@@ -79,6 +79,18 @@ def read_image(path: Path) -> Tensor:
             return _decode(image, content)
 
 
+def image_to_pixels(image: Image.Image) -> Tensor:
+    """The pixels of an image that Pillow has opened, as `read_image` has them.
+
+    Raises:
+        DataError: its pixels are of no known range, or its file is damaged.
+    """
+    try:
+        return _decode_with_pillow(image)
+    except Exception as error:  # as in `_naming`
+        raise DataError(f"a PIL image cannot be read: {_reason(error)}") from error
+
+
 def read_jpeg_or_image(path: Path) -> Jpeg | Tensor:
     """Read a plain JPEG without decoding it, and any other image as `read_image` does.
 
