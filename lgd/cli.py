@@ -27,6 +27,12 @@ def _convert(arguments: Sequence[str], is_program: bool) -> int:
     return convert.main(arguments)
 
 
+def _predict(arguments: Sequence[str], is_program: bool) -> int:
+    from lgd import predict
+
+    return predict.main(arguments)
+
+
 def _bench(arguments: Sequence[str], is_program: bool) -> int:
     from lgd.bench import command
 
@@ -41,6 +47,7 @@ def _recipes(arguments: Sequence[str], is_program: bool) -> int:
 
 COMMANDS: Mapping[str, tuple[Callable[[Sequence[str], bool], int], str]] = {
     "train": (_train, "train a detector, or evaluate one"),
+    "predict": (_predict, "detect in pictures and videos with a trained model"),
     "recipes": (_recipes, "list the recipes, or print every setting of one"),
     "preflight": (_preflight, "look at the machines of a job before it trains"),
     "bench": (_bench, "time a recipe's training step and its loader on this machine"),

@@ -56,7 +56,7 @@ def overlap(first: Rectangle, second: Rectangle) -> bool:
 def places_around(box: Rectangle, width: int, height: int) -> Iterator[tuple[int, int]]:
     """Yield upper left corners for a plate about a box: the best first.
 
-    Above it, inside its top (of a low box behind what is below it), below it, beside it; flush left, then right.
+    Above it, inside its top (of a low box behind what is below), below it, beside it; flush left, then right.
 
     Args:
         box: the box.

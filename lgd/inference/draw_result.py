@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -55,7 +54,10 @@ def draw_result(pixels: Tensor, found: Detections, class_names: Sequence[str]) -
     draw = ImageDraw.Draw(picture)
     for rectangle, label in reversed(list(zip(rectangles, labels, strict=True))):
         _outline(draw, rectangle, label, line_width)
-    captions = [(class_names[label], f"{score:.2f}") for label, score in zip(labels, found.scores.tolist(), strict=True)]
+    captions = [
+        (class_names[label], f"{score:.2f}")
+        for label, score in zip(labels, found.scores.tolist(), strict=True)
+    ]
     _write_captions(draw, picture.size, rectangles, labels, captions, text_size)
     return picture
 
@@ -63,8 +65,8 @@ def draw_result(pixels: Tensor, found: Detections, class_names: Sequence[str]) -
 def _choose_sizes(rectangles: Sequence[Rectangle], width: int, height: int) -> tuple[int, int]:
     """Height of the letters and width of the lines, pixels.
 
-    A fixed share of the picture, so that they are seen when it is shown as a whole; but in proportion to small
-    objects, which would disappear beneath.
+    A fixed share of the picture, so that they are seen when it is shown as a whole; but in proportion to
+    small objects, which would disappear beneath.
     """
     side = min(width, height)
     shorts = sorted(min(x2 - x1, y2 - y1) + 1 for x1, y1, x2, y2 in rectangles)
@@ -78,7 +80,7 @@ def _outline(draw: ImageDraw.ImageDraw, rectangle: Rectangle, label: int, line_w
     draw.rectangle(rectangle, outline=class_color(label), width=line_width)
 
 
-def _tint(canvas: np.ndarray, mask: Tensor, box: Tensor, label: int, line_width: int) -> None:  # type: ignore[type-arg]
+def _tint(canvas: np.ndarray, mask: Tensor, box: Tensor, label: int, line_width: int) -> None:
     """Lay one (M, M) mask over the picture: translucent, with a line of full colour inside its border.
 
     Only the part of the picture about the box is looked at.
@@ -139,7 +141,7 @@ def _place(
 
 
 class _Taken:
-    """The plates that are there already, by the cells of a grid, so that thousands are soon looked through."""
+    """The plates that are there already, by cells of a grid: thousands are soon looked through."""
 
     _CELL = 128
 
@@ -155,7 +157,9 @@ class _Taken:
             return False
         if (x2 - x1 + 1) * (y2 - y1 + 1) > self._free_area:
             return False
-        return not any(overlap(plate, other) for cell in self._cells(plate) for other in self._plates.get(cell, []))
+        return not any(
+            overlap(plate, other) for cell in self._cells(plate) for other in self._plates.get(cell, [])
+        )
 
     def add(self, plate: Rectangle) -> None:
         """Take the place of a plate."""

@@ -121,8 +121,8 @@ class TrainedModel:
         """Detect in one picture or many.
 
         Args:
-            x: a picture: its file, a PIL image, an RGB array (H, W, 3) of uint8, or an RGB tensor (3, H, W) of
-                uint8; a folder, a glob, a list of files (`.txt`) or a video; or a list of any of these.
+            x: a picture: its file, a PIL image, an RGB array (H, W, 3) of uint8, or an RGB tensor (3, H, W)
+                of uint8; a folder, a glob, a list of files (`.txt`) or a video; or a list of any of these.
             score: the least score, in [0, 1].
             batch: pictures that the model looks at together.
             classes: names of those that are looked for; None for all.
@@ -206,7 +206,8 @@ class TrainedModel:
 
     def _stream(self, inputs: Sequence[Source | Picture], request: _Request) -> Iterator[Result | Unreadable]:
         prepare = partial(self._look, request=request)
-        for looks in _gather(read_pictures(inputs, prepare, _num_pixels), request.batch * _BATCHES_AT_ONCE):
+        read = read_pictures(inputs, prepare, _num_pixels)
+        for looks in _gather(read, request.batch * _BATCHES_AT_ONCE):
             found = self._detect([each for each in looks if isinstance(each, _Look)], request)
             for look in looks:
                 yield look if isinstance(look, Unreadable) else next(found)
@@ -222,7 +223,9 @@ class TrainedModel:
         height, width = picture.pixels.shape[1:]
         tiling = request.tiling
         windows = tiling.windows(height, width) if tiling else [Window(0, 0, height, width)]
-        samples = [_sample(picture, self.rule.view(window), is_now=i == 0) for i, window in enumerate(windows)]
+        samples = [
+            _sample(picture, self.rule.view(window), is_now=i == 0) for i, window in enumerate(windows)
+        ]
         if not request.keep_pixels and picture.path is not None:
             picture = replace(picture, pixels=picture.pixels.new_empty(3, 0, 0))
         return _Look(picture, (height, width), windows, samples)
@@ -243,7 +246,9 @@ class TrainedModel:
                     found[place] = _select(detections.to("cpu"), request)
         for i, look in enumerate(looks):
             parts = [found.pop((i, j)) for j in range(len(look.windows))]
-            yield self._result(look, parts[0] if len(parts) == 1 else merge_tiles(parts, look.windows, *look.size))
+            yield self._result(
+                look, parts[0] if len(parts) == 1 else merge_tiles(parts, look.windows, *look.size)
+            )
 
     def _result(self, look: _Look, detections: Detections) -> Result:
         picture = look.picture

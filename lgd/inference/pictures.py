@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,11 +74,12 @@ def to_picture(value: Any) -> Picture:
             return Picture(torch.from_numpy(np.ascontiguousarray(value)).expand(3, *value.shape))
         if value.ndim == 3 and value.shape[2] == 3 and value.size:
             return Picture(torch.from_numpy(np.ascontiguousarray(value)).permute(2, 0, 1))
-    if isinstance(value, Tensor) and value.dtype == torch.uint8:
-        if value.ndim == 3 and value.shape[0] == 3 and value.numel():
-            return Picture(value.detach().cpu())
-    raise DataError(f"{_describe(value)} is no picture: give a path, a PIL image, an RGB array (H, W, 3) of uint8 "
-                    "or an RGB tensor (3, H, W) of uint8, or a list of these")  # fmt: skip
+    if isinstance(value, Tensor) and value.dtype == torch.uint8 and _is_rgb(value.shape):
+        return Picture(value.detach().cpu())
+    raise DataError(
+        f"{_describe(value)} is no picture: give a path, a PIL image, an RGB array (H, W, 3) of uint8, "
+        "an RGB tensor (3, H, W) of uint8, or a list of these"
+    )
 
 
 def read_pictures(
@@ -166,3 +167,8 @@ def _describe(value: Any) -> str:
     if shape is None:
         return f"a {type(value).__name__}"
     return f"a {type(value).__name__} of shape {tuple(shape)}, {str(value.dtype).removeprefix('torch.')},"
+
+
+def _is_rgb(shape: Sequence[int]) -> bool:
+    """Whether it is (3, H, W), and not empty."""
+    return len(shape) == 3 and shape[0] == 3 and 0 not in shape

@@ -113,7 +113,9 @@ class Result:
         """Cut the N boxes out of the picture, each at least a pixel large."""
         picture = Image.fromarray(self.picture.permute(1, 2, 0).contiguous().numpy())
         corners = torch.cat([self.boxes[:, :2].floor(), self.boxes[:, 2:].ceil()], dim=1).long()
-        return [picture.crop((x1, y1, max(x2, x1 + 1), max(y2, y1 + 1))) for x1, y1, x2, y2 in corners.tolist()]
+        return [
+            picture.crop((x1, y1, max(x2, x1 + 1), max(y2, y1 + 1))) for x1, y1, x2, y2 in corners.tolist()
+        ]
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """In COCO's results format: boxes x, y, width, height, masks as compressed RLE.
@@ -188,7 +190,7 @@ class Result:
 
     def _shape(self, i: int) -> dict[str, Any]:
         x1, y1, x2, y2 = self.boxes[i].tolist()
-        shape = {
+        shape: dict[str, Any] = {
             "label": self.names[i],
             "score": self.scores[i].item(),
             "description": f"{self.scores[i].item():.3f}",
@@ -204,7 +206,9 @@ class Result:
         height, width = self.size
         left, top = min(int(x1), width - 1), min(int(y1), height - 1)
         right, bottom = min(int(x2), width - 1), min(int(y2), height - 1)
-        bitmap = paste_masks(masks[i : i + 1], self.boxes[i : i + 1], self.size)[0, top : bottom + 1, left : right + 1]
+        bitmap = paste_masks(masks[i : i + 1], self.boxes[i : i + 1], self.size)[
+            0, top : bottom + 1, left : right + 1
+        ]
         file = io.BytesIO()
         Image.fromarray(bitmap.numpy().astype(np.uint8) * 255).convert("1").save(file, "PNG")
         corners = [[float(left), float(top)], [float(right), float(bottom)]]

@@ -11,9 +11,46 @@ from pathlib import Path, PurePosixPath
 from lgd.data.errors import DataError
 
 PICTURES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .webp .tif .tiff .bmp .dib .gif .ppm .pgm .pbm .pnm .jp2 .j2k .avif".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".png",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".jp2",
+        ".j2k",
+        ".avif",
+    ]
 )
-VIDEOS = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .wmv .flv .3gp .ts .mts .m2ts".split())
+VIDEOS = frozenset(
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".mpg",
+        ".mpeg",
+        ".wmv",
+        ".flv",
+        ".3gp",
+        ".ts",
+        ".mts",
+        ".m2ts",
+    ]
+)
 """Endings by which folders are searched; a file that is named itself may have any."""
 
 _LIST = ".txt"
@@ -42,19 +79,19 @@ def find_sources(texts: Sequence[str | os.PathLike[str]], leave_out: Path | None
     """Find the files that are meant; every file once.
 
     Args:
-        texts: of each a file; a folder, with all in it and below it that ends as pictures and videos do; a glob
-            (`**` goes through folders); or a list of files, FILE.txt, a path a line, relative to the list.
+        texts: of each a file; a folder, with all in it and below it that ends as pictures and videos do; a
+            glob (`**` goes through folders); or FILE.txt, a path a line, relative to that file.
         leave_out: a folder that is not searched: one's own output.
 
     Returns:
-        The files, those of a folder or a glob in alphabetical order. Names are relative to a folder, after its
-        own name where there are several texts.
+        The files, those of a folder or a glob in alphabetical order. Names are relative to a folder,
+        after its own name where there are several texts.
 
     Raises:
         DataError: one of them means no file.
     """
     found: dict[Path, str] = {}
-    for text in map(os.fspath, texts):
+    for text in [os.fspath(text) for text in texts]:
         before = len(found)
         for path, name in _find(text, leave_out, alone=len(texts) == 1):
             found.setdefault(path, name)

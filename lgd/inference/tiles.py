@@ -44,7 +44,7 @@ class Tiling:
             raise ValueError(f"the overlap of tiles is {self.overlap}; give 0 to 0.9")
 
     def windows(self, height: int, width: int) -> list[Window]:
-        """The whole picture, for what is larger than a tile, and behind it the tiles, if it is larger than one."""
+        """The whole picture, for large objects, and behind it the tiles, if it is larger than one."""
         whole = Window(0, 0, height, width)
         if max(height, width) <= self.size:
             return [whole]
@@ -78,7 +78,10 @@ def merge_tiles(
     Returns:
         Detections of the picture, best first.
     """
-    moved = [part.boxes + part.boxes.new_tensor([w.left, w.top] * 2) for part, w in zip(parts, windows, strict=True)]
+    moved = [
+        part.boxes + part.boxes.new_tensor([w.left, w.top] * 2)
+        for part, w in zip(parts, windows, strict=True)
+    ]
     cut = torch.cat([_cut(boxes, w, height, width) for boxes, w in zip(moved, windows, strict=True)])
     boxes, scores = torch.cat(moved), torch.cat([part.scores for part in parts])
     labels = torch.cat([part.labels for part in parts])
@@ -111,7 +114,9 @@ def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, cut: Tensor) -> Ten
     for i in range(len(order)):
         if not alive[i]:
             continue
-        sides = torch.minimum(boxes[i, 2:], boxes[i + 1 :, 2:]) - torch.maximum(boxes[i, :2], boxes[i + 1 :, :2])
+        sides = torch.minimum(boxes[i, 2:], boxes[i + 1 :, 2:]) - torch.maximum(
+            boxes[i, :2], boxes[i + 1 :, :2]
+        )
         shared = sides.clamp(min=0).prod(dim=1)
         is_same = shared > SAME * (areas[i] + areas[i + 1 :] - shared)
         is_part = cut[i + 1 :] & (shared > COVERED * areas[i + 1 :])

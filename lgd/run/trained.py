@@ -77,7 +77,9 @@ def _choose_device(device: str | torch.device | None) -> torch.device:
     if place.type not in ("cpu", "cuda"):
         raise ConfigError(f"the device is {device!r}; give cpu, cuda or cuda:NUMBER")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"the device is {device!r}, but torch sees {torch.cuda.device_count()} of CUDA; give cpu")
+        raise ConfigError(
+            f"the device is {device!r}, but torch sees {torch.cuda.device_count()} of CUDA; give cpu"
+        )
     return place
 
 
@@ -129,7 +131,9 @@ def _classes_of(file: Path, weights: LoadedWeights, cfg: Config) -> Classes:
         logger.warning("%s: does not name its classes; they are called by their labels", file)
         classes = Classes([str(label) for label in range(cfg.num_classes)], list(range(cfg.num_classes)))
     if len(classes.names) != cfg.num_classes or not cfg.num_classes:
-        raise WeightsError(f"{file}: names {len(classes.names)} classes, but its NUM_CLASSES is {cfg.num_classes}")
+        raise WeightsError(
+            f"{file}: names {len(classes.names)} classes, but its NUM_CLASSES is {cfg.num_classes}"
+        )
     return classes
 
 

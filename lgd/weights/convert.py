@@ -61,9 +61,10 @@ def convert(
         ValueError: one of `USER_ERRORS`.
     """
     weights = read_checkpoint_file(fetch_weights(source))
-    cfg = (
-        config_of_weights(source, weights, overrides) if config_file is None else load_config(config_file, overrides)
-    )
+    if config_file is None:
+        cfg = config_of_weights(source, weights, overrides)
+    else:
+        cfg = load_config(config_file, overrides)
     if cfg.num_classes == 0:
         raise ConfigError("NUM_CLASSES 0 takes the classes from the data, which is not read here; set it")
     model = build_model(cfg)
