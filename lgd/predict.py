@@ -7,10 +7,13 @@ import json
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+
+from PIL import Image
 
 from lgd import exits
 from lgd.files import clear_leftovers
@@ -87,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, one of `lgd.exits`."""
     arguments = parse_arguments(argv)
     start_logging(rank=0, stream=sys.stderr)
+    # Large pictures are what tiles are for; those beyond Pillow's limit are refused by name.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     try:
         return _predict(arguments)
     except USER_ERRORS as error:

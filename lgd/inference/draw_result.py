@@ -34,8 +34,9 @@ _LEAST_TEXT = 11
 def draw_result(pixels: Tensor, found: Detections, class_names: Sequence[str]) -> Image.Image:
     """Draw boxes with captions, and masks where there are, in the colours of the classes.
 
-    Lines and letters follow the size of the picture and of what was found. A caption that finds no free place
-    about its box is shortened to its score, and then left out: its box still has the colour of its class.
+    Lines and letters follow the size of the picture and of what was found. Captions cover neither one another
+    nor other small objects; one that finds no such place about its box is shortened to its score, and then
+    left out: its box still has the colour of its class.
 
     Args:
         pixels: (3, H, W) uint8, RGB.
@@ -71,7 +72,7 @@ def _choose_sizes(rectangles: Sequence[Rectangle], width: int, height: int) -> t
     side = min(width, height)
     shorts = sorted(min(x2 - x1, y2 - y1) + 1 for x1, y1, x2, y2 in rectangles)
     typical = shorts[len(shorts) // 2] if shorts else side
-    text = max(_LEAST_TEXT, min(round(side / 36), round(typical / 3)))
+    text = max(_LEAST_TEXT, min(round(side / 44), round(typical / 4)))
     line = max(1, min(round(side / 300), round(typical / 16)))
     return text, line if side < 160 else max(2, line)
 
@@ -112,7 +113,7 @@ def _write_captions(
 ) -> None:
     """Write captions, name and score each, in order, on plates that do not overlap, while there is room."""
     font = load_font(text_size)
-    taken = _Taken(size)
+    taken = _Taken(size, rectangles)
     for rectangle, label, (name, score) in zip(rectangles, labels, captions, strict=True):
         for text in (f"{name} {score}", score):
             plate, corner = _place(draw, text, font, rectangle, taken)
@@ -135,9 +136,25 @@ def _place(
     for x, y in places_around(rectangle, width, height):
         x = max(0, min(x, taken.width - width))
         plate = (x, y, x + width - 1, y + height - 1)
-        if taken.has_room(plate):
+        if taken.has_room(plate, rectangle):
             return plate, (x + pad - left, y + pad - top)
     return None, (0.0, 0.0)
+
+
+def _center(box: Rectangle) -> tuple[int, int]:
+    return (box[0] + box[2]) // 2, (box[1] + box[3]) // 2
+
+
+def _hides(plate: Rectangle, box: Rectangle) -> bool:
+    """Whether a plate covers the middle of a box, and most of it."""
+    x, y = _center(box)
+    is_small = _area(box) < 4 * _area(plate)
+    return is_small and plate[0] <= x <= plate[2] and plate[1] <= y <= plate[3]
+
+
+def _area(rectangle: Rectangle) -> int:
+    x1, y1, x2, y2 = rectangle
+    return (x2 - x1 + 1) * (y2 - y1 + 1)
 
 
 class _Taken:
@@ -145,26 +162,32 @@ class _Taken:
 
     _CELL = 128
 
-    def __init__(self, size: tuple[int, int]) -> None:
+    def __init__(self, size: tuple[int, int], boxes: Sequence[Rectangle]) -> None:
         self.width, self.height = size
         self._free_area = _MAX_CAPTION_SHARE * self.width * self.height
         self._plates: dict[tuple[int, int], list[Rectangle]] = {}
+        self._boxes: dict[tuple[int, int], list[Rectangle]] = {}
+        for box in boxes:
+            x, y = _center(box)
+            self._boxes.setdefault((x // self._CELL, y // self._CELL), []).append(box)
 
-    def has_room(self, plate: Rectangle) -> bool:
-        """Whether a plate lies inside the picture, apart from the others, and does not cover too much."""
+    def has_room(self, plate: Rectangle, own: Rectangle) -> bool:
+        """Whether a plate for the box `own` lies inside the picture, apart from others, and hides no box."""
         x1, y1, x2, y2 = plate
         if x1 < 0 or y1 < 0 or x2 >= self.width or y2 >= self.height:
             return False
-        if (x2 - x1 + 1) * (y2 - y1 + 1) > self._free_area:
+        if _area(plate) > self._free_area:
+            return False
+        cells = self._cells(plate)
+        if any(overlap(plate, other) for cell in cells for other in self._plates.get(cell, [])):
             return False
         return not any(
-            overlap(plate, other) for cell in self._cells(plate) for other in self._plates.get(cell, [])
+            _hides(plate, box) for cell in cells for box in self._boxes.get(cell, []) if box != own
         )
 
     def add(self, plate: Rectangle) -> None:
         """Take the place of a plate."""
-        x1, y1, x2, y2 = plate
-        self._free_area -= (x2 - x1 + 1) * (y2 - y1 + 1)
+        self._free_area -= _area(plate)
         for cell in self._cells(plate):
             self._plates.setdefault(cell, []).append(plate)
 
