@@ -192,3 +192,10 @@ def test_ap_of_the_file_equals_that_of_eval_only(tmp_path, sample_data):
         scorer.summarize()
         assert 100 * scorer.stats[0] == pytest.approx(expected["AP"], abs=1e-9)
         assert 100 * scorer.stats[1] == pytest.approx(expected["AP50"], abs=1e-9)
+
+
+def test_a_drawing_that_cannot_be_written_ends_the_command(tiny_weights, folder, tmp_path, capsys):
+    (tmp_path / "out/images/cam").mkdir(parents=True)
+    (tmp_path / "out/images/cam/b.tif.png").mkdir()
+    assert run(tiny_weights, folder, "--out", tmp_path / "out", "--save", "images") == 2
+    assert "b.tif.png" in capsys.readouterr().err.splitlines()[-1]

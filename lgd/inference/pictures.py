@@ -68,7 +68,7 @@ def to_picture(value: Any) -> Picture:
         DataError: it is something else.
     """
     if isinstance(value, Image.Image):
-        return Picture(image_to_pixels(value), path=_path_of(value))
+        return Picture(image_to_pixels(value), _name_of(value))
     if isinstance(value, np.ndarray) and value.dtype == np.uint8:
         if value.ndim == 2 and value.size:
             return Picture(torch.from_numpy(np.ascontiguousarray(value)).expand(3, *value.shape))
@@ -157,9 +157,10 @@ def _read_frames(source: Source) -> Iterator[Picture | Unreadable]:
         yield Unreadable(source, ImageError(f"cannot read video {source.path}: {reason}"))
 
 
-def _path_of(image: Image.Image) -> Path | None:
+def _name_of(image: Image.Image) -> str:
+    """The name of its file, if it was opened from one."""
     name = getattr(image, "filename", "")
-    return Path(name) if isinstance(name, str) and name else None
+    return Path(name).name if isinstance(name, str) else ""
 
 
 def _describe(value: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -182,11 +182,6 @@ class Result:
                 {"box": box, "score": score, "label": label, "name": name} for box, score, label, name in rows
             ],
         }
-
-    def without_pixels(self) -> Result:
-        """The same without the picture, if that can be read again."""
-        can_read = self.path is not None and self.frame is None
-        return replace(self, pixels=None) if can_read else self
 
     def _shape(self, i: int) -> dict[str, Any]:
         x1, y1, x2, y2 = self.boxes[i].tolist()

@@ -1,6 +1,6 @@
 """Results as files in a folder: drawings, COCO's JSON, a table, YOLO's labels, cut-out objects.
 
-Each way of saving takes one result after the other, and keeps none.
+Each way of saving takes one result after the other, and keeps a few at most.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import csv
 import json
 import re
 import tempfile
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -22,9 +24,11 @@ from PIL import Image
 from lgd.data.errors import DataError
 from lgd.files import replacing
 from lgd.inference.model import TrainedModel
+from lgd.inference.pictures import PIXELS_AHEAD
 from lgd.inference.result import Result
 
 _KEPT_FORMATS = (".jpg", ".jpeg", ".png", ".webp")
+_MOST_WAITING = 8
 
 
 class Saver(Protocol):
@@ -50,34 +54,60 @@ class _NothingToAbandon:
         """Leave it as it is."""
 
 
-class SaveImages(_NothingToAbandon):
-    """FOLDER/images/NAME: the drawings, of a video one of the same name that plays."""
+class SaveImages:
+    """FOLDER/images/NAME: the drawings, of a video one of the same name that plays.
+
+    Pictures are drawn and written in a thread, beside the detector; only a few wait for it.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Write below `folder`."""
         self._folder = folder / "images"
         self._video: _Video | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="drawings")
+        self._waiting: deque[tuple[int, Future[None]]] = deque()
 
     def add(self, result: Result) -> None:
         """Draw; a format that cannot take colours well becomes PNG."""
-        if result.frame is None:
-            name = result.name
-            if PurePosixPath(name).suffix.lower() not in _KEPT_FORMATS:
-                name += ".png"
-            path = self._folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            result.draw().save(path, quality=92)
+        if result.frame is not None:
+            if self._video is None or self._video.name != result.name:
+                self._finish_video()
+                self._video = _Video(self._folder, result)
+            self._video.add(result.draw())
             return
-        if self._video is None or self._video.name != result.name:
-            self.close()
-            self._video = _Video(self._folder, result)
-        self._video.add(result.draw())
+        name = result.name
+        if PurePosixPath(name).suffix.lower() not in _KEPT_FORMATS:
+            name += ".png"
+        self._waiting.append(
+            (result.size[0] * result.size[1], self._writer.submit(_draw, result, self._folder / name))
+        )
+        while len(self._waiting) > _MOST_WAITING or sum(n for n, _ in self._waiting) > PIXELS_AHEAD:
+            self._wait_for_one()
 
     def close(self) -> None:
-        """Finish the video that is being written."""
+        """Finish what is being written."""
+        while self._waiting:
+            self._wait_for_one()
+        self._writer.shutdown()
+        self._finish_video()
+
+    def abandon(self) -> None:
+        """Leave what waits."""
+        self._writer.shutdown(cancel_futures=True)
+
+    def _wait_for_one(self) -> None:
+        _, written = self._waiting.popleft()
+        written.result()
+
+    def _finish_video(self) -> None:
         if self._video is not None:
             self._video.close()
         self._video = None
+
+
+def _draw(result: Result, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result.draw().save(path, quality=92)
 
 
 class _Video:

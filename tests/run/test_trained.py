@@ -243,3 +243,12 @@ def test_an_evaluation_with_other_classes_is_refused(tiny_model, small_data):
 def test_the_size_that_the_model_sees_is_the_files(tmp_path, picture):
     small = lgd.load(write_tiny(tmp_path / "a.safetensors", INPUT__MIN_SIZE_TEST=32), "cpu")
     assert small.rule.min_size == 32
+
+
+def test_a_pil_image_is_drawn_as_it_was_given(tiny_model, picture):
+    image = Image.open(picture).convert("RGB")
+    image.filename = str(picture)
+    image.paste((1, 2, 3), (0, 0, *image.size))
+    result = tiny_model.predict(image, score=1.0)
+    assert result.name == picture.name
+    assert (np.asarray(result.draw()) == (1, 2, 3)).all()
