@@ -27,6 +27,12 @@ def _convert(arguments: Sequence[str], is_program: bool) -> int:
     return convert.main(arguments)
 
 
+def _predict(arguments: Sequence[str], is_program: bool) -> int:
+    from lgd import predict
+
+    return predict.main(arguments)
+
+
 def _bench(arguments: Sequence[str], is_program: bool) -> int:
     from lgd.bench import command
 
@@ -47,6 +53,7 @@ def _data(arguments: Sequence[str], is_program: bool) -> int:
 
 COMMANDS: Mapping[str, tuple[Callable[[Sequence[str], bool], int], str]] = {
     "train": (_train, "train a detector, or evaluate one"),
+    "predict": (_predict, "detect in pictures and videos with a trained model"),
     "recipes": (_recipes, "list the recipes, or print every setting of one"),
     "data": (_data, "say what is in data sets, and what to set for them"),
     "preflight": (_preflight, "look at the machines of a job before it trains"),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from torch import nn
 
+from lgd.config.keys import known_keys, unknown_key, with_values
+from lgd.config.read import read_overrides
 from lgd.config.schema import Config
 from lgd.ranks.process_group import on_first_of_node
 from lgd.weights.classes import Classes
-from lgd.weights.files import read_checkpoint_file
+from lgd.weights.files import LoadedWeights, read_checkpoint_file
 from lgd.weights.load import load_weights
-from lgd.weights.report import LoadReport
+from lgd.weights.report import LoadReport, WeightsError
 from lgd.weights.sources import fetch_weights
 
 
@@ -50,3 +53,27 @@ def read_classes(cfg: Config) -> Classes | None:
     """
     weights = read_checkpoint_file(on_first_of_node(partial(fetch_weights, cfg.model.weights)))
     return Classes.of_file(weights.metadata) if weights.kind == "lgd" else None
+
+
+def config_of_weights(source: str, weights: LoadedWeights, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that one of our files was trained with.
+
+    Args:
+        source: what the file is called in messages.
+        weights: its content.
+        overrides: KEY VALUE pairs over its settings.
+
+    Raises:
+        WeightsError: it does not say how its model is built.
+        ConfigError: what it says is no setting of ours.
+    """
+    settings = weights.metadata.get("config")
+    if not isinstance(settings, Mapping):
+        raise WeightsError(f"{source}: does not say how its model is built; give its recipe by --config-file")
+    keys = known_keys()
+    for name in settings:
+        if name not in keys:
+            raise unknown_key(name, source)
+    values = {name: keys[name].coerce(value, f"{source}: {name}") for name, value in settings.items()}
+    changes = {name: setting.value for name, setting in read_overrides(overrides).items()}
+    return with_values(Config(), {**values, **changes})

@@ -22,6 +22,9 @@ from torch import Tensor
 from lgd.data.deep import Range, as_bytes, count_values, is_deep, read_values
 from lgd.data.errors import DataError, ImageError
 
+_LARGE = 2**20
+"""Pixels of a picture from which on it pays to decode it smaller."""
+
 _END = b"\xff\xd9"
 _INK = 5
 """TIFF's number for CMYK."""
@@ -94,6 +97,10 @@ class Decoding:
     value_range: Range | None = None
     scaled: bool = True
 
+    def reduction(self, height: int, width: int, at_most: int) -> int:
+        """By how much, each way, a picture of this size is decoded smaller, where it may be by `at_most`."""
+        return at_most if self.scaled and height * width >= _LARGE else 1
+
 
 DEFAULT_DECODING = Decoding()
 
@@ -136,6 +143,29 @@ def read_picture(path: Path, value_range: Range | None = None, reduction: int = 
             if reduction > 1 and (reduced := _decode_reduced(image, content, reduction)) is not None:
                 return reduced
             return _as_picture(_decode(image, content, value_range))
+
+
+def image_to_pixels(image: Image.Image, value_range: Range | None = None) -> Tensor:
+    """The pixels of an image that Pillow has opened, as `read_image` has them.
+
+    Args:
+        image: of any mode.
+        value_range: see `Decoding`.
+
+    Raises:
+        DataError: its pixels are of no known range, or its file is damaged.
+    """
+    try:
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            values = np.asarray(ImageOps.exif_transpose(image))
+            deep = values.astype(np.uint16) if image.mode.startswith("I;16") else values
+            grey = torch.from_numpy(as_bytes(deep, value_range))
+            return grey.expand(3, *grey.shape)
+        if is_deep(image):
+            raise ValueError("Pillow cuts the 16 bits of its colours to 8; give its path")
+        return _as_tensor(image)
+    except Exception as error:  # as in `_naming`
+        raise DataError(f"a PIL image cannot be read: {_reason(error)}") from error
 
 
 def read_jpeg_or_picture(path: Path, value_range: Range | None = None) -> Jpeg | Picture:

@@ -35,9 +35,6 @@ _REPLACEMENT = 4
 
 _MAX_REPLACEMENTS = 20
 
-_LARGE = 2**20
-"""Pixels of a picture from which on it pays to decode it smaller."""
-
 
 @dataclass(frozen=True)
 class EncodedImage:
@@ -144,8 +141,8 @@ class Preparation:
         if not self.decodes:
             return read_jpeg_or_picture(path, decoding.value_range)
         record = self.index.image(i)
-        may_shrink = decoding.scaled and record.height * record.width >= _LARGE
-        return read_picture(path, decoding.value_range, view.reduction if may_shrink else 1)
+        reduction = decoding.reduction(record.height, record.width, view.reduction)
+        return read_picture(path, decoding.value_range, reduction)
 
     def _outlines(self, i: int, keep: Tensor, view: View) -> ImageOutlines:
         outlines = select_outlines(read_outlines(self.index, i), keep)

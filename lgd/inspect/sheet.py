@@ -14,7 +14,8 @@ from lgd.data.images import read_image
 from lgd.data.index import AnnotationIndex
 from lgd.data.outlines import pad_outlines, read_outlines
 from lgd.files import replacing
-from lgd.inference.draw import class_color, draw_objects, load_font, text_color
+from lgd.inference.captions import class_color, load_font, text_color
+from lgd.inference.draw import draw_objects
 from lgd.inspect.contents import Contents
 
 MOST_PICTURES = 100

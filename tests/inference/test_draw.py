@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lgd.inference.draw import class_color, draw_detections
+from lgd.inference.captions import class_color
+from lgd.inference.draw import draw_detections
 from lgd.structures import Detections, Outlines
 
 NAMES = ("cat", "größer 猫", "dog")

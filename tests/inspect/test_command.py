@@ -145,7 +145,7 @@ def test_a_contact_sheet_shows_the_classes_colours(name, folder, tmp_path, capsy
         assert sheet.format == ("PNG" if name.endswith("png") else "JPEG")
         assert min(sheet.size) > 800  # two by two
         pixels = np.asarray(sheet.convert("RGB")).astype(int)
-    from lgd.inference.draw import class_color
+    from lgd.inference.captions import class_color
 
     for label in (0, 1):
         near = np.abs(pixels - np.array(class_color(label))).max(axis=2) < 40
