@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from lgd.data.errors import DataError
+from lgd.data.images import read_image
 from lgd.inference.pictures import Picture, Unreadable, read_pictures
 from lgd.inference.sources import Source
 
@@ -20,7 +21,7 @@ def write(folder, count, side=8):
 
 def test_order_is_kept_whatever_reads_first(tmp_path):
     sources = write(tmp_path, 40)
-    read = read_pictures(sources, lambda picture: int(picture.pixels[0, 0, 0]), lambda _: 1)
+    read = read_pictures(sources, lambda source: int(read_image(source.path)[0, 0, 0]), lambda _: 1)
     assert list(read) == list(range(40))
 
 
@@ -47,8 +48,8 @@ def test_only_so_much_is_read_ahead(tmp_path):
 def test_what_cannot_be_read_comes_in_its_place(tmp_path):
     sources = write(tmp_path, 3)
     sources[1].path.write_bytes(b"none")
-    read = list(read_pictures(sources, lambda picture: picture.name, lambda _: 1))
-    assert read[0::2] == ["000.png", "002.png"]
+    read = list(read_pictures(sources, lambda source: read_image(source.path).shape, lambda _: 1))
+    assert read[0::2] == [(3, 8, 8)] * 2
     assert isinstance(read[1], Unreadable)
     assert "001.png" in str(read[1].error)
 
