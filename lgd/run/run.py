@@ -61,6 +61,7 @@ from lgd.run.output import (
 )
 from lgd.run.refused import Refused
 from lgd.run.resume import Starts, StartsError, adapt_to_ranks, choose_seed, load_to_evaluate
+from lgd.run.soundness import require_sound
 from lgd.run.sharing import require_shared
 from lgd.run.training import Training, train_and_evaluate
 from lgd.weights.classes import Classes
@@ -218,6 +219,8 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
     cfg = _settle_classes(cfg, data.sets)
     require_scorable(cfg, data.tests.values())
     checkpoint = find_newest(context.output.checkpoints) if resume else None
+    if checkpoint is not None:
+        require_sound(checkpoint)
     origin = None if eval_only else trace_data(data, checkpoint, accept=cfg.train.accept_changed_data)
     cfg, share, changes = adapt_to_ranks(cfg, checkpoint, world_size)
     cfg = replace(cfg, seed=choose_seed(cfg.seed, checkpoint))

@@ -13,6 +13,7 @@ from typing import Any
 from lgd import __version__
 from lgd.build import Model, build_model
 from lgd.build.weights import fill_model
+from lgd.config.check import check_config
 from lgd.config.keys import flatten, known_keys, unknown_key, with_values
 from lgd.config.load import config_hash, load_config
 from lgd.config.read import read_overrides
@@ -85,10 +86,12 @@ def _config_of(source: str, weights: LoadedWeights, overrides: Sequence[str]) ->
     keys = known_keys()
     for name in settings:
         if name not in keys:
-            raise unknown_key(name, source)
+            raise unknown_key(str(name), source)
     values = {name: keys[name].coerce(value, f"{source}: {name}") for name, value in settings.items()}
     changes = {name: setting.value for name, setting in read_overrides(overrides).items()}
-    return with_values(Config(), {**values, **changes})
+    cfg = with_values(Config(), {**values, **changes})
+    check_config(cfg)
+    return cfg
 
 
 def _write_student(target: Path, conversion: _Conversion) -> None:
