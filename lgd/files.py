@@ -136,7 +136,8 @@ class GrowingFile:
             os.close(handle)
             raise OSError(errno.ENXIO, _NO_FILE, str(path))
         self._file = os.fdopen(handle, "ab", buffering=0)
-        self._waiting: deque[bytes] = deque()
+        # A power cut may have left half an entry, with which the next one would be lost too.
+        self._waiting: deque[bytes] = deque([] if _ends_with_line(path) else [b"\n"])
         self._reason = ""
 
     def append(self, entry: bytes) -> None:
@@ -180,6 +181,15 @@ class GrowingFile:
             with contextlib.suppress(OSError):
                 self._file.truncate(end)
             raise
+
+
+def _ends_with_line(path: Path) -> bool:
+    """Whether a file is empty, or its last byte ends a line; also where it may not be read."""
+    try:
+        with open_file(path) as file:
+            return file.seek(0, os.SEEK_END) == 0 or os.pread(file.fileno(), 1, file.tell() - 1) == b"\n"
+    except OSError:
+        return True
 
 
 def _flush_folder(folder: Path) -> None:

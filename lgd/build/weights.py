@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import nn
 
+from lgd.config.check import check_config
 from lgd.config.keys import known_keys, unknown_key, with_values
 from lgd.config.read import read_overrides
 from lgd.config.schema import Config
@@ -73,7 +74,9 @@ def config_of_weights(source: str, weights: LoadedWeights, overrides: Sequence[s
     keys = known_keys()
     for name in settings:
         if name not in keys:
-            raise unknown_key(name, source)
+            raise unknown_key(str(name), source)
     values = {name: keys[name].coerce(value, f"{source}: {name}") for name, value in settings.items()}
     changes = {name: setting.value for name, setting in read_overrides(overrides).items()}
-    return with_values(Config(), {**values, **changes})
+    cfg = with_values(Config(), {**values, **changes})
+    check_config(cfg)
+    return cfg

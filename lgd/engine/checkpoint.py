@@ -38,6 +38,9 @@ SECONDS_TO_SEE = 30.0
 
 _LARGEST_SEAL = 2**20
 
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
+"""What the system says of a link to nowhere, and `open_file` of a folder."""
+
 _NO_SEAL = (ValueError, KeyError, TypeError, RecursionError)
 
 
@@ -247,15 +250,21 @@ def load_newest(folder: Path) -> Checkpoint | None:
             state = read_file(path) | _read_amendments(path)
             if damaged:
                 logger.warning("falling back to %s", path)
-            return Checkpoint(path, int(state["step"]), state)
+            return Checkpoint(path, _step_of(path), state)
         logger.warning("damaged checkpoint passed over: %s (%s)", path, problem)
         damaged.append(path.name)
     if damaged:
         raise CheckpointError(
             f"no whole checkpoint in {folder}: {', '.join(damaged)} damaged; "
-            "start without --resume, or from MODEL.WEIGHTS"
+            f"start without --resume, or from MODEL.WEIGHTS{_name_weights(folder.parent)}"
         )
     return None
+
+
+def _name_weights(output: Path) -> str:
+    """The newest of a run's files of weights alone, "" without one."""
+    found = [output / name for name in ("model_final.pth", "model_best.pth")]
+    return next((f" {path}" for path in found if path.is_file()), "")
 
 
 def find_newest(folder: Path) -> Checkpoint | None:
@@ -282,8 +291,7 @@ def find_newest(folder: Path) -> Checkpoint | None:
         raise CheckpointError(f"{path} is not visible on {', '.join(blind)}: all nodes must share OUTPUT_DIR")
     if path is None or found is not None:
         return found
-    state = read_file(path) | amended
-    return Checkpoint(path, int(state["step"]), state)
+    return Checkpoint(path, _step_of(path), read_file(path) | amended)
 
 
 def _shows(path: Path) -> bool:
@@ -319,9 +327,15 @@ def check_seal(path: Path) -> str | None:
         return "no seal: writing it did not finish"
     except (OSError, *_NO_SEAL):
         return "unreadable seal"
-    if path.stat().st_size != seal["bytes"]:
-        return f"{path.stat().st_size} bytes instead of {seal['bytes']}"
-    return None if _sha256(path) == seal["sha256"] else "its checksum differs"
+    try:
+        size = path.stat().st_size
+        if size != seal["bytes"]:
+            return f"{size} bytes instead of {seal['bytes']}"
+        return None if _sha256(path) == seal["sha256"] else "its checksum differs"
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return _reason(error)
+        raise  # a disk that fails for a moment has damaged nothing
 
 
 def _read_seal(path: Path) -> dict[str, Any]:
@@ -330,6 +344,7 @@ def _read_seal(path: Path) -> dict[str, Any]:
     amended = seal.get("amended", {}) if isinstance(seal, dict) else None
     if (
         type(seal["bytes"]) is not int
+        or type(seal["sha256"]) is not str
         or not isinstance(amended, dict)
         or not amended.keys() <= set(AMENDABLE)
     ):

@@ -91,11 +91,11 @@ class OutputFolder:
 
 
 def _mode(path: Path) -> int | None:
-    """What kind of thing there is; None for nothing, 0 for a link that leads in a ring."""
+    """What kind of thing there is; None for nothing, 0 for a link that leads nowhere or in a ring."""
     try:
         return path.stat().st_mode
     except FileNotFoundError:
-        return None
+        return 0 if path.is_symlink() else None
     except OSError:
         return 0
 

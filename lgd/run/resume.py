@@ -242,7 +242,7 @@ def restore(cfg: Config, state: TrainState, checkpoint: Checkpoint, classes: dic
             "on it; keep SOLVER.IMS_PER_BATCH, or start anew with MODEL.WEIGHTS"
         )
     load_state(state.model, checkpoint)
-    state.load_state_dict(checkpoint.step, saved)
+    _load_optimizers(state, checkpoint)
     logger.info(
         "resumed from %s: step %d of %d, model, optimizers, loss normaliser, data order (seed %d)%s",
         checkpoint.path,
@@ -254,6 +254,25 @@ def restore(cfg: Config, state: TrainState, checkpoint: Checkpoint, classes: dic
     )
     for line in changes:
         logger.warning("setting changed since the checkpoint: %s", line)
+
+
+def _load_optimizers(state: TrainState, checkpoint: Checkpoint) -> None:
+    """Put the rest of `state` back; each of torch's optimizers takes what another one's has, and stumbles."""
+    saved = checkpoint.state["optimizers"]
+    for side in state.sides:
+        groups = saved.get(side.name, {"param_groups": [{}]})["param_groups"]
+        if any(("betas" in side.optimizer.defaults) != ("betas" in group) for group in groups):
+            raise CheckpointError(
+                f"{checkpoint.path} was written with another optimizer of the {side.name}; keep "
+                "SOLVER.OPTIMIZER, or start anew with MODEL.WEIGHTS"
+            )
+    try:
+        state.load_state_dict(checkpoint.step, checkpoint.state)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # torch looks at little
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{checkpoint.path}: its optimizers do not fit the model: {reason}; start anew with MODEL.WEIGHTS"
+        ) from error
 
 
 def load_state(model: torch.nn.Module, checkpoint: Checkpoint) -> None:

@@ -64,6 +64,7 @@ from lgd.run.ranges import settle_range
 from lgd.run.refused import Refused
 from lgd.run.resume import Starts, StartsError, adapt_to_ranks, choose_seed, load_to_evaluate
 from lgd.run.sharing import require_shared
+from lgd.run.soundness import require_sound
 from lgd.run.training import Training, train_and_evaluate
 from lgd.weights.classes import Classes
 from lgd.weights.report import WeightsError
@@ -213,6 +214,8 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
     """What is done between the ranks' meeting and their parting."""
     device, world_size = context.device, process_group.get_world_size()
     checkpoint = find_newest(context.output.checkpoints) if resume else None
+    if checkpoint is not None:
+        require_sound(checkpoint)
     trained = _trained_classes(cfg, checkpoint) if eval_only else ()
     data = open_data(cfg, with_training=not eval_only, trained=trained)
     context.leaving.check("before the model was built")
