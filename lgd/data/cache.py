@@ -52,9 +52,9 @@ def cached_columns(
     json_path: Path,
     build: Callable[[str], Columns],
     *,
-    parts: Sequence[Path] = (),
+    parts: Sequence[str | Path] = (),
     max_part_bytes: int = MAX_ANNOTATION_BYTES,
-    pictures: Sequence[Path] = (),
+    pictures: Sequence[str | Path] = (),
     describe: Callable[[], str] = str,
     split: str = "",
 ) -> Path:
@@ -130,13 +130,13 @@ def _short_hash(split: str) -> str:
     return hashlib.sha256(os.fsencode(split)).hexdigest()[:8]
 
 
-def _stamp(sources: Sequence[Path], max_part_bytes: int, pictures: Sequence[Path]) -> str | None:
+def _stamp(sources: Sequence[str | Path], max_part_bytes: int, pictures: Sequence[str | Path]) -> str | None:
     """What tells the files from changed ones without reading them; None where one has just been written."""
     try:
         # A file that is opened is asked for at its server; what is known of the others may be seconds old.
-        sources[0].open("rb").close()
-        states = [source.stat() for source in sources]
-        all_states = [*states, *(picture.stat() for picture in pictures)]
+        Path(sources[0]).open("rb").close()
+        states = list(map(os.stat, sources))
+        all_states = [*states, *map(os.stat, pictures)]
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
     for source, state in zip(sources, states, strict=True):
@@ -147,10 +147,10 @@ def _stamp(sources: Sequence[Path], max_part_bytes: int, pictures: Sequence[Path
     return hashlib.sha256(repr(numbers).encode()).hexdigest()
 
 
-def _content_hash(sources: Sequence[Path], description: str) -> str:
+def _content_hash(sources: Sequence[str | Path], description: str) -> str:
     """SHA-256 of a file's content; of several or with a description, of their names and hashes and this."""
     hashes = []
-    for source in sources:
+    for source in map(Path, sources):
         try:
             with source.open("rb") as file:
                 hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
@@ -158,7 +158,7 @@ def _content_hash(sources: Sequence[Path], description: str) -> str:
             raise DataError(f"cannot read {source}: {error.strerror}") from error
     if len(hashes) == 1 and not description:
         return hashes[0]
-    names = (os.fsencode(source.name) for source in sources)
+    names = (os.fsencode(Path(source).name) for source in sources)
     lines = (name + f" {content}".encode() for name, content in zip(names, hashes, strict=True))
     more = [description.encode()] if description else []
     return hashlib.sha256(b"\n".join([*lines, *more])).hexdigest()

@@ -89,7 +89,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
-def check_file(path: Path, status: os.stat_result, limit: int) -> None:
+def check_file(path: str | Path, status: os.stat_result, limit: int) -> None:
     """See that it is a file of at most `limit` bytes; raises DataError where it is not."""
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path} is no regular file")

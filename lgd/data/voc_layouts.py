@@ -119,7 +119,7 @@ def _images(root: Path, annotations: Path, split: str) -> Path:
     present = [folder for folder in [*folders, annotations, root / split, root] if folder.is_dir()]
     first = next(files_below(annotations, _is_xml), None)
     if first is not None:
-        stem = first.relative_to(annotations).with_suffix("")
+        stem = Path(first).relative_to(annotations).with_suffix("")
         for folder in present:
             beside = names_in(folder / stem.parent)
             if any(Path(name).stem == stem.name and is_picture(name) for name in beside):
@@ -141,7 +141,7 @@ def _has_xml(folder: Path, *, deep: bool = True) -> bool:
     if first is None:
         return False
     try:
-        with open_regular(first) as file:
+        with open_regular(Path(first)) as file:
             return re.search(rb"<annotation[\s>]", file.read(_HEAD)) is not None
     except (OSError, ValueError):
         return False
@@ -161,7 +161,7 @@ def read_ids(split: VocSplit) -> tuple[list[str], list[str]]:
     """
     if split.list_path is None:
         files = files_below(split.annotations, _is_xml)
-        return [_checked(_own_id(path, split.annotations), split.annotations) for path in files], []
+        return [_checked(_own_id(Path(path), split.annotations), split.annotations) for path in files], []
     listed: dict[str, set[str]] = {}
 
     def has_xml(image_id: str) -> bool:

@@ -54,11 +54,11 @@ def load_yolo(split: YoloSplit, *, name: str) -> AnnotationIndex:
     if not any(labels):
         raise DataError(
             f"{name}: none of the {len(pictures)} pictures has a label file, neither in a folder labels in "
-            f"place of images nor beside it; the first is {plain(str(pictures[0]))}"
+            f"place of images nor beside it; the first is {plain(pictures[0])}"
         )
     unused = _unused(split, labels)
-    image_dir = Path(os.path.commonpath([path.parent for path in pictures]))
-    file_names = [path.relative_to(image_dir).as_posix() for path in pictures]
+    image_dir = Path(os.path.commonpath({path.rpartition("/")[0] for path in pictures}))
+    file_names = [path[len(str(image_dir)) :].lstrip("/") for path in pictures]
     unprintable = next((file_name for file_name in file_names if not is_printable(file_name)), None)
     if unprintable is not None:
         raise DataError(f"{name}: the picture {plain(unprintable)} has a name of more than one line")
@@ -66,7 +66,7 @@ def load_yolo(split: YoloSplit, *, name: str) -> AnnotationIndex:
     @cache
     def sizes() -> list[tuple[int, int]]:
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
-            return list(threads.map(read_size, pictures))
+            return list(threads.map(lambda picture: read_size(Path(picture)), pictures))
 
     def describe() -> str:
         lines = [
@@ -92,21 +92,27 @@ def load_yolo(split: YoloSplit, *, name: str) -> AnnotationIndex:
     return index
 
 
-def _unused(split: YoloSplit, labels: Sequence[Path | None]) -> list[Path]:
+def _unused(split: YoloSplit, labels: Sequence[str | None]) -> list[str]:
     """The label files that have no picture, of folders; a list may leave out what it likes."""
     if not all(place.is_dir() for place in split.places):
         return []
     used = {path for path in labels if path is not None}
-    present = {folder / name for folder in {path.parent for path in used} for name in names_in(folder)}
-    return sorted(path for path in present - used if path.suffix == ".txt" and path.name not in _NO_LABELS)
+    folders = {path.rpartition("/")[0] for path in used}
+    present = {
+        f"{folder}/{name}"
+        for folder in folders
+        for name in names_in(Path(folder))
+        if name.endswith(".txt") and name not in _NO_LABELS
+    }
+    return sorted(present - used)
 
 
 def _parse(
     split: YoloSplit,
     file_names: Sequence[str],
     sizes: Sequence[tuple[int, int]],
-    labels: Sequence[Path | None],
-    unused: Sequence[Path],
+    labels: Sequence[str | None],
+    unused: Sequence[str],
     content_hash: str,
 ) -> Columns:
     numbers = list(split.class_names)
@@ -123,7 +129,7 @@ def _parse(
         named = name_some(absent, plain, at_most=3)
         remarks.append(Remark("pictures_without_labels", len(absent), f"{text}: {named}"))
     if unused:
-        named = name_some(unused, lambda path: plain(path.name), at_most=3)
+        named = name_some(unused, lambda path: plain(path.rpartition("/")[2]), at_most=3)
         text = f"{len(unused)} label files have no picture and are left out: {named}"
         remarks.append(Remark("labels_without_pictures", len(unused), text))
     if split.num_keypoints:
@@ -142,10 +148,12 @@ def _parse(
 
 
 def _parse_image(
-    file_name: str, size: tuple[int, int], path: Path | None, places: Mapping[int, int], split: YoloSplit
+    file_name: str, size: tuple[int, int], path: str | None, places: Mapping[int, int], split: YoloSplit
 ) -> ParsedImage:
     boxes, labels, polygons = [], [], []
-    lines = read_text(path, MAX_XML_BYTES).removeprefix("\ufeff").splitlines() if path is not None else []
+    lines = (
+        read_text(Path(path), MAX_XML_BYTES).removeprefix("\ufeff").splitlines() if path is not None else []
+    )
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

@@ -268,8 +268,8 @@ def _ask(question: Callable[[], bool]) -> bool:
         return False
 
 
-def find_pictures(split: YoloSplit) -> list[Path]:
-    """Return the pictures of a split in their order: of folders by name, of lists as they are listed.
+def find_pictures(split: YoloSplit) -> list[str]:
+    """Return the paths of the pictures of a split: of folders by name, of lists in their order.
 
     Raises:
         DataError: there are none, one occurs twice, or a folder or a picture of a list is absent.
@@ -279,7 +279,7 @@ def find_pictures(split: YoloSplit) -> list[Path]:
             f"{split.path}: {split.name} leads to {plain(split.absent)}, which is not there; looked for "
             f"below {name_some(split.bases, at_most=3)}"
         )
-    pictures: list[Path] = []
+    pictures: list[str] = []
     for place in split.places:
         if place.is_dir():
             pictures += files_below(place, is_picture)
@@ -291,29 +291,29 @@ def find_pictures(split: YoloSplit) -> list[Path]:
         raise DataError(f"{split.path}: there are no pictures in {name_some(split.places)}")
     if len(set(pictures)) < len(pictures):
         twice, _ = Counter(pictures).most_common(1)[0]
-        raise DataError(f"{split.path}: {plain(str(twice))} is in {split.name} more than once")
+        raise DataError(f"{split.path}: {plain(twice)} is in {split.name} more than once")
     return pictures
 
 
-def _of_list(path: Path, bases: tuple[Path, ...]) -> list[Path]:
+def _of_list(path: Path, bases: tuple[Path, ...]) -> list[str]:
     lines = [
         (number, line.strip().replace("\\", "/"))
         for number, line in enumerate(read_text(path).splitlines(), start=1)
         if line.strip()
     ]
-    known: dict[str, Path] = {}
+    known: dict[str, tuple[str, set[str]]] = {}
     pictures = []
     for number, line in lines:
         folder, _, name = line.rpartition("/")
-        if folder not in known or not _exists(known[folder] / name):
+        if folder not in known or name not in known[folder][1]:
             picture = next((each for each in _places_of(line, bases) if _exists(each)), None)
             if picture is None:
                 raise DataError(
                     f"{path}, line {number}: {plain(line)} is not there; looked for below "
                     f"{name_some(list(dict.fromkeys(bases)), at_most=3)}"
                 )
-            known[folder] = picture.parent
-        pictures.append(known[folder] / name)
+            known[folder] = str(picture.parent), names_in(picture.parent)
+        pictures.append(f"{known[folder][0]}/{name}")
     return pictures
 
 
@@ -326,23 +326,23 @@ def _places_of(line: str, bases: tuple[Path, ...]) -> Iterator[Path]:
                 yield path
 
 
-def find_labels(pictures: list[Path]) -> list[Path | None]:
+def find_labels(pictures: list[str]) -> list[str | None]:
     """Return the label file of each picture: in `labels` where it is in `images`, else beside; or none."""
-    listed: dict[Path, set[str]] = {}
+    listed: dict[str, list[tuple[str, set[str]]]] = {}
+    labels = []
+    for picture in pictures:
+        folder, _, name = picture.rpartition("/")
+        if folder not in listed:
+            listed[folder] = [(place, names_in(Path(place))) for place in _label_folders(folder)]
+        own = name.rpartition(".")[0] + ".txt"
+        labels.append(next((f"{place}/{own}" for place, names in listed[folder] if own in names), None))
+    return labels
 
-    def has(path: Path) -> bool:
-        if path.parent not in listed:
-            listed[path.parent] = names_in(path.parent)
-        return path.name in listed[path.parent]
 
-    return [next((path for path in _label_places(picture) if has(path)), None) for picture in pictures]
-
-
-def _label_places(picture: Path) -> Iterator[Path]:
-    name, parts = f"{picture.stem}.txt", picture.parent.parts
+def _label_folders(folder: str) -> list[str]:
+    parts = folder.split("/")
     places = [k for k, part in enumerate(parts) if part.lower() == "images"]
-    if places:
-        k = places[-1]
-        labels = "Labels" if parts[k] == "Images" else "labels"
-        yield Path(*parts[:k], labels, *parts[k + 1 :], name)
-    yield picture.parent / name
+    if not places:
+        return [folder]
+    parts[places[-1]] = "Labels" if parts[places[-1]] == "Images" else "labels"
+    return ["/".join(parts), folder]

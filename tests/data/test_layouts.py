@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from lgd.data.catalog import open_dataset, open_datasets
+from lgd.data.coco_layouts import find_image_dir
 from lgd.data.errors import DataError
 from lgd.data.layouts import find_splits
 from tests.data.boxes_sets import voc_object, voc_xml, write_crowdhuman, write_picture, write_voc
@@ -371,3 +372,67 @@ def test_voc_classes_of_a_label_map(tmp_path):
 def test_other_xml_is_not_voc(tmp_path):
     (tmp_path / "annotations.xml").write_text("<?xml version='1.0'?><annotations><image/></annotations>")
     assert find_splits(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["images\\a.png", "images/a.png"])
+def test_names_with_backslashes_tell_the_folder_as_well(tmp_path, name):
+    write(tmp_path, "result.json", "images", [name])
+    write_picture(tmp_path / "other" / "b.png")
+    (split,) = find_splits(tmp_path)
+    assert find_image_dir(split) == tmp_path
+
+
+@pytest.mark.parametrize(
+    "name", ["../../media/upload/4/a%20b.png", "s3://bucket/x/a%20b.png", "/gone/a b.png"]
+)
+def test_names_of_other_places_tell_the_folder_by_their_last_part(tmp_path, name):
+    write(tmp_path, "result.json", "images", [name])
+    write_picture(tmp_path / "images" / "a b.png")
+    (split,) = find_splits(tmp_path)
+    assert find_image_dir(split) == tmp_path / "images"
+
+
+def test_names_of_several_lines_are_no_splits(tmp_path):
+    write(tmp_path, "train.json", "images")
+    write(tmp_path, "a\nb.json", "images")
+    write(tmp_path, "c\nd/_annotations.coco.json", "c\nd")
+    assert [split.name for split in find_splits(tmp_path)] == ["train"]
+
+
+def test_large_files_are_told_by_their_beginning(tmp_path):
+    write(tmp_path, "all.json", "images", info={"description": "x" * 70_000})
+    document = json.loads((tmp_path / "all.json").read_text())
+    first = {"annotations": document["annotations"] * 2000, "categories": document["categories"]}
+    (tmp_path / "all.json").write_text(json.dumps(first | {"images": document["images"]}))
+    (split,) = find_splits(tmp_path)
+    assert find_image_dir(split) == tmp_path / "images"
+
+
+def test_folders_that_go_round_and_round(tmp_path):
+    spec = write_yolo(tmp_path, {"a": BOX}, images="images")
+    (tmp_path / "images" / "again").symlink_to(tmp_path / "images")
+    (tmp_path / "images" / "more").symlink_to(tmp_path / "elsewhere")
+    write_picture(tmp_path / "elsewhere" / "b.png")
+    assert open_dataset(spec, HERE).file_names() == ["a.png", "more/b.png"]
+
+
+def test_voc_lists_of_pictures_in_the_folder_of_the_set(tmp_path):
+    write_xml(tmp_path / "Annotations", "a", tmp_path / "JPEGImages")
+    (tmp_path / "train.txt").write_text("JPEGImages/a.jpg\n")
+    (tmp_path / "readme.txt").write_text("hello\n")
+    assert [split.spec for split in find_splits(tmp_path)] == [f"voc:{tmp_path}:train"]
+    assert open_dataset(f"voc:{tmp_path}:train", HERE).file_names() == ["a.jpg"]
+
+
+def test_voc_of_datumaro_lists_pictures_without_a_file(tmp_path):
+    spec = write_voc(tmp_path, {"1": objects((1, 1, 9, 9)), "2": []})
+    (tmp_path / "Annotations" / "2.xml").unlink()
+    with pytest.raises(DataError, match=r"trainval\.txt lists 2, but there is no"):
+        open_dataset(spec, HERE)
+    (tmp_path / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:::\ncat:::\n")
+    index = open_dataset(spec, HERE)
+    assert index.counts.tolist() == [1, 0]
+    assert (index.image(1).width, index.image(1).height) == (64, 48)
+    assert "1 listed pictures without an XML file are taken as without objects: 2" in index.warnings[0]
+    write_picture(tmp_path / "JPEGImages" / "2.jpg", 30, 20)
+    assert open_dataset(spec, HERE).image(1).width == 30
