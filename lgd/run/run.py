@@ -167,8 +167,8 @@ def _require_places(output: OutputFolder) -> None:
     misplaced = process_group.broadcast_object(output.find_misplaced())
     if misplaced:
         raise FolderError(
-            f"OUTPUT_DIR {output.root} has something else in the place of {shorten(misplaced)}; move it away, "
-            "or choose another OUTPUT_DIR"
+            f"OUTPUT_DIR {output.root} has something else in the place of {shorten(misplaced)}; move it "
+            "away, or choose another OUTPUT_DIR"
         )
 
 
