@@ -157,7 +157,7 @@ def describe(error: BaseException) -> str:
 
 
 def last_line(message: str) -> str:
-    """A message as one line for the terminal: nothing in it breaks it, and its middle is cut if it is long."""
+    """A message as one line for the terminal: nothing breaks it, and its middle is cut if it is long."""
     line = "".join(
         character.encode("unicode_escape").decode()
         if unicodedata.category(character) in BREAKING

@@ -23,7 +23,12 @@ def check_config(cfg: Config) -> None:
     keys = known_keys()
     for name, value in flatten(cfg).items():
         keys[name].coerce(value, name)
-    for complaint in (*_folder_complaints(cfg), *_model_complaints(cfg), *_solver_complaints(cfg), *_input_complaints(cfg)):
+    for complaint in (
+        *_folder_complaints(cfg),
+        *_model_complaints(cfg),
+        *_solver_complaints(cfg),
+        *_input_complaints(cfg),
+    ):
         raise ConfigError(complaint)
 
 

@@ -18,6 +18,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from lgd.data.errors import DataError, ImageError
+from lgd.files import open_file
 
 _END = b"\xff\xd9"
 
@@ -74,7 +75,7 @@ def read_image(path: Path) -> Tensor:
             decompression bombs.
     """
     with _naming(path):
-        content = path.read_bytes()
+        content = _read(path)
         with Image.open(io.BytesIO(content)) as image:
             return _decode(image, content)
 
@@ -86,7 +87,7 @@ def read_jpeg_or_image(path: Path) -> Jpeg | Tensor:
         ImageError: see `read_image`; damage inside of a JPEG is not found.
     """
     with _naming(path):
-        content = path.read_bytes()
+        content = _read(path)
         with Image.open(io.BytesIO(content)) as image:
             if _is_plain(image, content):
                 return Jpeg(path, content, image.height, image.width)
@@ -130,10 +131,15 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         ImageError: the file is absent or not an image.
     """
-    with _naming(path), Image.open(path) as image:
+    with _naming(path), open_file(path) as file, Image.open(file) as image:
         width, height = image.size
         sideways = _orientation(image) >= 5
     return (width, height) if sideways else (height, width)
+
+
+def _read(path: Path) -> bytes:
+    with open_file(path) as file:
+        return file.read()
 
 
 @contextmanager

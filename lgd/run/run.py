@@ -61,8 +61,8 @@ from lgd.run.output import (
 )
 from lgd.run.refused import Refused
 from lgd.run.resume import Starts, StartsError, adapt_to_ranks, choose_seed, load_to_evaluate
-from lgd.run.soundness import require_sound
 from lgd.run.sharing import require_shared
+from lgd.run.soundness import require_sound
 from lgd.run.training import Training, train_and_evaluate
 from lgd.weights.classes import Classes
 from lgd.weights.report import WeightsError
@@ -165,8 +165,8 @@ def _require_places(output: OutputFolder) -> None:
     misplaced = process_group.broadcast_object(output.find_misplaced())
     if misplaced:
         raise FolderError(
-            f"OUTPUT_DIR {output.root} has something else in the place of {shorten(misplaced)}; move it away, "
-            "or choose another OUTPUT_DIR"
+            f"OUTPUT_DIR {output.root} has something else in the place of {shorten(misplaced)}; move it "
+            "away, or choose another OUTPUT_DIR"
         )
 
 

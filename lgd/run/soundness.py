@@ -28,7 +28,9 @@ def require_sound(checkpoint: Checkpoint) -> None:
 
 
 def _is_table(value: Any, is_right: Callable[[Any], bool]) -> bool:
-    return isinstance(value, Mapping) and all(type(key) is str and is_right(each) for key, each in value.items())
+    return isinstance(value, Mapping) and all(
+        type(key) is str and is_right(each) for key, each in value.items()
+    )
 
 
 def _is_list(value: Any, is_right: Callable[[Any], bool]) -> bool:
@@ -109,7 +111,9 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "optimizers": lambda value: _is_table(value, _is_optimizer),
     "progress": _is_progress,
     "best": _is_best,
-    "config": lambda value: _has(value, {"SOLVER.REFERENCE_WORLD_SIZE": _is_count, "SOLVER.IMS_PER_BATCH": _is_count}),
+    "config": lambda value: _has(
+        value, {"SOLVER.REFERENCE_WORLD_SIZE": _is_count, "SOLVER.IMS_PER_BATCH": _is_count}
+    ),
     "classes": _are_classes,
     "seed": _is_count,
     "share": _is_share,
