@@ -14,6 +14,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,10 +23,10 @@ logger = logging.getLogger(__name__)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says of a disk, or a quota, without room."""
 
-_NO_FILE = "a folder, pipe or device, where a file is needed"
-
 _TO_LOOK = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 """Opens even a pipe to which nobody writes."""
+
+_TO_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
 
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 """What `temporary_name` gives."""
@@ -55,13 +56,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open a file to read, but nothing that would keep its reader waiting or reading for ever.
 
     Raises:
         OSError: it cannot be opened, or is no file: a folder, a pipe, a device.
     """
     return os.fdopen(_open_file(path), "rb")
+
+
+def read_file(path: Path) -> bytes:
+    """Read a whole file, of any size; raises OSError as `open_file` does."""
+    with open_file(path) as file:
+        return file.read()
 
 
 def read_small(path: Path, most: int, *, patience: float = 0.0) -> bytes:
@@ -92,12 +99,15 @@ def read_small(path: Path, most: int, *, patience: float = 0.0) -> bytes:
     raise OSError(errno.EFBIG, f"larger than the {most} bytes that one like it may have", str(path))
 
 
-def _open_file(path: Path) -> int:
-    handle = os.open(path, _TO_LOOK)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(errno.ENXIO, _NO_FILE, str(path))
-    return handle
+def _open_file(path: Path, flags: int = _TO_LOOK) -> int:
+    handle = os.open(path, flags, 0o666)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return handle
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.ENXIO, "a pipe or a device, where a file is needed", str(path))
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -126,18 +136,18 @@ class GrowingFile:
     raised. An entry is never there in part.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open `path` behind what it holds already; raises OSError where that cannot be."""
+    def __init__(self, path: Path, *, of_lines: bool = False) -> None:
+        """Open `path` behind what it holds already; raises OSError where that cannot be.
+
+        Args:
+            path: the file.
+            of_lines: each entry is a line. Half a line that a power cut left is ended, as the next one would
+                be lost with it.
+        """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-        handle = os.open(path, flags, 0o666)
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            os.close(handle)
-            raise OSError(errno.ENXIO, _NO_FILE, str(path))
-        self._file = os.fdopen(handle, "ab", buffering=0)
-        # A power cut may have left half an entry, with which the next one would be lost too.
-        self._waiting: deque[bytes] = deque([] if _ends_with_line(path) else [b"\n"])
+        self._file = os.fdopen(_open_file(path, _TO_APPEND), "ab", buffering=0)
+        self._waiting: deque[bytes] = deque([b"\n"] if of_lines and not _ends_with_line(path) else [])
         self._reason = ""
 
     def append(self, entry: bytes) -> None:

@@ -21,15 +21,14 @@ from torch import Tensor
 
 from lgd.data.deep import Range, as_bytes, count_values, is_deep, read_values
 from lgd.data.errors import DataError, ImageError
+from lgd.files import open_file, read_file
 
 _LARGE = 2**20
 """Pixels of a picture from which on it pays to decode it smaller."""
 
 _END = b"\xff\xd9"
-_INK = 5
-"""TIFF's number for CMYK."""
-_IN_PLANES = 2
-"""TIFF's number for a plane of its own for each channel."""
+_INK, _IN_PLANES = 5, 2
+"""TIFF's numbers for CMYK, and for a plane of its own for each channel."""
 
 
 def _find_decoder() -> Callable[..., Any]:
@@ -138,7 +137,7 @@ def read_picture(path: Path, value_range: Range | None = None, reduction: int = 
         ImageError: see `read_image`.
     """
     with _naming(path):
-        content = path.read_bytes()
+        content = read_file(path)
         with _open(content) as image:
             if reduction > 1 and (reduced := _decode_reduced(image, content, reduction)) is not None:
                 return reduced
@@ -175,7 +174,7 @@ def read_jpeg_or_picture(path: Path, value_range: Range | None = None) -> Jpeg |
         ImageError: see `read_image`; damage inside of a JPEG is not found.
     """
     with _naming(path):
-        content = path.read_bytes()
+        content = read_file(path)
         with _open(content) as image:
             if _is_plain(image, content):
                 return Jpeg(path, content, image.height, image.width)
@@ -189,10 +188,10 @@ def count_deep_values(path: Path) -> NDArray[np.int64] | None:
         ImageError: see `read_image`; a picture of 32 bits.
     """
     with _naming(path):
-        with Image.open(path) as image:
+        with open_file(path) as file, Image.open(file) as image:
             if not is_deep(image):
                 return None
-        content = path.read_bytes()
+        content = read_file(path)
         with _open(content) as image:
             return count_values(read_values(image, content))
 
@@ -234,7 +233,7 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         ImageError: the file is absent or not an image.
     """
-    with _naming(path), Image.open(path) as image:
+    with _naming(path), open_file(path) as file, Image.open(file) as image:
         width, height = image.size
         sideways = _orientation(image) >= 5
     return (width, height) if sideways else (height, width)
@@ -246,7 +245,7 @@ def is_turned(path: Path) -> bool:
     Raises:
         ImageError: the file is absent or not an image.
     """
-    with _naming(path), Image.open(path) as image:
+    with _naming(path), open_file(path) as file, Image.open(file) as image:
         return _orientation(image) >= 5
 
 

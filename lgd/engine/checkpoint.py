@@ -8,7 +8,6 @@ becomes known after it was written, the score of its step, is written into the s
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import socket
@@ -20,7 +19,8 @@ from typing import Any, BinaryIO, TypeVar
 
 import torch
 
-from lgd.files import FULL, open_file, read_small, replacing, write_text_atomically
+from lgd.engine.seals import AMENDABLE, NO_SEAL, check_seal, make_seal, read_amendments, read_seal
+from lgd.files import FULL, replacing, write_text_atomically
 from lgd.ranks import process_group
 
 logger = logging.getLogger(__name__)
@@ -29,19 +29,8 @@ T = TypeVar("T")
 
 FORMAT = "lgd"
 
-AMENDABLE = ("best", "owes_evaluation")
-"""What a checkpoint's score changes of the state of its step."""
-
 SECONDS_TO_SEE = 30.0
 """How long a shared file system may take to show every node what one has written."""
-
-
-_LARGEST_SEAL = 2**20
-
-_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
-"""What the system says of a link to nowhere, and `open_file` of a folder."""
-
-_NO_SEAL = (ValueError, KeyError, TypeError, RecursionError)
 
 
 class CheckpointError(ValueError):
@@ -180,8 +169,7 @@ def _write_and_seal(path: Path, content: dict[str, Any]) -> None:
     seal.unlink(missing_ok=True)
     try:
         write_file(path, content)
-        record = {"step": content["step"], "bytes": path.stat().st_size, "sha256": _sha256(path)}
-        write_text_atomically(seal, json.dumps(record))
+        write_text_atomically(seal, json.dumps(make_seal(path, content["step"])))
     except OSError:
         _discard(path)  # without a seal it only takes room
         raise
@@ -218,9 +206,9 @@ def amend_checkpoint(folder: Path, step: int, changes: Mapping[str, Any]) -> Non
     seal = _checkpoint_path(folder, step).with_suffix(".json")
     try:
         if seal.exists():
-            record = _read_seal(seal)
+            record = read_seal(seal)
             write_text_atomically(seal, json.dumps({**record, "amended": dict(changes)}))
-    except (OSError, *_NO_SEAL) as error:
+    except (OSError, *NO_SEAL) as error:
         raise CheckpointError(f"could not write {seal}: {_reason(error)}") from error
 
 
@@ -247,7 +235,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
     for path in _steps_on_disk(folder):
         problem = check_seal(path)
         if problem is None:
-            state = read_file(path) | _read_amendments(path)
+            state = read_file(path) | read_amendments(path)
             if damaged:
                 logger.warning("falling back to %s", path)
             return Checkpoint(path, _step_of(path), state)
@@ -281,7 +269,7 @@ def find_newest(folder: Path) -> Checkpoint | None:
         except CheckpointError as error:
             problem = error
     path, amended, problem = process_group.broadcast_object(
-        (found.path if found else None, _read_amendments(found.path) if found else {}, problem)
+        (found.path if found else None, read_amendments(found.path) if found else {}, problem)
     )
     if problem is not None:
         raise problem
@@ -319,47 +307,6 @@ def read_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_seal(path: Path) -> str | None:
-    """Hold a checkpoint against its seal; return what is wrong, or None."""
-    try:
-        seal = _read_seal(path)
-    except FileNotFoundError:
-        return "no seal: writing it did not finish"
-    except (OSError, *_NO_SEAL):
-        return "unreadable seal"
-    try:
-        size = path.stat().st_size
-        if size != seal["bytes"]:
-            return f"{size} bytes instead of {seal['bytes']}"
-        return None if _sha256(path) == seal["sha256"] else "its checksum differs"
-    except OSError as error:
-        if error.errno in _NO_FILE:
-            return _reason(error)
-        raise  # a disk that fails for a moment has damaged nothing
-
-
-def _read_seal(path: Path) -> dict[str, Any]:
-    """What the seal of a checkpoint says; raises one of `_NO_SEAL` where that is none."""
-    seal: dict[str, Any] = json.loads(read_small(path.with_suffix(".json"), _LARGEST_SEAL))
-    amended = seal.get("amended", {}) if isinstance(seal, dict) else None
-    if (
-        type(seal["bytes"]) is not int
-        or type(seal["sha256"]) is not str
-        or not isinstance(amended, dict)
-        or not amended.keys() <= set(AMENDABLE)
-    ):
-        raise ValueError("not a seal")
-    best = amended.get("best", {})
-    if not isinstance(best, dict) or any(type(value) not in (int, float) for value in best.values()):
-        raise ValueError("not a seal")
-    return seal
-
-
-def _read_amendments(path: Path) -> dict[str, Any]:
-    amended: dict[str, Any] = _read_seal(path).get("amended", {})
-    return amended
-
-
 def _checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step_{step:07d}.pth"
 
@@ -372,11 +319,6 @@ def _steps_on_disk(folder: Path) -> list[Path]:
 
 def _step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step_"))
-
-
-def _sha256(path: Path) -> str:
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _discard(path: Path) -> bool:

@@ -32,7 +32,7 @@ class _LogFile(logging.Handler):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._file = GrowingFile(path)
+        self._file = GrowingFile(path, of_lines=True)
         self.path = self._file.path
 
     def emit(self, record: logging.LogRecord) -> None:

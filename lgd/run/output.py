@@ -152,7 +152,7 @@ class History:
 
     def begin(self, step: int, num_ranks: int, notes: Sequence[str] = ()) -> None:
         """Write that a training starts, having done `step` steps; `notes` say what is unusual about it."""
-        self._file = GrowingFile(self._path)
+        self._file = GrowingFile(self._path, of_lines=True)
         where = {"host": socket.gethostname(), "pid": os.getpid(), "began": process_start(os.getpid())}
         who = {**where, "ranks": num_ranks, "job": scheduler_job()}
         said = {"notes": list(notes)} if notes else {}

@@ -129,7 +129,7 @@ def order_classes(
     # Of another shape than the model's they cannot be used, which `load_into` says.
     return {
         name: _reorder(name, tensor, order)
-        if CLASS_LAYER.match(name) and name in own and tensor.shape == own[name].shape
+        if CLASS_LAYER.match(name) and tensor.ndim and tensor.shape == own.get(name, tensor).shape
         else tensor
         for name, tensor in tensors.items()
     }
@@ -160,7 +160,9 @@ def _reorder_descriptor(name: str, tensor: Tensor, order: Tensor) -> Tensor:
     gives_matrix = ".fc3." in name
     if gives_matrix:
         width = round(len(tensor) ** 0.5)
-    elif name.endswith(".bias"):
+        if width**2 != len(tensor):
+            return tensor
+    elif tensor.ndim == 1:
         return tensor
     if width < _BOX_NUMBERS + len(order):
         return tensor

@@ -105,6 +105,8 @@ def local_file(path: str | Path) -> Path:
             return file
     except (FileNotFoundError, NotADirectoryError):
         raise WeightsError(f"{path}: no such weights file") from None
+    except IsADirectoryError:
+        raise WeightsError(f"{path}: a folder, where a weights file is needed") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise WeightsError(f"{path}: cannot be read: {reason}") from None

@@ -84,7 +84,9 @@ def output(begun, tmp_path, monkeypatch) -> Path:
 def copy(whole: Path, folder: Path) -> Path:
     """The checkpoint is large, and a link to it."""
     shutil.rmtree(folder, ignore_errors=True)
-    return shutil.copytree(whole, folder, copy_function=lambda source, target: link_large(Path(source), Path(target)))
+    return shutil.copytree(
+        whole, folder, copy_function=lambda source, target: link_large(Path(source), Path(target))
+    )
 
 
 def link_large(source: Path, target: Path) -> None:
@@ -128,15 +130,25 @@ def damage_file(generator: Generator, path: Path) -> None:
     elif kind < 6:
         path.write_bytes(damage_bytes(generator, whole))
     elif kind == 6:
-        path.write_bytes(json.dumps(generator.choice([*NASTY, [nested(900)]])).encode() * generator.choice((1, 3)))
+        path.write_bytes(
+            json.dumps(generator.choice([*NASTY, [nested(900)]])).encode() * generator.choice((1, 3))
+        )
     elif kind == 7:
-        path.write_bytes(generator.choice((b"", b"\n", b"\0" * 5000, b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe\0")))
+        path.write_bytes(
+            generator.choice((b"", b"\n", b"\0" * 5000, b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe\0"))
+        )
     elif kind == 8:
-        path.write_bytes(generator.choice((whole * 2, whole[:-1], whole + b'{"ev', whole.swapcase(), whole[::-1])))
+        path.write_bytes(
+            generator.choice((whole * 2, whole[:-1], whole + b'{"ev', whole.swapcase(), whole[::-1]))
+        )
     elif kind == 9:
-        path.write_bytes(whole.decode(errors="replace").encode(generator.choice(("utf-16", "utf-32", "utf-7"))))
+        path.write_bytes(
+            whole.decode(errors="replace").encode(generator.choice(("utf-16", "utf-32", "utf-7")))
+        )
     elif kind == 10:
-        path.write_bytes(b'{"bytes": ' + b"9" * generator.choice((20, 5000)) + b', "event": "start", "iteration": 1e999}\n')
+        path.write_bytes(
+            b'{"bytes": ' + b"9" * generator.choice((20, 5000)) + b', "event": "start", "iteration": 1e999}\n'
+        )
     else:
         replace_file(path, generator.choice(("folder", "pipe", "ring", "nowhere", "gone", "device")))
 
@@ -168,7 +180,7 @@ def test_a_run_goes_on_or_says_why_not(capsys, begun, output, seed):
             assert (entry["event"], entry["outcome"]) == ("end", "failed")
             assert all(0 < line["iteration"] <= STEP for line in metrics_lines(output))
             assert not (output / "run.lock").exists()
-    assert 10 < reached
+    assert reached > 10
 
 
 def metrics_lines(output: Path) -> Iterator[dict[str, Any]]:
@@ -215,9 +227,13 @@ def test_sealed_checkpoints_that_hold_something_else(capsys, begun, output, seed
         content = damage_value(generator, whole)
         content = {**large, **(content if isinstance(content, dict) else {})}
         if generator.randrange(4) == 0:
-            content[generator.choice(list(large))] = generator.choice((None, {}, [], {"a": 1}, {"student": {}}, large["model"]))
+            content[generator.choice(list(large))] = generator.choice(
+                (None, {}, [], {"a": 1}, {"student": {}}, large["model"])
+            )
         step = content.pop("step", None)
-        save_checkpoint(output / "checkpoints", STEP, {**content, **({} if step == STEP else {"step": step})}, keep=3)
+        save_checkpoint(
+            output / "checkpoints", STEP, {**content, **({} if step == STEP else {"step": step})}, keep=3
+        )
         with soon(f"seed {seed}, case {number}"):
             reached += go_on(capsys, begun, output)
     assert reached < 12
@@ -232,7 +248,9 @@ def test_a_damaged_run_hides_no_other(capsys, begun, output, tmp_path, seed):
     for number in range(60):
         copy(begun[0], runs / "two")
         (runs / "two" / "results.json").write_text('{"val": {"student": {"bbox": {"AP": 40.0}}}}')
-        names = generator.sample((*READ_BACK, "results.json", "config.yaml", "log.txt"), generator.choice((1, 1, 2, 5)))
+        names = generator.sample(
+            (*READ_BACK, "results.json", "config.yaml", "log.txt"), generator.choice((1, 1, 2, 5))
+        )
         for name in names:
             damage_file(generator, runs / "two" / name)
         with soon(f"seed {seed}, case {number}, {names}"):

@@ -19,6 +19,7 @@ from lgd.config.recipes import recipe_names, recipes_folder
 from lgd.config.schema import Config
 from lgd.config.solver import resolve_solver, scale_to_world_size
 from lgd.config.values import ConfigError
+from lgd.ending import last_line
 from lgd.engine.optim import LRSchedule
 from lgd.run import run as run_module
 from lgd.train import main
@@ -31,16 +32,83 @@ ROUNDS = range(8)
 """Each is a test of its own with a seed of its own."""
 
 TEXTS = (
-    *("", " ", "0", "1", "-1", "2", "0.5", "1e-4", "1e03", "1e400", "-1e400", "nan", "inf", "-.inf", "9" * 300),
+    *(
+        "",
+        " ",
+        "0",
+        "1",
+        "-1",
+        "2",
+        "0.5",
+        "1e-4",
+        "1e03",
+        "1e400",
+        "-1e400",
+        "nan",
+        "inf",
+        "-.inf",
+        "9" * 300,
+    ),
     *("9" * 5000, "-" + "9" * 5000, "0x" + "f" * 5000, "1_000", "0o17", "1:30:00", "²", "٣", "1,5", "2**70"),
-    *("true", "None", "~", "null", "yes", "'", '"', "''", "[", "]", "()", "[]", "(,)", "{}", "{", "[[]]", "[1,"),
-    *("(1, 2", "[1, [2, 3]]", "((1, 2), (3,))", "[None]", "[true, 1]", "[x]", "('a',)", "{'a': 1}", "[1e400]"),
+    *(
+        "true",
+        "None",
+        "~",
+        "null",
+        "yes",
+        "'",
+        '"',
+        "''",
+        "[",
+        "]",
+        "()",
+        "[]",
+        "(,)",
+        "{}",
+        "{",
+        "[[]]",
+        "[1,",
+    ),
+    *(
+        "(1, 2",
+        "[1, [2, 3]]",
+        "((1, 2), (3,))",
+        "[None]",
+        "[true, 1]",
+        "[x]",
+        "('a',)",
+        "{'a': 1}",
+        "[1e400]",
+    ),
     *("[" * 3000, "[" * 90 + "]" * 90, "(" * 300 + ")" * 300, "-" * 3000 + "1", "[" + "1," * 3000 + "]"),
     *("!!python/object/apply:os.getcwd []", "[!!int '']", "[!!float '']", "[2024-99-99]", "[=]", "[<<]"),
     *("[&a [*a]]", "[&a a, *a]", "[*b]", "[!!bool x]", "[!!timestamp x]", "b'x'", "{1}", "1+1j", "lambda: 1"),
     *("\0", "a\0b", "\x1b[31m", "a\nb", "\ud800", "ü" * 3000, "x" * 100_000, "--resume", "SEED", "_BASE_"),
-    *("/dev/null", "/dev/zero", "~nobody/x", "~", ".", "..", "/", "/proc/self/mem", "a/" * 3000, "C:\\x", "$HOME"),
-    *("cpu", "cuda", "auto", "RetinaNet", "https://x", "file:///x", "coco:a:b", "coco::", "%s%n{0}", "2024-01-01"),
+    *(
+        "/dev/null",
+        "/dev/zero",
+        "~nobody/x",
+        "~",
+        ".",
+        "..",
+        "/",
+        "/proc/self/mem",
+        "a/" * 3000,
+        "C:\\x",
+        "$HOME",
+    ),
+    *(
+        "cpu",
+        "cuda",
+        "auto",
+        "RetinaNet",
+        "https://x",
+        "file:///x",
+        "coco:a:b",
+        "coco::",
+        "%s%n{0}",
+        "2024-01-01",
+    ),
 )
 """What may stand behind a key on the command line."""
 
@@ -69,16 +137,16 @@ def begin(capsys, recipe: str | Path, settings: Sequence[str] = ()) -> Config | 
     """What `lgd train` does up to its data: the configuration, or None where it is refused in one line."""
     output = [] if "OUTPUT_DIR" in settings else ["OUTPUT_DIR", "out"]
     try:
-        code = main(["--config-file", str(recipe), *settings, *output])
+        code: object = main(["--config-file", str(recipe), *settings, *output])
     except Opened as opened:
         capsys.readouterr()
         return opened.cfg
     except SystemExit as usage:  # argparse takes "-1e400" for an option
-        assert usage.code == exits.USER_ERROR
-        assert "error: " in capsys.readouterr().err.splitlines()[-1]
-        return None
+        code = usage.code
     said = capsys.readouterr().err
     assert code == exits.USER_ERROR, said
+    if said.startswith("usage: "):
+        said = said.splitlines()[-1].replace("lgd train: ", "") + "\n"
     assert said.startswith("error: ")
     assert said.endswith("\n")
     require_one_line(said[:-1])
@@ -86,14 +154,14 @@ def begin(capsys, recipe: str | Path, settings: Sequence[str] = ()) -> Config | 
 
 
 def use(cfg: Config) -> None:
-    """Do what a run does with settings before it has a model; nothing of them is lost on the way to a file."""
+    """Do what a run does with settings before it has a model; nothing is lost on the way to a file."""
     Path("written.yaml").write_text(dump_config(cfg))
     assert flatten(load_config("written.yaml")) == flatten(cfg)
     for world_size in (1, 3, 64):
         try:
             scaled, _ = scale_to_world_size(cfg, world_size)
         except ConfigError as error:
-            assert "\n" not in str(error)
+            require_one_line(last_line(str(error)))
             continue
         for side in ("student", "teacher"):
             solver = vars(resolve_solver(scaled, side))
@@ -161,7 +229,18 @@ def test_values_in_recipes(capsys, seed):
 @pytest.mark.parametrize("seed", ROUNDS)
 def test_every_setting_on_the_command_line(capsys, seed):
     generator = random.Random(200 + seed)
-    names = [*known_keys(), *known_sections(), "_BASE_", "<<", "", "MODEL.", "x" * 10_000, "SEED\0", "\ud800", "a b"]
+    names = [
+        *known_keys(),
+        *known_sections(),
+        "_BASE_",
+        "<<",
+        "",
+        "MODEL.",
+        "x" * 10_000,
+        "SEED\0",
+        "\ud800",
+        "a b",
+    ]
     nasty = [repr(value) for value in NASTY if not isinstance(value, int) or abs(value) < 10**300]
     for name in names:
         words = [name, generator.choice((*TEXTS, *nasty))]
@@ -173,7 +252,15 @@ def test_every_setting_on_the_command_line(capsys, seed):
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_every_text_as_any_kind_of_setting(capsys, text):
-    names = ("SEED", "OUTPUT_DIR", "SOLVER.BASE_LR", "SOLVER.STEPS", "MODEL.WEIGHTS", "DATASETS.TRAIN", "TRAIN.COMPILE")
+    names = (
+        "SEED",
+        "OUTPUT_DIR",
+        "SOLVER.BASE_LR",
+        "SOLVER.STEPS",
+        "MODEL.WEIGHTS",
+        "DATASETS.TRAIN",
+        "TRAIN.COMPILE",
+    )
     for name in (*names, "MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.META_ARCHITECTURE", "SOLVER", "MODEL.DEVICE"):
         with soon(name):
             cfg = begin(capsys, "demo", [name, text])
@@ -210,7 +297,7 @@ RECIPES = {
         f"&a{level} [{', '.join([f'*a{level - 1}'] * 9) if level else 1}]" for level in range(12)
     ) + "]\n  : 1",
     "merges that grow": "SEED: [&a0 {a: 1}, " + ", ".join(
-        f"&a{level} {{<<: [*a{level - 1}, *a{level - 1}, *a{level - 1}, *a{level - 1}]}}" for level in range(1, 14)
+        f"&a{level} {{<<: [{', '.join([f'*a{level - 1}'] * 4)}]}}" for level in range(1, 14)
     ) + "]",
     "a merge of sections": "MODEL: &m {MASK_ON: True}\nSOLVER: {<<: *m}",
     "an alias to itself": "SOLVER: {STEPS: &a [*a]}",
@@ -304,7 +391,20 @@ def test_recipes_that_are_no_files(capsys):
     Path("loop").symlink_to("loop")
     Path("folder.yaml").mkdir()
     places = ("pipe", "loop", "folder", "folder.yaml", "/dev/zero", "/proc/self/mem", "/proc/kmsg")
-    texts = ("", "\0", "demo\0", "~nobody/x", "~", "x" * 300, "x" * 60_000, "a/" * 30_000, "\ud800", "..", "*", "\x1b[31m")
+    texts = (
+        "",
+        "\0",
+        "demo\0",
+        "~nobody/x",
+        "~",
+        "x" * 300,
+        "x" * 60_000,
+        "a/" * 30_000,
+        "\ud800",
+        "..",
+        "*",
+        "\x1b[31m",
+    )
     for recipe in (*places, *texts):
         with soon(recipe[:50]):
             assert begin(capsys, recipe) is None, recipe
@@ -315,14 +415,25 @@ def test_folders_that_are_none(capsys):
     os.mkfifo("pipe")
     Path("loop").symlink_to("loop")
     Path("nowhere").symlink_to("missing/missing")
-    places = ("file", "file/below", "pipe", "loop", "loop/below", "nowhere/below", "/dev/null", "/dev/null/below")
+    places = (
+        "file",
+        "file/below",
+        "pipe",
+        "loop",
+        "loop/below",
+        "nowhere/below",
+        "/dev/null",
+        "/dev/null/below",
+    )
     others = ("", " ", "''", "x" * 300, "a/" * 3000, "/proc/below", "/dev/full", "a\0b", "\ud800")
     for output in (*places, *others):
         with soon(output[:50]):
             assert begin(capsys, "demo", ["OUTPUT_DIR", output]) is None, output
 
 
-@pytest.mark.parametrize("name", ["run.lock", "launch.json", "checkpoints", "history.jsonl", "log.txt", "config.yaml"])
+@pytest.mark.parametrize(
+    "name", ["run.lock", "launch.json", "checkpoints", "history.jsonl", "log.txt", "config.yaml"]
+)
 def test_other_things_in_the_place_of_files(capsys, name):
     for number, make in enumerate((Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path), Path.touch)):
         output = Path(f"out{number}")
