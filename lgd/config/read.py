@@ -122,7 +122,7 @@ def _compose(text: str, source: str, name: str = "the file") -> yaml.MappingNode
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise ConfigError(f"{source}: nested more than {_DEEPEST} deep") from None
-    except ValueError as error:  # PyYAML's own stumbles, as over "\\Uffffffff"
+    except Exception as error:  # PyYAML's own stumbles, as over "\\Uffffffff"
         raise ConfigError(f"{source}: not valid YAML: {error}") from None
     if root is None or _is_null(root):
         return yaml.MappingNode(f"{_YAML_TAG}map", [])

@@ -172,6 +172,10 @@ def test_absent_file_and_folder(tmp_path):
         read_image(tmp_path / "nowhere.jpg")
     with pytest.raises(ImageError, match="Is a directory"):
         read_image(tmp_path)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for read in (read_image, read_jpeg_or_image, read_size):
+        with pytest.raises(ImageError, match=r"pipe\.jpg: a pipe or a device, where a file is needed"):
+            read(tmp_path / "pipe.jpg")
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(ImageError, match=r"empty\.jpg: it is empty, or no image of a known format"):
         read_image(tmp_path / "empty.jpg")

@@ -146,7 +146,8 @@ def begin(capsys, recipe: str | Path, settings: Sequence[str] = ()) -> Config | 
     said = capsys.readouterr().err
     assert code == exits.USER_ERROR, said
     if said.startswith("usage: "):
-        said = said.splitlines()[-1].replace("lgd train: ", "") + "\n"
+        assert "error: " in said.splitlines()[-1]
+        return None
     assert said.startswith("error: ")
     assert said.endswith("\n")
     require_one_line(said[:-1])

@@ -91,7 +91,8 @@ def as_caffe2(name: str) -> str:
     place, _, tensor = name.rpartition("conv1.")
     prefix = "conv1" if place.startswith("stem") else "res2_0_branch2a"
     short = {
-        "norm.weight": "bn_s", "norm.bias": "bn_b", "norm.running_mean": "bn_rm", "norm.running_var": "bn_riv",
+        "norm.weight": "bn_s", "norm.bias": "bn_b", "norm.running_mean": "bn_rm",
+        "norm.running_var": "bn_riv",
     }  # fmt: skip
     return f"{prefix}_{short.get(tensor, 'w')}"
 
