@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -173,7 +174,7 @@ def test_absent_file_and_folder(tmp_path):
     with pytest.raises(ImageError, match="Is a directory"):
         read_image(tmp_path)
     os.mkfifo(tmp_path / "pipe.jpg")
-    for read in (read_image, read_jpeg_or_image, read_size):
+    for read in (read_image, read_jpeg_or_picture, read_size):
         with pytest.raises(ImageError, match=r"pipe\.jpg: a pipe or a device, where a file is needed"):
             read(tmp_path / "pipe.jpg")
     (tmp_path / "empty.jpg").touch()

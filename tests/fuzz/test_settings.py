@@ -125,7 +125,7 @@ class Opened(Exception):  # noqa: N818 (nothing is wrong)
 def in_folder_without_data(tmp_path, monkeypatch):
     """Relative paths lead nowhere else, and a run ends where it would open its data."""
 
-    def open_data(cfg: Config, *, with_training: bool) -> None:
+    def open_data(cfg: Config, *, with_training: bool, trained: object = ()) -> None:
         raise Opened(cfg)
 
     monkeypatch.setattr(run_module, "open_data", open_data)
