@@ -77,7 +77,8 @@ def _is_progress(value: Any) -> bool:
 
 
 def _is_best(value: Any) -> bool:
-    return value == {} or _has(value, {"AP": _is_number, "step": _is_whole})
+    # One metric, whichever TEST.BEST_METRIC names, and the step.
+    return value == {} or (_is_table(value, _is_number) and len(value) == 2 and _is_whole(value.get("step")))
 
 
 def _are_classes(value: Any, ids: str = "category_ids", names: str = "names") -> bool:
