@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from lgd.build.weights import config_of_weights
 from lgd.config.load import load_config
 from lgd.config.values import ConfigError
 from lgd.ending import last_line
@@ -371,7 +372,7 @@ def test_settings_in_files_of_ours(tmp_path, settings, seed):
         path.write_bytes(pickle.dumps(arrays({**OURS, "config": said})))
         with soon(f"seed {seed}, case {number}"):
             try:
-                convert._config_of(str(path), convert.read_checkpoint_file(path), [])
+                config_of_weights(str(path), convert.read_checkpoint_file(path))
             except (ConfigError, WeightsError) as error:
                 require_one_line(last_line(str(error)))
 
