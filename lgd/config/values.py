@@ -46,6 +46,8 @@ class Interval:
 
 PositiveInt = Annotated[int, Interval(1)]
 NonNegativeInt = Annotated[int, Interval(0)]
+LayerCount = Annotated[int, Interval(0, 1000)]
+BlockCount = Annotated[int, Interval(1, 1000)]
 PositiveFloat = Annotated[float, Interval(0, above_low=True)]
 NonNegativeFloat = Annotated[float, Interval(0)]
 UnitFloat = Annotated[float, Interval(0, 1)]
