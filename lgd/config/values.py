@@ -51,6 +51,8 @@ class AsWritten:
 
 PositiveInt = Annotated[int, Interval(1)]
 NonNegativeInt = Annotated[int, Interval(0)]
+LayerCount = Annotated[int, Interval(0, 1000)]
+BlockCount = Annotated[int, Interval(1, 1000)]
 PositiveFloat = Annotated[float, Interval(0, above_low=True)]
 NonNegativeFloat = Annotated[float, Interval(0)]
 FiniteFloat = Annotated[float, Interval(-1e38, 1e38)]
