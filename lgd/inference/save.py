@@ -121,7 +121,8 @@ class _Video:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = av.open(str(path), "w")
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        self._stream = self._file.add_stream(codec, rate=Fraction(first.rate or 25).limit_denominator(1001))
+        rate = Fraction(first.rate or 25).limit_denominator(1001)
+        self._stream: Any = self._file.add_stream(codec, rate=rate)  # of video, as the codec is
         height, width = first.size
         self._size = (max(2, width - width % 2), max(2, height - height % 2))  # the codec wants even sides
         self._stream.width, self._stream.height = self._size
