@@ -122,7 +122,9 @@ class _Video:
         self._file = av.open(str(path), "w")
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         rate = Fraction(first.rate or 25).limit_denominator(1001)
-        self._stream: Any = self._file.add_stream(codec, rate=rate)  # of video, as the codec is
+        stream = self._file.add_stream(codec, rate=rate)
+        assert isinstance(stream, av.VideoStream), "as the codec is"
+        self._stream = stream
         height, width = first.size
         self._size = (max(2, width - width % 2), max(2, height - height % 2))  # the codec wants even sides
         self._stream.width, self._stream.height = self._size
