@@ -159,9 +159,9 @@ def describe(error: BaseException) -> str:
 def last_line(message: str) -> str:
     """A message as one line for the terminal: nothing breaks it, and its middle is cut if it is long."""
     line = "".join(
-        character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in BREAKING
-        else character
+        character
+        if character.isprintable() or unicodedata.category(character) == "Zs"
+        else character.encode("unicode_escape").decode()
         for character in " ".join(message.split())
     )
     half = _LONGEST_LINE // 2

@@ -256,8 +256,9 @@ def _coerce_text(text: str) -> str:
     """Take off the quotes; no name of a file, a set or a device has characters that break a line."""
     if any(unicodedata.category(character) in BREAKING for character in text):
         raise ValueError
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    return text[1:-1] if quoted else text
+    while len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1].strip()  # what is left is read again alike
+    return text
 
 
 def _coerce_number(value: object, declared: type) -> int | float:

@@ -320,6 +320,8 @@ def _drop_lines_after(path: Path, iteration: int, with_evaluation: bool) -> None
         try:
             if line:
                 entry = json.loads(line)
+                if type(entry["iteration"]) is not int or entry["iteration"] < 0:
+                    raise ValueError("no count of steps")
                 is_evaluation_again = with_evaluation and entry["iteration"] == iteration and "eval" in entry
                 if entry["iteration"] <= iteration and not is_evaluation_again:
                     kept.append(line + b"\n")

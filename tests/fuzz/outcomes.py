@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,5 +25,5 @@ def soon(what: str) -> Iterator[None]:
 def require_one_line(text: str, longest: int = 2500) -> None:
     """What is said to the user is a line that a terminal shows as it is."""
     assert text
-    assert text.isprintable(), text
+    assert all(letter.isprintable() or unicodedata.category(letter) == "Zs" for letter in text), text
     assert len(text) <= longest, text
