@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lgd.data.coco import load_coco, load_coco_split
 from lgd.data.coco_layouts import find_coco
-from lgd.data.concatenation import concatenate
 from lgd.data.crowdhuman import load_crowdhuman
 from lgd.data.derived import tidy
 from lgd.data.errors import DataError
@@ -82,22 +81,6 @@ def _open(spec: str, root: Path) -> AnnotationIndex:
         raise DataError(f"{spec}: {plain(str(path))} is not laid out like that; did you mean {lines}?")
     split = the_one(found, rest, path, spec, " or ".join(_WORDS[kind] for kind in kinds))
     return _LOADERS[split.kind](split, name=spec)
-
-
-def open_datasets(specs: Sequence[str], root: Path) -> AnnotationIndex:
-    """Open data sets to train on as one, their images one after the other.
-
-    Args:
-        specs: at least one, each as in `open_dataset`, all of the same classes.
-        root: as in `open_dataset`.
-
-    Raises:
-        DataError: there are none, their classes differ, or one cannot be opened.
-    """
-    if not specs:
-        raise DataError("no data set is given")
-    indices = [open_dataset(spec, root) for spec in specs]
-    return indices[0] if len(indices) == 1 else concatenate(indices)
 
 
 def _open_synthetic(spec: str, place: str) -> AnnotationIndex:

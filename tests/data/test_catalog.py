@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import lgd.data.catalog as catalog
-from lgd.data.catalog import open_dataset, open_datasets
+from lgd.data.catalog import open_dataset
 from lgd.data.errors import DataError
-from tests.data.sets import annotation, image_record, write_coco
+from tests.data.sets import annotation, image_record, open_joined, write_coco
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def make(root: Path, first_image: int, first_annotation: int, **other) -> str:
 def test_joined_sets(tmp_path, second_image, second_annotation):
     specs = [make(tmp_path / "a", 1, 1), make(tmp_path / "b", second_image, second_annotation)]
     parts = [open_dataset(spec, tmp_path) for spec in specs]
-    joined = open_datasets(specs, tmp_path)
+    joined = open_joined(specs, tmp_path)
     assert len(joined) == 4
     assert joined.name == " + ".join(specs)
     assert joined.counts.tolist() == [1, 1, 1, 1]
@@ -99,17 +99,7 @@ def test_joined_sets(tmp_path, second_image, second_annotation):
                 assert mine.counts.tolist() == theirs.counts.tolist()
     if second_image == 11:
         assert joined.image_ids.tolist() == [1, 2, 11, 12]
-    assert open_datasets(specs, tmp_path).content_hash == joined.content_hash
-
-
-def test_one_set_is_not_joined(tmp_path):
-    spec = make(tmp_path, 5, 5)
-    assert open_datasets([spec], tmp_path).name == spec
-
-
-def test_no_set_at_all(tmp_path):
-    with pytest.raises(DataError, match="no data set is given"):
-        open_datasets([], tmp_path)
+    assert open_joined(specs, tmp_path).content_hash == joined.content_hash
 
 
 def _open_synthetic(root: Path) -> int:

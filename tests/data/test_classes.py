@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lgd.data.catalog import open_dataset, open_datasets
+from lgd.data.catalog import open_dataset
 from lgd.data.classes import ClassOptions, agree, choose_classes
 from lgd.data.concatenation import concatenate
 from lgd.data.derived import crowds_as_objects, tidy, with_classes
@@ -15,7 +15,7 @@ from lgd.data.errors import DataError
 from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.score import score
 from tests.data.boxes_sets import person, voc_object, write_crowdhuman, write_voc
-from tests.data.sets import annotation, image_record, open_coco, write_coco
+from tests.data.sets import annotation, image_record, open_coco, open_joined, write_coco
 
 TRIANGLE = [[4, 6, 24, 6, 24, 16]]
 RUNS = {"size": [48, 64], "counts": [100, 20, 48 * 64 - 120]}
@@ -185,7 +185,7 @@ def test_training_sets_join_by_name(tmp_path):
     assert (joined.class_names, joined.category_ids) == (first.class_names, first.category_ids)
     assert [row[1] for row in as_rows(joined)] == ["cat", "dog", "dog", "cat", "cat"]
     specs = [f"coco:{tmp_path}/a:train", f"coco:{tmp_path}/b:train"]
-    assert as_rows(open_datasets(specs, tmp_path)) == as_rows(joined)
+    assert as_rows(open_joined(specs, tmp_path)) == as_rows(joined)
 
 
 def test_sets_of_other_formats_join_by_name(tmp_path):

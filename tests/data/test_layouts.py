@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lgd.data.catalog import open_dataset, open_datasets
+from lgd.data.catalog import open_dataset
 from lgd.data.coco_layouts import find_image_dir
 from lgd.data.errors import DataError
 from lgd.data.layouts import find_splits
 from tests.data.boxes_sets import voc_object, voc_xml, write_crowdhuman, write_picture, write_voc
-from tests.data.sets import CATEGORIES, annotation, image_record
+from tests.data.sets import CATEGORIES, annotation, image_record, open_joined
 from tests.data.test_yolo import BOX, write_yolo
 
 HERE = Path()
@@ -274,7 +274,7 @@ def test_the_layout_survives_pickling_and_joining(tmp_path):
     specs = [f"coco:{tmp_path}:train", f"coco:{tmp_path}:valid"]
     first = open_dataset(specs[0], HERE)
     assert pickle.loads(pickle.dumps(first)).layout == first.layout
-    joined = open_datasets(specs, HERE)
+    joined = open_joined(specs, HERE)
     assert joined.layout == "; ".join(open_dataset(spec, HERE).layout for spec in specs)
     assert pickle.loads(pickle.dumps(joined)).layout == joined.layout
 

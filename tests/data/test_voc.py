@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 
 import lgd.data.voc as voc
-from lgd.data.catalog import open_dataset, open_datasets
+from lgd.data.catalog import open_dataset
 from lgd.data.errors import DataError
 from lgd.data.loader import train_loader
 from tests.data.boxes_sets import voc_object, voc_xml, write_voc
+from tests.data.sets import open_joined
 
 HERE = Path()
 
@@ -68,7 +69,7 @@ def test_two_years_are_joined(tmp_path):
         write_voc(tmp_path / "VOC2007", {"000001": objects((1, 1, 9, 9))}),
         write_voc(tmp_path / "VOC2012", {"2008_000002": [voc_object("dog", (1, 1, 9, 9), 1)], "x": []}),
     ]
-    joined = open_datasets(specs, HERE)
+    joined = open_joined(specs, HERE)
     assert joined.kind == "voc"
     assert joined.counts.tolist() == [1, 1, 0]
     assert joined.difficult(1).tolist() == [True]
