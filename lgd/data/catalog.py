@@ -142,12 +142,20 @@ def _unknown(spec: str, place: str = "") -> str:
     names = [*_KNOWN, *(f"{kind}:ROOT:SPLIT" for kind in _KINDS)]
     if kind in _KINDS and rest:
         folder = Path(place.rpartition(":")[0] or place)
-        close = difflib.get_close_matches(folder.name, names_in(folder.parent), n=1)
-        hint = f"; did you mean {plain(str(folder.parent / close[0]))}?" if close else ""
+        near = _near(folder)
+        hint = f"; did you mean {near}?" if near else ""
         return f"{spec}: there is no file or folder {plain(str(folder))}{hint or ';'} write {kind}:ROOT:SPLIT"
     close = difflib.get_close_matches(kind, [*_KNOWN, *_KINDS], n=1)
     meant = next((name for name in names if close and name in (close[0], f"{close[0]}:ROOT:SPLIT")), None)
+    meant = meant or _near(Path(kind))
     hint = f"did you mean {meant}? " if meant else ""
     return (
-        f"unknown data set {spec!r}: {hint}Known are {', '.join(names)}, and files and folders that are there"
+        f"unknown data set {spec!r}, nor is there such a file or folder: {hint}Known are {', '.join(names)}, "
+        "and files and folders that are there"
     )
+
+
+def _near(path: Path) -> str | None:
+    """What lies beside an absent path under a similar name."""
+    close = difflib.get_close_matches(path.name, names_in(path.parent), n=1)
+    return plain(str(path.parent / close[0])) if close else None

@@ -52,7 +52,8 @@ def test_synthetic_is_written_on_first_use(tmp_path, small):
         ("crowdhuman:x", "crowdhuman:x: there is no file or folder x; write crowdhuman:ROOT:SPLIT"),
         (
             "objects365",
-            "unknown data set 'objects365': Known are coco_2017_train, coco_2017_val, coco:ROOT:SPLIT, "
+            "unknown data set 'objects365', nor is there such a file or folder: Known are coco_2017_train, "
+            "coco_2017_val, coco:ROOT:SPLIT, "
             "yolo:ROOT:SPLIT, voc:ROOT:SPLIT, crowdhuman:ROOT:SPLIT, synthetic:ROOT:SPLIT, and files and "
             "folders that are there",
         ),
