@@ -137,6 +137,26 @@ def fail_unsendably():
     fail_in_the_worker(UnsendableError("odd"))
 
 
+CUT_OFF = """
+import os, socket, sys, threading, time
+from multiprocessing import resource_sharer
+from lgd.data.workers import say_unless_gone
+sys.excepthook = say_unless_gone
+address, _ = resource_sharer.DupFd(os.dup(0))._id
+with socket.socket(socket.AF_UNIX) as trainer:  # which is gone before it has said what it wants
+    trainer.connect(address)
+time.sleep(0.5)
+raise SystemExit("still here" if all(thread.is_alive() for thread in threading.enumerate()) else "gone")
+"""
+
+
+def test_a_worker_says_nothing_of_a_trainer_that_is_gone():
+    """Its thread that hands memory on meets the end of Ctrl-C at any moment."""
+    run = start_program([sys.executable, "-c", CUT_OFF])
+    text, _ = run.communicate(timeout=60)
+    assert text.strip() == "still here"
+
+
 def test_a_killed_scorer(small_data, tmp_path):
     settings = settings_of(small_data, tmp_path / "run", TEST__EVAL_PERIOD=2)
     run = Forked(settings, log=tmp_path / "log")
