@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import socket
@@ -91,7 +90,8 @@ def get(tree: Any, *keys: str) -> Any:
 def number(value: Any) -> float | None:
     """A finite number that could be one of a run's; None for anything else."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) and abs(value) < _LARGEST_NUMBER else None
+    # A whole number may be larger than any that `math` takes.
+    return float(value) if is_number and abs(value) < _LARGEST_NUMBER else None
 
 
 def whole(value: Any) -> int | None:

@@ -33,6 +33,12 @@ def _export(arguments: Sequence[str], is_program: bool) -> int:
     return command.main(arguments)
 
 
+def _predict(arguments: Sequence[str], is_program: bool) -> int:
+    from lgd import predict
+
+    return predict.main(arguments)
+
+
 def _bench(arguments: Sequence[str], is_program: bool) -> int:
     from lgd.bench import command
 
@@ -45,9 +51,17 @@ def _recipes(arguments: Sequence[str], is_program: bool) -> int:
     return command.main(arguments)
 
 
+def _data(arguments: Sequence[str], is_program: bool) -> int:
+    from lgd.inspect import command
+
+    return command.main(arguments)
+
+
 COMMANDS: Mapping[str, tuple[Callable[[Sequence[str], bool], int], str]] = {
     "train": (_train, "train a detector, or evaluate one"),
+    "predict": (_predict, "detect in pictures and videos with a trained model"),
     "recipes": (_recipes, "list the recipes, or print every setting of one"),
+    "data": (_data, "say what is in data sets, and what to set for them"),
     "preflight": (_preflight, "look at the machines of a job before it trains"),
     "bench": (_bench, "time a recipe's training step and its loader on this machine"),
     "export": (_export, "write a trained detector for other runtimes"),

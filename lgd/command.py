@@ -19,8 +19,9 @@ from typing import NoReturn
 
 from lgd import exits
 from lgd.config.load import load_config
+from lgd.config.values import ConfigError
 from lgd.data.errors import ImageError, LoadingError
-from lgd.ending import describe, end
+from lgd.ending import describe, end, last_line
 from lgd.engine.progress import NonFiniteError
 from lgd.files import write_text_atomically
 from lgd.launch import launch_workers, started_by_launcher
@@ -29,6 +30,8 @@ from lgd.ranks.interruption import Interrupted, Interruption
 from lgd.ranks.process_group import LaunchInfo
 from lgd.ranks.store import RanksError
 from lgd.ranks.watch import StallError
+from lgd.recipe.choices import Wishes
+from lgd.recipe.prepare import Request, prepare, recipe_path
 from lgd.run.log import TerminalError, start_logging, write_to_log_file
 from lgd.run.output import FolderLostError
 from lgd.run.run import USER_ERRORS, run
@@ -42,7 +45,11 @@ FAULTS = (LoadingError, RanksError, ScoringError, StallError, TerminalError, Fol
 _OWN_ERRORS = (ImageError, NonFiniteError)
 """What one rank runs into alone; other errors of the user are everyone's, and said once a machine."""
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST),
+)
+"""What is full, failing or not to be written to; and where something else is in the place of a file."""
 
 
 def execute(options: argparse.Namespace, argv: Sequence[str], interruption: Interruption) -> int:
@@ -57,7 +64,14 @@ def execute(options: argparse.Namespace, argv: Sequence[str], interruption: Inte
         Exception: whatever goes wrong, for `Reporter`.
     """
     start_logging(LaunchInfo.from_environment().rank)
-    cfg = load_config(options.config_file, options.opts)
+    recipe, settings = options.config_file, options.opts
+    if options.data is not None:
+        recipe, settings = _recipe_of_data(options)
+        if options.recipe_only:
+            return exits.DONE
+        flags = {"--resume": options.resume, "--find-batch": options.find_batch}
+        argv = ["--config-file", recipe, *(flag for flag, is_set in flags.items() if is_set), *settings]
+    cfg = load_config(recipe, settings)
     if options.num_gpus * options.num_machines > 1 and not started_by_launcher():
         return launch_workers(
             argv,
@@ -86,6 +100,30 @@ def execute(options: argparse.Namespace, argv: Sequence[str], interruption: Inte
         ) from error
     process_group.shutdown()
     return exits.DONE
+
+
+def _recipe_of_data(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """The recipe of --data, written where there is none to go on with, and the settings that go over it."""
+    if started_by_launcher() or options.num_machines > 1:
+        raise ConfigError(
+            "--data writes a recipe, which one process does: run lgd train --data ... --recipe-only first, "
+            "and start the workers with --config-file OUTPUT_DIR/recipe.yaml"
+        )
+    request = Request(
+        options.data,
+        Wishes(options.detector or "retinanet", options.size, options.epochs, options.method),
+        None if options.output is None else Path(options.output),
+        options.opts,
+        options.num_gpus * options.num_machines,
+    )
+    path = recipe_path(request)
+    if options.resume and path.is_file():
+        logger.info("going on with %s", path)
+        return str(path), list(options.opts)
+    prepared = prepare(request)
+    for line in prepared.lines:
+        logger.info(line)
+    return str(prepared.path), []
 
 
 class Reporter:
@@ -149,7 +187,7 @@ class Reporter:
             message: to say.
             follows: whether another rank ended first.
         """
-        message = " ".join(message.split())
+        message = last_line(message)
         rank = self._launch.rank
         line = f"error: {message}" if rank == 0 else f"error on rank {rank}: {message}"
         write_to_log_file(line)

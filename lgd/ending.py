@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,13 @@ from lgd import exits
 
 END_SECONDS = 5.0
 """How long an end may take, whatever hangs: children that don't die, a pipe that nobody empties, a disk."""
+
+BREAKING = ("Cc", "Zl", "Zp", "Cs")
+"""Kinds of characters that break a line or a terminal: control characters, separators of lines and of
+paragraphs, bytes that are no text."""
+
+_LONGEST_LINE = 2000
+"""Characters of a last line: what a message quotes may have any number."""
 
 _ENDING = threading.Lock()
 """Held from the first call of `end` on: a process has one end."""
@@ -138,7 +146,7 @@ def _report(error: BaseException) -> int:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     traceback.print_exception(error)
-    sys.stderr.write(f"error: {describe(error)}\n")
+    sys.stderr.write(f"error: {last_line(describe(error))}\n")
     return exits.FAULT
 
 
@@ -146,3 +154,15 @@ def describe(error: BaseException) -> str:
     """The type and the message of an error in one line."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def last_line(message: str) -> str:
+    """A message as one line for the terminal: nothing breaks it, and its middle is cut if it is long."""
+    line = "".join(
+        character
+        if character.isprintable() or unicodedata.category(character) == "Zs"
+        else character.encode("unicode_escape").decode()
+        for character in " ".join(message.split())
+    )
+    half = _LONGEST_LINE // 2
+    return line if len(line) <= _LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"

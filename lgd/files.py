@@ -7,10 +7,14 @@ import errno
 import logging
 import os
 import re
+import select
+import stat
+import time
 import uuid
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +22,11 @@ logger = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says of a disk, or a quota, without room."""
+
+_TO_LOOK = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+"""Opens even a pipe to which nobody writes."""
+
+_TO_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
 
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 """What `temporary_name` gives."""
@@ -47,6 +56,60 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def open_file(path: Path) -> BufferedReader:
+    """Open a file to read, but nothing that would keep its reader waiting or reading for ever.
+
+    Raises:
+        OSError: it cannot be opened, or is no file: a folder, a pipe, a device.
+    """
+    return os.fdopen(_open_file(path), "rb")
+
+
+def read_file(path: Path) -> bytes:
+    """Read a whole file, of any size; raises OSError as `open_file` does."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def read_small(path: Path, most: int, *, patience: float = 0.0) -> bytes:
+    """Read a whole file that anybody may have written.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+        patience: seconds in which a pipe or a device has to say all; 0 takes files alone.
+
+    Raises:
+        OSError: it cannot be read, is larger, or takes longer.
+    """
+    handle = os.open(path, _TO_LOOK) if patience else _open_file(path)
+    content, deadline = b"", time.monotonic() + patience
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    try:
+        while len(content) <= most:
+            if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
+                raise OSError(errno.ETIMEDOUT, f"not written to its end in {patience:g} s", str(path))
+            chunk = os.read(handle, most + 1 - len(content))
+            if not chunk:
+                return content
+            content += chunk
+    finally:
+        os.close(handle)
+    raise OSError(errno.EFBIG, f"larger than the {most} bytes that one like it may have", str(path))
+
+
+def _open_file(path: Path, flags: int = _TO_LOOK) -> int:
+    handle = os.open(path, flags, 0o666)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return handle
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.ENXIO, "a pipe or a device, where a file is needed", str(path))
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     """Write `text` as UTF-8 through `replacing`."""
     with replacing(path) as file:
@@ -73,12 +136,18 @@ class GrowingFile:
     raised. An entry is never there in part.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open `path` behind what it holds already; raises OSError where that cannot be."""
+    def __init__(self, path: Path, *, of_lines: bool = False) -> None:
+        """Open `path` behind what it holds already; raises OSError where that cannot be.
+
+        Args:
+            path: the file.
+            of_lines: each entry is a line. Half a line that a power cut left is ended, as the next one would
+                be lost with it.
+        """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab", buffering=0)
-        self._waiting: deque[bytes] = deque()
+        self._file = os.fdopen(_open_file(path, _TO_APPEND), "ab", buffering=0)
+        self._waiting: deque[bytes] = deque([b"\n"] if of_lines and not _ends_with_line(path) else [])
         self._reason = ""
 
     def append(self, entry: bytes) -> None:
@@ -122,6 +191,15 @@ class GrowingFile:
             with contextlib.suppress(OSError):
                 self._file.truncate(end)
             raise
+
+
+def _ends_with_line(path: Path) -> bool:
+    """Whether a file is empty, or its last byte ends a line; also where it may not be read."""
+    try:
+        with open_file(path) as file:
+            return file.seek(0, os.SEEK_END) == 0 or os.pread(file.fileno(), 1, file.tell() - 1) == b"\n"
+    except OSError:
+        return True
 
 
 def _flush_folder(folder: Path) -> None:

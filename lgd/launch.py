@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from lgd.config.values import ConfigError
-from lgd.ending import as_program
+from lgd.ending import as_program, last_line
 from lgd.ranks.interruption import Interruption
 from lgd.run.log import start_logging
 
@@ -249,7 +249,7 @@ def _main(argv: Sequence[str] | None, *, is_program: bool) -> int:
                 interruption.tidy_up_on_ctrl_c()
             return run_workers(parse_arguments(sys.argv[1:] if argv is None else argv), interruption)
         except ConfigError as error:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {last_line(str(error))}\n")
             return exits.USER_ERROR
         except KeyboardInterrupt:
             return exits.CTRL_C

@@ -31,9 +31,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         f"Exit codes: {exits.DONE} done, {exits.USER_ERROR} what you can mend, {exits.RUN_AGAIN} asked to "
         f"leave by SIGUSR2 or SIGTERM (saved, run me again), {exits.CTRL_C} Ctrl-C; others are faults.",
     )
-    parser.add_argument(
-        "--config-file", required=True, metavar="RECIPE", help="a YAML file, or a name of lgd recipes"
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config-file", metavar="RECIPE", help="a YAML file, or a name of lgd recipes")
+    source.add_argument(
+        "--data", metavar="ROOT", help="a folder of data, or a line as in DATASETS.TRAIN: writes a recipe"
     )
+    _add_wishes(parser.add_argument_group("with --data"))
     parser.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint of OUTPUT_DIR"
     )
@@ -48,7 +51,34 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the recipe's")
-    return parser.parse_intermixed_args(argv)
+    options = parser.parse_intermixed_args(argv)
+    wishes = {name: getattr(options, name) for name in _WISHES}
+    if options.data is None and any(wishes.values()):
+        parser.error(f"--{next(name for name in wishes if wishes[name]).replace('_', '-')} goes with --data")
+    if options.data is not None and options.eval_only:
+        parser.error("--eval-only goes with --config-file OUTPUT_DIR/recipe.yaml")
+    return options
+
+
+_WISHES = ("detector", "size", "epochs", "method", "output", "recipe_only")
+
+
+def _add_wishes(group: argparse._ArgumentGroup) -> None:
+    detectors = ("retinanet", "fcos", "atss", "poto", "faster_rcnn", "mask_rcnn")
+    group.add_argument("--detector", choices=detectors, help="default: retinanet")
+    group.add_argument(
+        "--size", choices=("small", "base"), help="a small ResNet from scratch, or R-50; by the machine"
+    )
+    group.add_argument("--epochs", type=_positive, metavar="N", help="passes over the data")
+    group.add_argument("--method", choices=("plain", "lgd"), help="by the length of the training")
+    group.add_argument("--output", metavar="DIR", help="OUTPUT_DIR; default: outputs/ and the folder's name")
+    group.add_argument("--recipe-only", action="store_true", help="write the recipe, and stop")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None, *, is_program: bool = False) -> int:

@@ -56,3 +56,19 @@ def data_set(request):
     if request.param in fixtures:
         return request.getfixturevalue(fixtures[request.param])
     return folder_of(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory):
+    """File of a small student with random weights, which finds things with scores about 0.01."""
+    from tests.tiny import write_tiny
+
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "student.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_weights):
+    """`tiny_weights`, loaded."""
+    import lgd
+
+    return lgd.load(tiny_weights, "cpu")

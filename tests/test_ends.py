@@ -93,14 +93,14 @@ def test_a_killed_data_worker(small_data, tmp_path, number):
 def fail_in_the_worker(error):
     import lgd.data.samples as samples
 
-    trainer, read = os.getpid(), samples.read_image
+    trainer, read = os.getpid(), samples.read_picture
 
-    def read_image(path):
+    def read_picture(path, *more):
         if os.getpid() != trainer and int(path.stem.strip("0") or 0) % 5 == 3:
             raise error
-        return read(path)
+        return read(path, *more)
 
-    samples.read_image = read_image
+    samples.read_picture = read_picture
 
 
 class UnsendableError(Exception):
@@ -130,11 +130,31 @@ def test_an_error_in_a_data_worker(small_data, tmp_path, error, says):
     )
     assert run.wait() == exits.FAULT
     assert_one_line(run.log, "a data worker (pid ", says)
-    assert "read_image" in (tmp_path / "run/log.txt").read_text()
+    assert "read_picture" in (tmp_path / "run/log.txt").read_text()
 
 
 def fail_unsendably():
     fail_in_the_worker(UnsendableError("odd"))
+
+
+CUT_OFF = """
+import os, socket, sys, threading, time
+from multiprocessing import resource_sharer
+from lgd.data.workers import say_unless_gone
+sys.excepthook = say_unless_gone
+address, _ = resource_sharer.DupFd(os.dup(0))._id
+with socket.socket(socket.AF_UNIX) as trainer:  # which is gone before it has said what it wants
+    trainer.connect(address)
+time.sleep(0.5)
+raise SystemExit("still here" if all(thread.is_alive() for thread in threading.enumerate()) else "gone")
+"""
+
+
+def test_a_worker_says_nothing_of_a_trainer_that_is_gone():
+    """Its thread that hands memory on meets the end of Ctrl-C at any moment."""
+    run = start_program([sys.executable, "-c", CUT_OFF])
+    text, _ = run.communicate(timeout=60)
+    assert text.strip() == "still here"
 
 
 def test_a_killed_scorer(small_data, tmp_path):

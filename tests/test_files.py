@@ -2,10 +2,11 @@
 
 import errno
 import logging
+import os
 
 import pytest
 
-from lgd.files import GrowingFile, clear_leftovers, temporary_name
+from lgd.files import GrowingFile, clear_leftovers, open_file, read_small, temporary_name
 
 
 class Disk:
@@ -76,3 +77,43 @@ def test_leftovers_are_known_by_their_names(tmp_path):
     clear_leftovers(tmp_path)
     clear_leftovers(tmp_path / "none")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_half_a_line_is_ended(tmp_path):
+    (tmp_path / "file").write_bytes(b"one\nha")
+    for entry in (b"two\n", b"three\n"):
+        file = GrowingFile(tmp_path / "file", of_lines=True)
+        file.append(entry)
+        file.close()
+    assert (tmp_path / "file").read_bytes() == b"one\nha\ntwo\nthree\n"
+
+
+def test_what_is_no_file_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_small(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(OSError, match="larger than the 4 bytes"):
+        read_small(tmp_path / "file", 4)
+    for path, said in (
+        (tmp_path / "pipe", "a pipe or a device"),
+        ("/dev/zero", "device"),
+        (tmp_path, "Is a dir"),
+    ):
+        with pytest.raises(OSError, match=said):
+            open_file(path)
+        with pytest.raises(OSError, match=said):
+            read_small(path, 5)
+    with pytest.raises(OSError, match="No such device or address"):
+        GrowingFile(tmp_path / "pipe")
+
+
+def test_a_pipe_may_be_waited_for(tmp_path):
+    receive, send = os.pipe()
+    os.write(send, b"12345")
+    path = f"/dev/fd/{receive}"
+    with pytest.raises(OSError, match=r"not written to its end in 0\.05 s"):
+        read_small(path, 9, patience=0.05)
+    os.write(send, b"678")
+    os.close(send)
+    assert read_small(path, 9, patience=5) == b"678"
+    os.close(receive)

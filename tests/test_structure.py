@@ -8,14 +8,15 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PLAN = (
     "exits", "ending", "structures", "files", "config", "ranks", "ops", "layers", "backbones", "detectors",
-    "distill", "data", "evaluation", "weights", "engine", "inference", "export", "build", "memory", "run",
-    "launch", "command", "train", "preflight", "weights.convert", "export.command", "bench", "cli",
+    "distill", "data", "evaluation", "weights", "engine", "inference", "inspect", "export", "recipe", "build",
+    "memory", "run", "launch", "command", "train", "predict", "preflight", "weights.convert",
+    "export.command", "bench", "cli",
 )  # fmt: skip
-"""Each imports only from itself and from those before it. `weights.convert` and
-`export.command` are commands beside their topics."""
-LOOSE = {"__init__", "train", "launch", "cli", "command", "structures", "files", "exits", "ending"}
+"""Each imports only from itself and from those before it. `weights.convert` and `export.command` are commands
+beside their topics."""
+LOOSE = {"__init__", "train", "predict", "launch", "cli", "command", "structures", "files", "exits", "ending"}
 SEES_CONFIG = {
-    "config", "build", "memory", "run", "command", "train", "preflight", "weights.convert",
+    "config", "recipe", "build", "memory", "run", "command", "train", "preflight", "weights.convert",
     "export.command", "bench", "cli",
 }  # fmt: skip
 FILES = sorted(path for folder in ("lgd", "jobs") for path in (REPOSITORY / folder).rglob("*.py"))

@@ -145,7 +145,10 @@ def test_wrong_class_count(small_data, tmp_path, capsys):
 
 
 def test_missing_data_config_and_weights(small_data, tmp_path, capsys):
-    assert "instances_train.json" in fails(capsys, small_settings(tmp_path / "nowhere", tmp_path / "out"))
+    line = fails(capsys, small_settings(tmp_path / "nowhere", tmp_path / "out"))
+    assert f"there is no file or folder {tmp_path / 'nowhere'}" in line
+    line = fails(capsys, small_settings(small_data, tmp_path / "out", DATASETS__TRAIN="()"))
+    assert "no data set is given to train on (DATASETS.TRAIN)" in line
     assert train.main(["--config-file", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml" in capsys.readouterr().err
     settings = small_settings(small_data, tmp_path, MODEL__WEIGHTS=tmp_path / "none.pth")

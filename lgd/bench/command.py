@@ -26,13 +26,14 @@ from lgd.config.keys import with_values
 from lgd.config.load import load_config
 from lgd.config.schema import Config
 from lgd.config.solver import scale_to_world_size
-from lgd.data.catalog import open_datasets
 from lgd.data.coco import load_coco
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
 from lgd.data.synthetic import write_synthetic
+from lgd.ending import last_line
 from lgd.preflight.report import align
 from lgd.ranks import process_group
+from lgd.run.data import open_training_data
 from lgd.run.run import USER_ERRORS
 
 STUDENT, DISTILLED = "student", "with LGD"
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg, _ = scale_to_world_size(cfg, 1)
         figures = _measure(cfg, arguments)
     except USER_ERRORS as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {last_line(str(error))}\n")
         return exits.USER_ERROR
     except KeyboardInterrupt:
         return exits.CTRL_C
@@ -133,7 +134,7 @@ def _open_data(cfg: Config, folder: Path) -> tuple[AnnotationIndex, str]:
         path = folder / "annotations" / "instances_train.json"
         return load_coco(path, folder / "train", name="scenes"), "synthetic scenes"
     try:
-        return open_datasets(specs, Path(cfg.datasets.root)), ", ".join(specs)
+        return open_training_data(cfg), ", ".join(specs)
     except DataError:
         path = write_pictures(folder, "train", num_images=_NUM_PICTURES)
         return load_coco(
@@ -143,7 +144,7 @@ def _open_data(cfg: Config, folder: Path) -> tuple[AnnotationIndex, str]:
 
 def images_per_second(cfg: Config, index: AnnotationIndex, seconds: float) -> float:
     """How many images one loader process of the recipe makes ready in a second, measured in this one."""
-    cfg = with_values(cfg, {"DATALOADER.NUM_WORKERS": 0})
+    cfg = with_values(cfg, {"DATALOADER.NUM_WORKERS": 0, "DATASETS.WEIGHTS": ()})
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

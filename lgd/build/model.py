@@ -35,9 +35,13 @@ def build_model(cfg: Config) -> Model:
     """Build the distiller with its student, teacher and adapter, or the plain student.
 
     Raises:
-        ConfigError: a part or an option that there is not.
+        ConfigError: a part or an option that there is not, or sizes for which there is no memory.
     """
-    model = _assemble(cfg)
+    try:
+        model = _assemble(cfg)
+    except (MemoryError, RuntimeError) as error:  # all that torch says of such sizes
+        reason = str(error).partition("\n")[0] or "out of memory"
+        raise ConfigError(f"the model of MODEL and NUM_CLASSES cannot be built: {reason}") from error
     set_winograd(model, cfg.train.winograd)
     return model
 

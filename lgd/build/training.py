@@ -16,6 +16,7 @@ from lgd.config.solver import resolve_solver
 from lgd.config.values import ConfigError
 from lgd.data.canvases import Canvas, static_canvases
 from lgd.data.collate import Layout
+from lgd.data.images import Decoding
 from lgd.data.index import AnnotationIndex
 from lgd.data.loader import test_loader, train_loader
 from lgd.data.outlines import require_masks
@@ -138,6 +139,12 @@ def training_canvases(cfg: Config, device: torch.device) -> tuple[Canvas, ...]:
     return static_canvases(cfg.input.min_size_train, cfg.input.max_size_train)
 
 
+def build_decoding(cfg: Config) -> Decoding:
+    """How files become pixels; a range that is not settled is all of 16 bits."""
+    options = cfg.input
+    return Decoding(None if options.range == "auto" else options.range, options.scaled_decoding)
+
+
 def build_train_loader(
     cfg: Config, index: AnnotationIndex, *, first_step: int, device: torch.device
 ) -> Iterable[Batch]:
@@ -163,7 +170,9 @@ def build_train_loader(
         filter_empty=loader.filter_empty_annotations,
         aspect_ratio_grouping=loader.aspect_ratio_grouping,
         repeat_threshold=loader.repeat_threshold if repeating else 0.0,
+        weights=cfg.datasets.weights,
         layout=Layout(canvases=training_canvases(cfg, device), channels_last=cfg.train.channels_last),
+        decoding=build_decoding(cfg),
         decode_on=device if loader.decode_on_gpu else None,
         pin_memory=device.type == "cuda",
         with_masks=reads_masks(cfg),
@@ -183,6 +192,7 @@ def build_test_loader(cfg: Config, index: AnnotationIndex, *, pin_memory: bool) 
         num_workers=cfg.dataloader.num_workers,
         on_bad_image=cfg.dataloader.on_bad_image,
         layout=Layout(channels_last=cfg.train.channels_last),
+        decoding=build_decoding(cfg),
         pin_memory=pin_memory,
         with_masks=reads_masks(cfg),
     )

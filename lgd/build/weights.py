@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from torch import nn
 
+from lgd.config.check import check_config
+from lgd.config.keys import known_keys, unknown_key, with_values
+from lgd.config.read import read_overrides
 from lgd.config.schema import Config
 from lgd.ranks.process_group import on_first_of_node
 from lgd.weights.classes import Classes
+from lgd.weights.files import LoadedWeights, read_checkpoint_file
 from lgd.weights.load import load_weights
-from lgd.weights.report import LoadReport
+from lgd.weights.report import LoadReport, WeightsError
 from lgd.weights.sources import fetch_weights
 
 
@@ -39,3 +44,39 @@ def fill_model(cfg: Config, model: nn.Module, source: str, classes: Classes | No
         classes=classes,
         ignore_classes=cfg.model.weights_ignore_classes,
     )
+
+
+def read_classes(cfg: Config) -> Classes | None:
+    """The classes that the file of MODEL.WEIGHTS names, on every rank; None where it names none.
+
+    Raises:
+        WeightsError: the weights cannot be had or read.
+    """
+    weights = read_checkpoint_file(on_first_of_node(partial(fetch_weights, cfg.model.weights)))
+    return Classes.of_file(weights.metadata) if weights.kind == "lgd" else None
+
+
+def config_of_weights(source: str, weights: LoadedWeights, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that one of our files was trained with.
+
+    Args:
+        source: what the file is called in messages.
+        weights: its content.
+        overrides: KEY VALUE pairs over its settings.
+
+    Raises:
+        WeightsError: it does not say how its model is built.
+        ConfigError: what it says is no setting of ours.
+    """
+    settings = weights.metadata.get("config")
+    if not isinstance(settings, Mapping):
+        raise WeightsError(f"{source}: does not say how its model is built; give its recipe by --config-file")
+    keys = known_keys()
+    for name in settings:
+        if name not in keys:
+            raise unknown_key(str(name), source)
+    values = {name: keys[name].coerce(value, f"{source}: {name}") for name, value in settings.items()}
+    changes = {name: setting.value for name, setting in read_overrides(overrides).items()}
+    cfg = with_values(Config(), {**values, **changes})
+    check_config(cfg)
+    return cfg

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from lgd.config.keys import flatten, known_keys
 from lgd.config.read import COMMAND_LINE, Setting
 from lgd.config.schema import SIDE_SOLVERS, Config
 from lgd.config.values import UNUSED, ConfigError
+
+_MOST_DIGITS = 300
+"""Of a learning rate, so that it is still a number."""
 
 
 def check_config(cfg: Config) -> None:
@@ -19,7 +23,13 @@ def check_config(cfg: Config) -> None:
     keys = known_keys()
     for name, value in flatten(cfg).items():
         keys[name].coerce(value, name)
-    for complaint in (*_model_complaints(cfg), *_solver_complaints(cfg), *_input_complaints(cfg)):
+    for complaint in (
+        *_folder_complaints(cfg),
+        *_model_complaints(cfg),
+        *_solver_complaints(cfg),
+        *_input_complaints(cfg),
+        *_data_complaints(cfg),
+    ):
         raise ConfigError(complaint)
 
 
@@ -33,7 +43,12 @@ def find_doubtful(cfg: Config, settings: Mapping[str, Setting]) -> list[str]:
     Returns:
         A line for each doubt, none where there is nothing to say.
     """
-    return [*_without_effect(settings), *_shadowed(cfg, settings), *_beyond_the_end(cfg)]
+    return [*_without_effect(settings), *_needless(cfg), *_shadowed(cfg, settings), *_beyond_the_end(cfg)]
+
+
+def _folder_complaints(cfg: Config) -> Iterator[str]:
+    if not cfg.output_dir:
+        yield "OUTPUT_DIR is empty; name the folder to write to (. for the one that you are in)"
 
 
 def _model_complaints(cfg: Config) -> Iterator[str]:
@@ -60,10 +75,14 @@ def _model_complaints(cfg: Config) -> Iterator[str]:
 
 def _solver_complaints(cfg: Config) -> Iterator[str]:
     values = flatten(cfg)
-    for name in (f"{solver}.STEPS" for solver in ("SOLVER", *SIDE_SOLVERS)):
-        steps = values[name] or ()
+    for solver in ("SOLVER", *SIDE_SOLVERS):
+        own = values[f"{solver}.STEPS"]
+        steps = cfg.solver.steps if own is None else own
         if steps != tuple(sorted(steps)):
-            yield f"{name} {steps} must rise"
+            yield f"{solver}.STEPS {steps} must rise"
+        gamma = values[f"{solver}.GAMMA"] or cfg.solver.gamma
+        if len(steps) * math.log10(gamma) > _MOST_DIGITS:
+            yield f"{solver}.GAMMA {gamma} at each of {len(steps)} STEPS is more than a number can be"
     batch, parts = cfg.solver.ims_per_batch, cfg.train.accumulate_steps
     if batch % parts:
         yield f"SOLVER.IMS_PER_BATCH {batch} must be a multiple of TRAIN.ACCUMULATE_STEPS {parts}"
@@ -78,6 +97,8 @@ def _input_complaints(cfg: Config) -> Iterator[str]:
             f"INPUT.MIN_SIZE_TRAIN {sizes} must be the shortest and the longest length, since "
             "INPUT.MIN_SIZE_TRAIN_SAMPLING is range"
         )
+    if cfg.input.range != "auto" and not cfg.input.range[0] < cfg.input.range[1]:
+        yield f"INPUT.RANGE {cfg.input.range} must be (lowest, highest), the values that become 0 and 255"
     crop = cfg.input.crop
     if crop.type.startswith("relative") and max(crop.size) > 1:
         yield f"INPUT.CROP.SIZE {crop.size} must be at most 1, since INPUT.CROP.TYPE is {crop.type}"
@@ -93,11 +114,32 @@ def _input_complaints(cfg: Config) -> Iterator[str]:
         )
 
 
+def _data_complaints(cfg: Config) -> Iterator[str]:
+    data = cfg.datasets
+    if data.weights and len(data.weights) != len(data.train):
+        yield (
+            f"DATASETS.WEIGHTS {data.weights} must have a number for each of the {len(data.train)} sets of "
+            "DATASETS.TRAIN"
+        )
+    merges = data.classes if isinstance(data.classes, dict) else {}
+    for name in (name for name, merged in merges.items() if not merged):
+        yield f"DATASETS.CLASSES merges nothing into {name}; write {{{name}: [NAME, NAME]}}"
+    names = [name for merged in merges.values() for name in merged] if merges else list(data.classes)
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        yield f"DATASETS.CLASSES names {twice[0]} twice; an object is of one class"
+
+
 def _without_effect(settings: Mapping[str, Setting]) -> Iterator[str]:
     for name, setting in settings.items():
         key = known_keys()[name]
         if key.doc == UNUSED and setting.value != key.default:
             yield f"{setting.source}: {name} {setting.value} has no effect (nor has it in the reference)"
+
+
+def _needless(cfg: Config) -> Iterator[str]:
+    if cfg.datasets.other_classes == "ignore" and not cfg.datasets.classes:
+        yield "DATASETS.OTHER_CLASSES ignore has no effect while DATASETS.CLASSES names no classes"
 
 
 def _shadowed(cfg: Config, settings: Mapping[str, Setting]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from lgd import exits
 from lgd.config.load import dump_config, load_config
 from lgd.config.recipes import recipe_names, recipes_folder
 from lgd.config.values import ConfigError
+from lgd.ending import last_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         text = list_recipes() if name is None else dump_config(load_config(name))
     except ConfigError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {last_line(str(error))}\n")
         return exits.USER_ERROR
     sys.stdout.write(text)
     return exits.DONE

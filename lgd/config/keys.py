@@ -9,7 +9,10 @@ from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from lgd.config.schema import ALIASES, Config
-from lgd.config.values import ConfigError, coerce, describe
+from lgd.config.values import ConfigError, brief, coerce, describe, is_as_written
+
+_LONGEST_NAME = 100
+"""Beyond, a name is nothing that somebody mistyped."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class Key:
     default: Any
     doc: str
 
+    @property
+    def is_as_written(self) -> bool:
+        """Whether its text is taken letter by letter."""
+        return is_as_written(self.declared)
+
     def coerce(self, value: object, where: str) -> Any:
         """Turn `value`, found at `where` ("configs/demo.yaml:3: SOLVER.STEPS"), into one of this key's type.
 
@@ -36,8 +44,8 @@ class Key:
         """
         try:
             return coerce(value, self.declared)
-        except (ValueError, OverflowError):
-            message = f"{where} expects {describe(self.declared)}, got {value!r}"
+        except (ValueError, OverflowError, RecursionError):
+            message = f"{where} expects {describe(self.declared)}, got {brief(value)}"
             raise ConfigError(message) from None
 
 
@@ -68,9 +76,10 @@ def with_values(cfg: Config, values: Mapping[str, Any]) -> Config:
 
 def unknown_key(name: str, source: str) -> ConfigError:
     """The error for a key or section that is not there, with the nearest one that is."""
-    near = _nearest(name)
+    near = _nearest(name) if len(name) <= _LONGEST_NAME else None
     hint = f"; did you mean {near}?" if near else ""
-    return ConfigError(f"{source}: {name} is not a setting{hint}")
+    shown = name if len(name) <= _LONGEST_NAME else brief(name)
+    return ConfigError(f"{source}: {shown} is not a setting{hint}")
 
 
 def attribute_to_key(attribute: str) -> str:

@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 from lgd.config.distillator_schema import DistillatorConfig
 from lgd.config.values import (
     UNUSED,
+    BlockCount,
     Interval,
+    LayerCount,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -74,7 +76,7 @@ class SwintConfig:
 
     embed_dim: Annotated[PositiveInt, "Channels after the patch embedding."] = 96
     out_features: Annotated[Names, "Stages handed to the FPN."] = ("stage2", "stage3", "stage4", "stage5")
-    depths: Annotated[tuple[PositiveInt, ...], "Blocks of each stage."] = (2, 2, 6, 2)
+    depths: Annotated[tuple[BlockCount, ...], "Blocks of each stage."] = (2, 2, 6, 2)
     num_heads: Annotated[tuple[PositiveInt, ...], "Attention heads of each stage."] = (3, 6, 12, 24)
     window_size: Annotated[PositiveInt, "Side of the attention window, in patches."] = 7
     mlp_ratio: Annotated[PositiveFloat, "Width of the MLP over the width of the block."] = 4.0
@@ -90,7 +92,7 @@ class FpnConfig:
     out_channels: Annotated[PositiveInt, "Channels of every level."] = 256
     norm: Annotated[Norm, "Normalisation."] = ""
     fuse_type: Annotated[Literal["sum", "avg"], "How a level and the one above it are joined."] = "sum"
-    top_levels: Annotated[NonNegativeInt, "Levels that a RetinaNet FPN over Swin adds on top."] = 2
+    top_levels: Annotated[LayerCount, "Levels that a RetinaNet FPN over Swin adds on top."] = 2
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class RetinanetConfig:
     """MODEL.RETINANET."""
 
     in_features: Annotated[Names, "Levels that the head reads."] = ("p3", "p4", "p5", "p6", "p7")
-    num_convs: Annotated[NonNegativeInt, "Convolutions of each branch before its output."] = 4
+    num_convs: Annotated[LayerCount, "Convolutions of each branch before its output."] = 4
     iou_thresholds: Annotated[Threshold, "IoU values that part the labels of IOU_LABELS."] = (0.4, 0.5)
     iou_labels: Annotated[tuple[Label, ...], "0 background, -1 ignored, 1 object."] = (0, -1, 1)
     prior_prob: Annotated[UnitFloat, "Score of every class at the start."] = 0.01
@@ -151,7 +153,7 @@ class FcosConfig:
     """MODEL.FCOS: FCOS, and the head of ATSS and POTO."""
 
     in_features: Annotated[Names, "Levels that the head reads."] = ("p3", "p4", "p5", "p6", "p7")
-    num_convs: Annotated[NonNegativeInt, "Convolutions of each branch before its output."] = 4
+    num_convs: Annotated[LayerCount, "Convolutions of each branch before its output."] = 4
     fpn_strides: Annotated[tuple[PositiveInt, ...], "Stride of each level, pixels."] = (8, 16, 32, 64, 128)
     prior_prob: Annotated[UnitFloat, "Score of every class at the start."] = 0.01
     centerness_on_reg: Annotated[bool, "Centerness on the box branch, else on the class branch."] = True
@@ -250,9 +252,9 @@ class RoiBoxHeadConfig:
     pooler_sampling_ratio: Annotated[
         NonNegativeInt, "Samples of a bin along a side; 0 adapts to the region."
     ] = 0
-    num_conv: Annotated[NonNegativeInt, "Convolutions."] = 0
+    num_conv: Annotated[LayerCount, "Convolutions."] = 0
     conv_dim: Annotated[PositiveInt, "Their channels."] = 256
-    num_fc: Annotated[NonNegativeInt, "Fully connected layers."] = 2
+    num_fc: Annotated[LayerCount, "Fully connected layers."] = 2
     fc_dim: Annotated[PositiveInt, "Their width."] = 1024
     norm: Annotated[Norm, "Normalisation of the convolutions."] = ""
     cls_agnostic_bbox_reg: Annotated[bool, "One box for all classes instead of one for each."] = False
@@ -268,7 +270,7 @@ class RoiMaskHeadConfig:
     pooler_sampling_ratio: Annotated[
         NonNegativeInt, "Samples of a bin along a side; 0 adapts to the region."
     ] = 0
-    num_conv: Annotated[NonNegativeInt, "Convolutions before the upsampling."] = 4
+    num_conv: Annotated[LayerCount, "Convolutions before the upsampling."] = 4
     conv_dim: Annotated[PositiveInt, "Their channels."] = 256
     norm: Annotated[Norm, "Normalisation of the convolutions."] = ""
     cls_agnostic_mask: Annotated[bool, "One mask for all classes instead of one for each."] = False

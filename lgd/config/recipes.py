@@ -14,6 +14,9 @@ logger = logging.getLogger(__name__)
 
 _BASES = ("Base-", "bases/")
 
+_LONGEST_NAME = 200
+"""Beyond, a name is nothing that somebody mistyped."""
+
 
 def recipes_folder() -> Path:
     """The package's recipes: `lgd/recipes` of a wheel, `configs/` at the top of the repository."""
@@ -78,8 +81,11 @@ def _all_names() -> list[str]:
 
 
 def _as_typed(name: str, folder: Path) -> Path:
-    # Unlike pathlib's, this leaves the home of nobody as it is.
-    return folder / os.path.expanduser(name)  # noqa: PTH111
+    try:
+        # Unlike pathlib's, this leaves the home of nobody as it is.
+        return folder / os.path.expanduser(name)  # noqa: PTH111
+    except ValueError:  # a user whose name holds what no name may
+        return folder / name
 
 
 def _inside(name: str) -> PurePath | None:
@@ -106,6 +112,8 @@ def _is_there(path: Path, *, is_folder: bool) -> bool:
 
 def _suggest(name: str) -> str:
     """What to ask about a name: the recipes most like its end; "" where none is like it."""
+    if len(name) > _LONGEST_NAME:
+        return ""
     typed = "/".join(PurePath(_without_ending(name)).parts[-2:]).removeprefix("configs/")
     ranked = sorted(_all_names(), key=lambda known: -_likeness(typed, known))
     near = [known for known in ranked[:3] if _likeness(typed, known) >= 0.7]

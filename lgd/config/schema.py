@@ -19,7 +19,9 @@ from typing import Annotated, Literal
 
 from lgd.config.model_schema import ModelConfig
 from lgd.config.values import (
+    FiniteFloat,
     Interval,
+    Name,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -71,6 +73,13 @@ class InputConfig:
     mask_format: Annotated[Literal["polygon", "bitmask"], "How instance masks travel to the model."] = (
         "polygon"
     )
+    range: Annotated[
+        Literal["auto"] | tuple[FiniteFloat, FiniteFloat],
+        "Values of 16-bit (32-bit) pictures that become 0 and 255; auto: measured, or the weights' own.",
+    ] = "auto"
+    scaled_decoding: Annotated[
+        bool, "Decode JPEGs of a megapixel and more at 1/2, 1/4 or 1/8, where they are shown smaller still."
+    ] = True
     crop: CropConfig = CropConfig()
 
 
@@ -84,6 +93,21 @@ class DatasetsConfig:
         "Training sets: coco_2017_train, coco:FOLDER:SPLIT, crowdhuman:..., voc:... or synthetic:... alike.",
     ] = ()
     test: Annotated[tuple[str, ...], "Test sets, written in the same way; each is evaluated by itself."] = ()
+    weights: Annotated[
+        tuple[PositiveFloat, ...],
+        "Shares in which images are drawn from the training sets, a number for each; none: from all alike.",
+    ] = ()
+    classes: Annotated[
+        dict[Name, tuple[Name, ...]] | tuple[Name, ...],
+        "Classes by name, in the order of the labels: [a, b], or merged {v: [car, van]}; none: the data's.",
+    ] = ()
+    other_classes: Annotated[
+        Literal["drop", "ignore"],
+        "Objects of classes that CLASSES leaves out: as if not there, or regions to ignore in evaluations.",
+    ] = "drop"
+    crowds: Annotated[
+        Literal["crowd", "object"], "What COCO's iscrowd 1 marks: regions to ignore, or objects like others."
+    ] = "crowd"
 
 
 @dataclass(frozen=True)
@@ -170,6 +194,9 @@ class TestConfig:
     detections_per_image: Annotated[PositiveInt, "Detections kept of an image."] = 100
     ims_per_batch: Annotated[PositiveInt, "Images of equal canvas evaluated together, on each rank."] = 8
     vis_images: Annotated[NonNegativeInt, "Validation images drawn to TensorBoard."] = 8
+    best_metric: Annotated[
+        str, "Metric of the student on the first test set that chooses model_best.pth: AP, AP50, segm/AP, ..."
+    ] = "AP"
 
 
 @dataclass(frozen=True)

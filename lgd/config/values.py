@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 import math
+import reprlib
+import unicodedata
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
+
+from lgd.ending import BREAKING
 
 UNUSED = "Accepted for the reference's files; has no effect."
 """What a key says of itself that the reference declares and reads nowhere."""
@@ -40,11 +44,20 @@ class Interval:
         return f"above {self.low:g}" if self.above_low else f"of {self.low:g} or more"
 
 
+@dataclass(frozen=True)
+class AsWritten:
+    """Marks text that is taken letter by letter: 007 and yes are names, not a number and a flag."""
+
+
 PositiveInt = Annotated[int, Interval(1)]
 NonNegativeInt = Annotated[int, Interval(0)]
+LayerCount = Annotated[int, Interval(0, 1000)]
+BlockCount = Annotated[int, Interval(1, 1000)]
 PositiveFloat = Annotated[float, Interval(0, above_low=True)]
 NonNegativeFloat = Annotated[float, Interval(0)]
+FiniteFloat = Annotated[float, Interval(-1e38, 1e38)]
 UnitFloat = Annotated[float, Interval(0, 1)]
+Name = Annotated[str, AsWritten()]
 
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NONES = ("none", "null", "~")
@@ -61,12 +74,14 @@ def coerce(value: object, declared: Any) -> Any:
     Args:
         value: scalar, list, or text.
         declared: type of the setting as its annotation has it: bool, int, float, str, None, Literal, a
-            union or tuple of these, each possibly Annotated with an `Interval`.
+            union, tuple or dict of these, each possibly Annotated with an `Interval` or `AsWritten`.
 
     Raises:
         ValueError: `value` is not such a value (without a message: the caller knows the key).
     """
     origin, arguments = get_origin(declared), get_args(declared)
+    if origin is Annotated and AsWritten() in arguments:
+        return value if isinstance(value, str) and value else _refuse()
     if origin is Annotated:
         result = coerce(value, arguments[0])
         intervals = [extra for extra in arguments[1:] if isinstance(extra, Interval)]
@@ -80,12 +95,16 @@ def coerce(value: object, declared: Any) -> Any:
         return options[0] if options else _refuse()
     if origin is tuple:
         return _coerce_tuple(value, arguments)
+    if origin is dict:
+        return _coerce_map(value, arguments)
     return _coerce_scalar(value, declared)
 
 
 def describe(declared: Any) -> str:
     """Say in words what a declared type holds: "an integer of 1 or more"."""
     origin, arguments = get_origin(declared), get_args(declared)
+    if origin is Annotated and AsWritten() in arguments:
+        return "a name"
     if origin is Annotated:
         intervals = [f" {extra}" for extra in arguments[1:] if isinstance(extra, Interval)]
         return describe(arguments[0]) + "".join(intervals)
@@ -94,10 +113,54 @@ def describe(declared: Any) -> str:
     if origin is Literal:
         options = ", ".join(repr(option) for option in arguments)
         return f"one of {options}" if len(arguments) > 1 else options
+    if origin is dict:
+        return f"a map (NAME: {describe(arguments[1])})"
     if origin is tuple:
         length = "" if Ellipsis in arguments else f"{len(arguments)} of them, "
         return f"a list ({length}each {describe(arguments[0])})"
     return _NAMES[declared]
+
+
+def is_as_written(declared: Any) -> bool:
+    """Whether a declared type holds text that is taken letter by letter."""
+    return declared == AsWritten() or any(map(is_as_written, get_args(declared)))
+
+
+def read_as_written(node: yaml.Node) -> Any:
+    """The texts, lists and maps of a YAML node, with no text taken for a number, a flag or nothing.
+
+    Raises:
+        ValueError: a map has a key twice, or one that is no text.
+    """
+    if isinstance(node, yaml.SequenceNode):
+        return [read_as_written(item) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        pairs = [(key.value, read_as_written(value)) for key, value in node.value]
+        names = [name for name, _ in pairs]
+        are_names = all(isinstance(name, str) for name in names)
+        return dict(pairs) if are_names and len(set(names)) == len(names) else _refuse()
+    return node.value
+
+
+def brief(value: object) -> str:
+    """A value as a message quotes it: however large it is, and whatever it holds."""
+    text = _BRIEF.repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+class _Brief(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict, self.maxset = 4, 12, 12, 12, 12
+        self.maxstring = self.maxlong = self.maxother = _LONGEST
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python writes no integer of more than 4,300 digits.
+        return repr(x) if x.bit_length() < 4 * _LONGEST else f"an integer of {x.bit_length()} bits"
+
+
+_LONGEST = 200
+_BRIEF = _Brief()
 
 
 def _refuse() -> Any:
@@ -120,8 +183,31 @@ def _matches(value: object, option: object) -> bool:
         return False
 
 
+def _coerce_map(value: object, arguments: tuple[Any, ...]) -> dict[Any, Any]:
+    items = _parse_as_written(value) if isinstance(value, str) else value
+    if not isinstance(items, dict):
+        raise ValueError
+    return {coerce(key, arguments[0]): coerce(item, arguments[1]) for key, item in items.items()}
+
+
+def _parse_as_written(text: str) -> object:
+    """Read a list as Python or YAML writes it, or a map as YAML does; other text is handed back as it is."""
+    if not text.strip():
+        return []
+    if (text.strip()[0], text.strip()[-1]) == ("(", ")"):
+        text = f"[{text.strip()[1:-1]}]"
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        raise ValueError from None
+    return [] if node is None else read_as_written(node)
+
+
 def _coerce_tuple(value: object, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    items = _parse_list(value) if isinstance(value, str) else value
+    parse = _parse_as_written if is_as_written(arguments[0]) else _parse_list
+    items = parse(value) if isinstance(value, str) else value
+    if isinstance(items, dict):
+        raise ValueError
     if not isinstance(items, list | tuple):
         items = [items]
     members = arguments[:1] * len(items) if Ellipsis in arguments else arguments
@@ -150,7 +236,7 @@ def _parse_unquoted_list(text: str) -> object:
         return text
     try:
         return yaml.safe_load(f"[{text[1:-1]}]")
-    except yaml.YAMLError:
+    except Exception:  # the text is anybody's: PyYAML fails on some in any way it likes
         return text
 
 
@@ -159,16 +245,20 @@ def _coerce_scalar(value: object, declared: type) -> Any:
     if declared is NoneType:
         return None if value is None or (text is not None and text.lower() in _NONES) else _refuse()
     if declared is str:
-        return _unquote(text) if text is not None else _refuse()
+        return _coerce_text(text) if text is not None else _refuse()
     if declared is bool:
         result = _BOOLS.get(text.lower()) if text is not None else value
         return result if isinstance(result, bool) else _refuse()
     return _coerce_number(text if text is not None else value, declared)
 
 
-def _unquote(text: str) -> str:
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    return text[1:-1] if quoted else text
+def _coerce_text(text: str) -> str:
+    """Take off the quotes; no name of a file, a set or a device has characters that break a line."""
+    if any(unicodedata.category(character) in BREAKING for character in text):
+        raise ValueError
+    while len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1].strip()  # what is left is read again alike
+    return text
 
 
 def _coerce_number(value: object, declared: type) -> int | float:

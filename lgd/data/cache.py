@@ -35,7 +35,7 @@ from lgd.data.schema import check_columns
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 7
 """Counts up with every change of the columns or of the rules that make them."""
 
 SETTLED = 2_000_000_000
@@ -52,35 +52,46 @@ def cached_columns(
     json_path: Path,
     build: Callable[[str], Columns],
     *,
-    parts: Sequence[Path] = (),
+    parts: Sequence[str | Path] = (),
     max_part_bytes: int = MAX_ANNOTATION_BYTES,
+    pictures: Sequence[str | Path] = (),
+    describe: Callable[[], str] = str,
+    split: str = "",
 ) -> Path:
     """Return the file of columns for the content of `json_path`, making it where there is none.
 
     Several processes may do this at once: each writes a file of its own and renames it.
 
     Args:
-        json_path: the annotation file; the cache is called after it and lies in a folder beside it.
+        json_path: the annotation file, or a folder of such; the cache is called after it and lies in a folder
+            beside the file or files.
         build: makes arrays and metadata, given the content's hash.
-        parts: more files that the annotations are spread over, if any.
+        parts: more files that the annotations are spread over, if any; all of them where `json_path` is a
+            folder.
         max_part_bytes: of one of these.
+        pictures: files whose sizes in pixels are in the columns.
+        describe: says what else the columns hang on, as those sizes; asked only where a file has changed.
+        split: which of the sets that `json_path` stands for.
 
     Raises:
         DataError: a file cannot be read, is too large or changes meanwhile, or no folder for the cache can be
             written to.
     """
-    sources = (json_path, *parts)
-    name, stamp = _short_name(json_path), _stamp(sources, max_part_bytes)
+    sources = tuple(parts) if json_path.is_dir() else (json_path, *parts)
+    json_path = _anchor(json_path)
+    name = _short_name(json_path) + (f".{_short_hash(split)}" if split else "")
+    stamp = _stamp(sources, max_part_bytes, pictures)
     known = _recall(json_path, name, stamp)
     path = _find(json_path, name, known) if known else None
     if path is not None:
         return path
-    content_hash = _content_hash(sources)
+    description = describe()
+    content_hash = _content_hash(sources, description)
     if content_hash != known:
         path = _find(json_path, name, content_hash)
     if path is None:
         columns = build(content_hash)
-        if _content_hash(sources) != content_hash:
+        if _content_hash(sources, description) != content_hash:
             raise DataError(f"{json_path} changed while it was read; start again")
         path = _store(json_path, name, content_hash, columns)
     if stamp is not None:
@@ -100,8 +111,14 @@ def derived_columns(json_path: Path, what: str, content_hash: str, build: Callab
     Raises:
         DataError: no folder for the cache can be written to.
     """
+    json_path = _anchor(json_path)
     path = _find(json_path, what, content_hash)
     return path if path is not None else _store(json_path, what, content_hash, build())
+
+
+def _anchor(json_path: Path) -> Path:
+    """What the cache lies beside: the file, or something in the folder of files."""
+    return json_path / json_path.name if json_path.is_dir() else json_path
 
 
 def _short_name(json_path: Path) -> str:
@@ -109,36 +126,42 @@ def _short_name(json_path: Path) -> str:
     return os.fsencode(json_path.name)[:_LONGEST_NAME].decode(errors="replace")
 
 
-def _stamp(sources: Sequence[Path], max_part_bytes: int) -> str | None:
+def _short_hash(split: str) -> str:
+    return hashlib.sha256(os.fsencode(split)).hexdigest()[:8]
+
+
+def _stamp(sources: Sequence[str | Path], max_part_bytes: int, pictures: Sequence[str | Path]) -> str | None:
     """What tells the files from changed ones without reading them; None where one has just been written."""
     try:
         # A file that is opened is asked for at its server; what is known of the others may be seconds old.
-        sources[0].open("rb").close()
-        states = [source.stat() for source in sources]
+        Path(sources[0]).open("rb").close()
+        states = list(map(os.stat, sources))
+        all_states = [*states, *map(os.stat, pictures)]
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
     for source, state in zip(sources, states, strict=True):
         check_file(source, state, max_part_bytes if source is not sources[0] else MAX_ANNOTATION_BYTES)
-    if time.time_ns() - max(state.st_ctime_ns for state in states) < SETTLED:
+    if time.time_ns() - max(state.st_ctime_ns for state in all_states) < SETTLED:
         return None
-    numbers = [(state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino) for state in states]
+    numbers = [(state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino) for state in all_states]
     return hashlib.sha256(repr(numbers).encode()).hexdigest()
 
 
-def _content_hash(sources: Sequence[Path]) -> str:
-    """SHA-256 of a file's content; of several, of their names and hashes."""
+def _content_hash(sources: Sequence[str | Path], description: str) -> str:
+    """SHA-256 of a file's content; of several or with a description, of their names and hashes and this."""
     hashes = []
-    for source in sources:
+    for source in map(Path, sources):
         try:
             with source.open("rb") as file:
                 hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
             raise DataError(f"cannot read {source}: {error.strerror}") from error
-    if len(hashes) == 1:
+    if len(hashes) == 1 and not description:
         return hashes[0]
-    names = (os.fsencode(source.name) for source in sources)
+    names = (os.fsencode(Path(source).name) for source in sources)
     lines = (name + f" {content}".encode() for name, content in zip(names, hashes, strict=True))
-    return hashlib.sha256(b"\n".join(lines)).hexdigest()
+    more = [description.encode()] if description else []
+    return hashlib.sha256(b"\n".join([*lines, *more])).hexdigest()
 
 
 def _recall(json_path: Path, name: str, stamp: str | None) -> str | None:

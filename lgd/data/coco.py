@@ -7,24 +7,45 @@ from pathlib import Path
 
 from lgd.data.cache import cached_columns
 from lgd.data.coco_json import parse_coco
+from lgd.data.coco_layouts import CocoSplit, describe, find_image_dir
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
 from lgd.data.limits import is_file, is_folder
-from lgd.data.presence import check_images_present
+from lgd.data.pictures import with_pictures
 
 logger = logging.getLogger(__name__)
 
 
-def load_coco(json_path: Path, image_dir: Path, *, name: str) -> AnnotationIndex:
+def load_coco_split(split: CocoSplit, *, name: str, image_dir: Path | None = None) -> AnnotationIndex:
+    """Open a split that was found.
+
+    Args:
+        split: where it lies.
+        name: what messages call the set.
+        image_dir: the folder of its images; None looks for it.
+
+    Raises:
+        DataError: see `load_coco`; or images of the same names are in several folders.
+    """
+    folder = find_image_dir(split) if image_dir is None else image_dir
+    return load_coco(split.json_path, folder, name=name, layout=describe(split, folder), root=split.root)
+
+
+def load_coco(
+    json_path: Path, image_dir: Path, *, name: str, layout: str = "", root: Path | None = None
+) -> AnnotationIndex:
     """Open a COCO-style data set.
 
     The first call on a content parses the JSON and caches flat columns in a folder beside it (or in the
-    user's cache folder); later calls map these. What was dropped is logged on every call.
+    user's cache folder); later calls map these. What was dropped is logged on every call. Pictures that
+    do not lie where the file says, and sizes that it does not say, are looked for (`lgd.data.pictures`).
 
     Args:
         json_path: the annotation file; "annotations" may be absent in a test set.
         image_dir: the folder that the file names are relative to.
         name: what messages call the set.
+        layout: how it lies, in words, where that is known better than by these two.
+        root: the folder of the whole set, which file names may be relative to.
 
     Raises:
         DataError: the file, the folder or images are absent, or the file is not what COCO's format says.
@@ -34,8 +55,9 @@ def load_coco(json_path: Path, image_dir: Path, *, name: str) -> AnnotationIndex
     if not is_folder(image_dir):
         raise DataError(f"{name}: there is no image folder {image_dir}")
     cache_path = cached_columns(json_path, lambda content_hash: parse_coco(json_path, content_hash))
-    index = AnnotationIndex(cache_path, name=name, json_path=json_path, image_dir=image_dir)
-    check_images_present(index)
+    layout = layout or f"COCO ({json_path.name}, pictures in {image_dir.name}/)"
+    index = AnnotationIndex(cache_path, name=name, json_path=json_path, image_dir=image_dir, layout=layout)
+    index = with_pictures(index, root, lambda *found: parse_coco(json_path, *found))
     for warning in index.warnings:
         logger.warning("%s", warning)
     return index

@@ -5,34 +5,28 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from itertools import zip_longest
 
 import numpy as np
 
 from lgd.data.cache import Columns, derived_columns
+from lgd.data.classes import ClassOptions, agree
 from lgd.data.columns import Array
-from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex, Integers
 
 logger = logging.getLogger(__name__)
 
 
 def concatenate(indices: Sequence[AnnotationIndex]) -> AnnotationIndex:
-    """Join data sets of the same classes, their images one after the other.
+    """Join data sets, their images one after the other, their classes by name in the order of the first.
 
-    The columns are cached beside the first set's JSON, which is also the `json_path` of the result. Where ids
-    of images or annotations occur twice, all of them are numbered anew.
+    The columns are cached beside the first set's JSON, which is also the `json_path` of the result, and so
+    are its category ids. Where ids of images or annotations occur twice, all of them are numbered anew.
 
     Raises:
-        DataError: the classes or their category ids differ.
+        DataError: one does not list a class that another has.
     """
+    indices, _ = agree(indices, (), ClassOptions())
     first = indices[0]
-    for index in indices[1:]:
-        if (index.class_names, index.category_ids) != (first.class_names, first.category_ids):
-            raise DataError(
-                f"{first.name} and {index.name} cannot be joined: their classes differ, "
-                f"{_difference(first, index)}"
-            )
     content_hash = hashlib.sha256("\n".join(index.content_hash for index in indices).encode()).hexdigest()
     path = derived_columns(first.json_path, "joined", content_hash, lambda: _join(indices, content_hash))
     sources = [source for index in indices for source in index.sources]
@@ -41,6 +35,7 @@ def concatenate(indices: Sequence[AnnotationIndex]) -> AnnotationIndex:
         name=" + ".join(index.name for index in indices),
         json_path=first.json_path,
         image_dir=first.image_dir,
+        layout=sources[0].layout,
         more=sources[1:],
     )
 
@@ -78,11 +73,3 @@ def _distinct(parts: Sequence[Integers], what: str) -> Integers:
         return joined
     logger.info("%s occur in more than one of the joined data sets: numbered anew", what)
     return np.arange(1, len(joined) + 1)
-
-
-def _difference(first: AnnotationIndex, second: AnnotationIndex) -> str:
-    """The first class that differs, with its category id."""
-    pairs = [list(zip(index.category_ids, index.class_names, strict=True)) for index in (first, second)]
-    label = next(k for k, (a, b) in enumerate(zip_longest(*pairs)) if a != b)
-    named = [f"{pair[label][1]} ({pair[label][0]})" if label < len(pair) else "none" for pair in pairs]
-    return f"first at label {label}: {named[0]} and {named[1]}"

@@ -7,8 +7,10 @@ on use. Regions to ignore (tags other than "person", and "ignore" in a box's "ex
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from lgd.data.index import AnnotationIndex
 from lgd.data.limits import (
     MAX_ANNOTATION_BYTES,
     MAX_COORDINATE,
-    is_file,
+    as_flag,
     is_folder,
     name_some,
     parse_json,
@@ -30,6 +32,8 @@ from lgd.data.limits import (
 )
 from lgd.data.presence import check_images_present, names_in
 from lgd.data.remarks import to_metadata
+from lgd.data.splits import Split
+from lgd.data.walking import files_in
 
 logger = logging.getLogger(__name__)
 
@@ -37,28 +41,54 @@ _NUM_THREADS = 16
 """Reading headers waits for the disk or the network, not for the processor."""
 
 
-def load_crowdhuman(root: Path, split: str, *, name: str) -> AnnotationIndex:
+@dataclass(frozen=True)
+class CrowdHumanSplit(Split):
+    """A split of CrowdHuman.
+
+    Attributes:
+        path: ROOT/annotation_SPLIT.odgt.
+        image_dir: ROOT/Images.
+    """
+
+    path: Path
+    image_dir: Path
+
+
+def find_crowdhuman(root: Path, wanted: str | None = None) -> list[CrowdHumanSplit]:
+    """Find the splits of a folder; all, whichever is wanted.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
+    splits = []
+    for file_name in files_in(root, ".odgt"):
+        if match := re.fullmatch(r"annotation_(.+)\.odgt", file_name):
+            spec, layout = f"crowdhuman:{root}:{match[1]}", f"CrowdHuman ({file_name}, Images/)"
+            splits.append(
+                CrowdHumanSplit("crowdhuman", match[1], spec, layout, root / file_name, root / "Images")
+            )
+    return splits
+
+
+def load_crowdhuman(split: CrowdHumanSplit, *, name: str) -> AnnotationIndex:
     """Open a split of CrowdHuman: ROOT/annotation_SPLIT.odgt and ROOT/Images/ID.jpg.
 
     Images are numbered from 1 in the file's order. The first call on a content reads every image's size from
     its header; later calls have it from the cache. A file without any "gtboxes" has no annotations.
 
     Args:
-        root: the folder of the set.
-        split: names the annotation file.
+        split: where it lies.
         name: what messages call the set.
 
     Raises:
-        DataError: the file, the folder or images are absent, an image's header cannot be read, or a line is
-            not what the format says.
+        DataError: the folder or images are absent, an image's header cannot be read, or a line is not what
+            the format says.
     """
-    path, image_dir = root / f"annotation_{split}.odgt", root / "Images"
-    if not is_file(path):
-        raise DataError(f"{name}: there is no annotation file {path}")
+    path, image_dir = split.path, split.image_dir
     if not is_folder(image_dir):
         raise DataError(f"{name}: there is no image folder {image_dir}")
     cache_path = cached_columns(path, lambda content_hash: _parse(path, image_dir, content_hash))
-    index = AnnotationIndex(cache_path, name=name, json_path=path, image_dir=image_dir)
+    index = AnnotationIndex(cache_path, name=name, json_path=path, image_dir=image_dir, layout=split.layout)
     check_images_present(index)
     for warning in index.warnings:
         logger.warning("%s", warning)
@@ -143,11 +173,15 @@ def _parse_image(
         width=size[1],
         boxes=boxes,
         labels=[0] * len(boxes),
-        crowd=[_is_ignored(each) for each in objects],
+        crowd=[_is_ignored(each, place) for each in objects],
         difficult=[False] * len(boxes),
     )
 
 
-def _is_ignored(each: Mapping[str, Any]) -> bool:
+def _is_ignored(each: Mapping[str, Any], place: str) -> bool:
     extra = each.get("extra")
-    return each.get("tag") != "person" or (isinstance(extra, dict) and bool(extra.get("ignore", 0)))
+    value = extra.get("ignore", 0) if isinstance(extra, dict) else 0
+    ignored = as_flag(value or 0)
+    if ignored is None:
+        raise DataError(f'{place}: "ignore" of a box is {shown(value)}, neither 0 nor 1')
+    return ignored or each.get("tag") != "person"

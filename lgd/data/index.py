@@ -3,7 +3,8 @@
 Legend: I images, sorted by id; A annotations, sorted by image and within it in the file's order; P polygons.
 
 Columns of the file: image_ids, heights, widths, counts (I,), file_name_offsets (I + 1,) into file_names
-(bytes, UTF-8), annotation_offsets (I + 1,) into the following: xywh (A, 4), labels, annotation_ids, areas,
+(bytes, UTF-8), written_id_offsets (I + 1,) into written_ids (bytes, JSON; nothing where the annotation file
+has the number), annotation_offsets (I + 1,) into the following: xywh (A, 4), labels, annotation_ids, areas,
 crowd, difficult, usable (A,), polygon_offsets (A + 1,) into point_offsets (P + 1,) into points (x and y in
 turn), run_offsets (A + 1,) into runs; part_offsets, where the images of each joined set begin and the last
 end.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +42,15 @@ class Source:
     """Where a data set lies, or one of several that are joined.
 
     Attributes:
-        json_path: the annotation file; of a VOC set, the list of its images.
+        json_path: the annotation file; of a VOC set, the list of its images, or where there is none the
+            folder of its XML files.
         image_dir: the folder of the images.
+        layout: how the files lie, in words: "Roboflow (train/_annotations.coco.json beside the pictures)".
     """
 
     json_path: Path
     image_dir: Path
+    layout: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,17 +96,21 @@ _PARTS = {
     **dict.fromkeys(("crowd", "difficult"), "crowds"),
     **dict.fromkeys(("polygon_offsets", "point_offsets", "points", "run_offsets", "runs"), "masks"),
 }
-"""What columns say; the others, of boxes. Nothing hangs on the ids of annotations."""
+"""What columns say; the others, of boxes."""
+
+_WITHOUT_EFFECT = {"annotation_ids", "written_ids", "written_id_offsets"}
+"""Columns that nothing in a run hangs on."""
 
 
 class AnnotationIndex:
     """A data set's images and annotations, read from a mapped file.
 
-    Made by `load_coco`, `load_voc` and `load_crowdhuman`.
+    Made by `load_coco`, `load_voc`, `load_yolo` and `load_crowdhuman`.
     Pickling sends the file's path, not the columns, so that processes started afresh map it too.
 
     Attributes:
         name: what the user calls the set.
+        layout: how its files lie, in words; of joined sets, each way once.
         kind: whose format the annotations come in, and whose rules score detections on them.
         sources: where the set lies; of joined sets, each of them.
         json_path: the annotation file of the first.
@@ -120,7 +129,14 @@ class AnnotationIndex:
     """
 
     def __init__(
-        self, cache_path: Path, *, name: str, json_path: Path, image_dir: Path, more: Sequence[Source] = ()
+        self,
+        cache_path: Path,
+        *,
+        name: str,
+        json_path: Path,
+        image_dir: Path,
+        layout: str = "",
+        more: Sequence[Source] = (),
     ) -> None:
         """Map the columns at `cache_path`; raises ValueError or OSError where that is no whole cache.
 
@@ -129,16 +145,18 @@ class AnnotationIndex:
             name: what messages call the set.
             json_path: the annotation file.
             image_dir: the folder of the images.
+            layout: how the files lie, in words.
             more: of joined sets, where those after the first lie.
         """
         columns, metadata = open_columns(cache_path, verify=False)
         check_columns(columns, metadata)
         self.name = name
-        self.sources = (Source(json_path, image_dir), *more)
+        self.sources = (Source(json_path, image_dir, layout), *more)
         if not len(self.sources) == len(metadata["remarks"]) == len(columns["part_offsets"]) - 1:
             raise ValueError(f"{cache_path} is of {len(columns['part_offsets']) - 1} data sets")
         self.json_path = json_path
         self.image_dir = image_dir
+        self.layout = "; ".join(dict.fromkeys(source.layout for source in self.sources if source.layout))
         self.kind: Kind = metadata["kind"]
         self.content_hash: str = metadata["content_hash"]
         self.class_names: tuple[str, ...] = tuple(metadata["class_names"])
@@ -168,6 +186,10 @@ class AnnotationIndex:
             self._restore()
         return _reopen, (self.cache_path, self.name, self.sources)
 
+    def on_columns(self, cache_path: Path) -> AnnotationIndex:
+        """Return the same set of other columns, in the file at `cache_path`."""
+        return _reopen(cache_path, self.name, self.sources)
+
     def _restore(self) -> None:
         try:
             make_folder(self.cache_path.parent)
@@ -193,6 +215,19 @@ class AnnotationIndex:
         content, offsets = self.columns["file_names"].tobytes(), self.columns["file_name_offsets"].tolist()
         return [content[start:end].decode() for start, end in itertools.pairwise(offsets)]
 
+    def written_ids(self) -> tuple[dict[int, int | str], dict[int, int | str]]:
+        """Return ids of images and categories as the annotation file has them, where they are not numbers.
+
+        By the numbers that they have here; of a set with numbers alone, nothing.
+        """
+        content, bounds = self.columns["written_ids"].tobytes(), self.columns["written_id_offsets"]
+        images = {
+            int(self.image_ids[i]): json.loads(content[bounds[i] : bounds[i + 1]])
+            for i in np.flatnonzero(np.diff(bounds)).tolist()
+        }
+        categories = self.metadata.get("written_category_ids", {})
+        return images, {int(number): written for number, written in categories.items()}
+
     def source(self, i: int) -> Source:
         """Return where image `i` comes from."""
         return self.sources[np.searchsorted(self.columns["part_offsets"], i, side="right") - 1]
@@ -213,7 +248,7 @@ class AnnotationIndex:
         return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
     def labels(self, i: int) -> Integers:
-        """Labels of image `i`: (G,) in [0, K)."""
+        """Labels of image `i`: (G,) in [0, K); K of crowds of every class."""
         return self._of_image("labels", i)
 
     def crowd(self, i: int) -> Flags:
@@ -241,7 +276,7 @@ class AnnotationIndex:
     def hash_parts(self) -> dict[str, str]:
         """SHA-256, hexadecimal, of each part of what the columns say, wherever and however it is kept."""
         parts: dict[str, list[str]] = {}
-        for name in sorted(self.columns.keys() - {"annotation_ids"}):
+        for name in sorted(self.columns.keys() - _WITHOUT_EFFECT):
             parts.setdefault(_PARTS.get(name, "boxes"), []).append(name)
         return {part: self._hash_columns(names) for part, names in parts.items()}
 
@@ -270,5 +305,10 @@ class AnnotationIndex:
 def _reopen(cache_path: Path, name: str, sources: Sequence[Source]) -> AnnotationIndex:
     first, *more = sources
     return AnnotationIndex(
-        cache_path, name=name, json_path=first.json_path, image_dir=first.image_dir, more=more
+        cache_path,
+        name=name,
+        json_path=first.json_path,
+        image_dir=first.image_dir,
+        layout=first.layout,
+        more=more,
     )

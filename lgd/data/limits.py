@@ -36,6 +36,12 @@ MAX_XML_BYTES = 2**22
 MAX_NAME = 1000
 """Letters of the name of a class."""
 
+PICTURE_SUFFIXES = {
+    ".avif", ".bmp", ".dng", ".gif", ".heic", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm",
+    ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+}  # fmt: skip
+"""Endings of what is taken for a picture where none is named; one that cannot be read is an error then."""
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
 
@@ -83,7 +89,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
-def check_file(path: Path, status: os.stat_result, limit: int) -> None:
+def check_file(path: str | Path, status: os.stat_result, limit: int) -> None:
     """See that it is a file of at most `limit` bytes; raises DataError where it is not."""
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path} is no regular file")
@@ -152,6 +158,13 @@ def is_name(value: Any) -> bool:
     return (
         isinstance(value, str) and 0 < len(value) <= MAX_NAME and not value.isspace() and is_printable(value)
     )
+
+
+def as_flag(value: Any) -> bool | None:
+    """What 0, 1, true or false says, also as text; None where a value is none of them."""
+    if isinstance(value, str):
+        return {"0": False, "1": True, "false": False, "true": True}.get(value.strip().lower())
+    return bool(value) if type(value) in (int, float, bool) and value in (0, 1) else None
 
 
 def leads_outside(file_name: str) -> bool:

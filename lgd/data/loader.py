@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lgd.data.collate import DEFAULT_LAYOUT, EncodedBatch, Layout, collate
 from lgd.data.errors import DataError, ImageError
+from lgd.data.images import DEFAULT_DECODING, Decoding
 from lgd.data.index import AnnotationIndex, Floats, Integers
 from lgd.data.outlines import require_masks
 from lgd.data.samplers import (
@@ -26,6 +27,7 @@ from lgd.data.samplers import (
     aspect_groups,
     evaluation_batches,
     repeat_factors,
+    weigh_parts,
 )
 from lgd.data.samples import OnBadImage, Preparation, TestImages, TrainingImages
 from lgd.data.shipping import Buffers, Shipment
@@ -133,7 +135,9 @@ def train_loader(
     filter_empty: bool = True,
     aspect_ratio_grouping: bool = True,
     repeat_threshold: float = 0.0,
+    weights: Sequence[float] = (),
     layout: Layout = DEFAULT_LAYOUT,
+    decoding: Decoding = DEFAULT_DECODING,
     decode_on: torch.device | None = None,
     pin_memory: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -163,23 +167,24 @@ def train_loader(
         filter_empty: leave out images without any object that is not a crowd.
         aspect_ratio_grouping: batch images wider than high apart from the others.
         repeat_threshold: classes in a smaller share of the images come more often (`repeat_factors`).
+        weights: shares in which images are drawn from the sets that `index` is joined of; none: all alike.
         layout: of the images in memory.
+        decoding: how files become pixels.
         decode_on: a device, where `Batch.images` then are, for JPEGs to be decoded on; None: in the workers.
         pin_memory: put the batches into page-locked memory.
         dtype: of the boxes and outlines.
         with_masks: whether the targets have outlines.
 
     Raises:
-        DataError: no image has an object, or an object has no mask and shall have one.
+        DataError: no image (of a set with a weight) has an object, or one has no mask and shall have one.
         ValueError: sizes that cannot be.
     """
     images = _training_images(index, filter_empty, with_masks)
-    groups = _groups(index, images, aspect_ratio_grouping)
-    repeats = _repeats(index, images, repeat_threshold) if repeat_threshold else None
+    groups, repeats = _order(index, images, aspect_ratio_grouping, repeat_threshold, weights)
     global_size = batch_size * world_size * num_accumulation_steps
     sampler = TrainingSampler(images, groups, global_batch_size=global_size, seed=seed, repeats=repeats)
     dataset = TrainingImages(
-        Preparation(index, image_format, max_size, dtype, with_masks, decodes=decode_on is None),
+        Preparation(index, image_format, max_size, dtype, with_masks, decode_on is None, decoding),
         candidates=images,
         resize=Resize(tuple(min_sizes), max_size, min_size_sampling),
         crop=crop,
@@ -188,10 +193,8 @@ def train_loader(
         on_bad_image=on_bad_image,
     )
     batches = MicroBatchSampler(sampler, world_size, rank, num_accumulation_steps, start)
-    # Unfit images have been replaced where they may be: an error that is left is one to stop at.
     loader = _data_loader(dataset, batches, partial(collate, layout=layout), num_workers, pin_memory)
-    decode = partial(EncodedBatch.decode, device=decode_on, on_bad_image=on_bad_image) if decode_on else None
-    return BatchLoader(loader, None, "fail", decode)
+    return BatchLoader(loader, None, "fail", _decoder(decode_on, on_bad_image))  # unfit ones were replaced
 
 
 def test_loader(
@@ -206,6 +209,7 @@ def test_loader(
     num_workers: int,
     on_bad_image: OnBadImage = "fail",
     layout: Layout = DEFAULT_LAYOUT,
+    decoding: Decoding = DEFAULT_DECODING,
     pin_memory: bool = False,
     dtype: torch.dtype = torch.float32,
     with_masks: bool = False,
@@ -225,13 +229,19 @@ def test_loader(
     divisor = layout.size_divisibility
     canvases = -(-np.array(sizes, dtype=np.int64).reshape(-1, 2) // divisor) * divisor
     batches = evaluation_batches(canvases, batch_size=batch_size, num_ranks=world_size, rank=rank)
-    dataset = TestImages(Preparation(index, image_format, max_size, dtype, with_masks), min_size=min_size)
+    prepare = Preparation(index, image_format, max_size, dtype, with_masks, decoding=decoding)
+    dataset = TestImages(prepare, min_size=min_size)
     pad = partial(collate, layout=layout, on_bad_image=on_bad_image)
     loader = _data_loader(dataset, batches, pad, num_workers, pin_memory)
     return BatchLoader(loader, len(batches), on_bad_image)
 
 
 test_loader.__test__ = False  # type: ignore[attr-defined]
+
+
+def _decoder(device: torch.device | None, on_bad_image: OnBadImage) -> Callable[[EncodedBatch], Batch] | None:
+    """What decodes on the device; None where all is decoded already."""
+    return partial(EncodedBatch.decode, device=device, on_bad_image=on_bad_image) if device else None
 
 
 def _training_images(index: AnnotationIndex, filter_empty: bool, with_masks: bool) -> Integers:
@@ -253,12 +263,39 @@ def _groups(index: AnnotationIndex, images: Integers, by_aspect_ratio: bool) -> 
     return groups if by_aspect_ratio else np.zeros_like(groups)
 
 
-def _repeats(index: AnnotationIndex, images: Integers, threshold: float) -> Floats:
-    """How often each of `images` comes for once of the others."""
-    image_of = np.repeat(np.arange(len(index)), np.diff(index.columns["annotation_offsets"]))
-    used = np.isin(image_of, images) & index.columns["usable"] & ~index.columns["crowd"]
-    place = np.searchsorted(images, image_of[used])
-    return repeat_factors(place, index.columns["labels"][used], num_images=len(images), threshold=threshold)
+def _order(
+    index: AnnotationIndex, images: Integers, grouping: bool, threshold: float, weights: Sequence[float]
+) -> tuple[Integers, Floats | None]:
+    """Of each image, which it is batched with, and how often it comes."""
+    return _groups(index, images, grouping), _repeats(index, images, threshold, weights)
+
+
+def _repeats(
+    index: AnnotationIndex, images: Integers, threshold: float, weights: Sequence[float]
+) -> Floats | None:
+    """How often each of `images` comes in an epoch; None where each comes once."""
+    repeats = np.ones(len(images))
+    if threshold:
+        image_of = np.repeat(np.arange(len(index)), np.diff(index.columns["annotation_offsets"]))
+        used = np.isin(image_of, images) & index.columns["usable"] & ~index.columns["crowd"]
+        place, labels = np.searchsorted(images, image_of[used]), index.columns["labels"][used]
+        repeats = repeat_factors(place, labels, num_images=len(images), threshold=threshold)
+    if weights:
+        repeats = weigh_parts(repeats, _parts(index, images, len(weights)), np.array(weights))
+    return repeats if threshold or weights else None
+
+
+def _parts(index: AnnotationIndex, images: Integers, num_weights: int) -> Integers:
+    """Which of the joined sets each of `images` is of, where each has a weight."""
+    bounds = index.columns["part_offsets"]
+    if num_weights != len(bounds) - 1:
+        raise ValueError(f"{index.name}: {len(bounds) - 1} data sets and {num_weights} weights")
+    parts = np.searchsorted(bounds, images, side="right") - 1
+    empty = np.flatnonzero(np.bincount(parts, minlength=num_weights) == 0).tolist()
+    if empty:
+        source = index.sources[empty[0]]
+        raise DataError(f"{source.json_path} has a weight, but no image with an object to train on")
+    return parts
 
 
 def _data_loader(

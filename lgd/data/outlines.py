@@ -18,7 +18,13 @@ from torch import Tensor
 
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex, Floats, Integers
+from lgd.data.segmentations import BROKEN
 from lgd.structures import Outlines
+
+_WAYS_OUT = (
+    "mend or remove them, or go without masks (MODEL.MASK_ON False, "
+    "MODEL.DISTILLATOR.LABEL_ENCODER.LOAD_LABELMAP False)"
+)
 
 
 @dataclass(frozen=True)
@@ -103,11 +109,15 @@ def polygons_to_outlines(
 
 
 def require_masks(index: AnnotationIndex) -> None:
-    """See that every annotation that is not a crowd has a mask.
+    """See that every annotation that is not a crowd has a mask, and that none is broken.
 
     Raises:
-        DataError: some have none.
+        DataError: some have none, or were left out as broken.
     """
+    for source, remarks in zip(index.sources, index.remarks, strict=True):
+        broken = next((remark for remark in remarks if remark.kind == BROKEN), None)
+        if broken is not None:
+            raise DataError(f"{source.json_path}: {broken.text}; {_WAYS_OUT}")
     columns = index.columns
     num_runs, num_polygons = np.diff(columns["run_offsets"]), np.diff(columns["polygon_offsets"])
     has_none = (num_runs == 0) & (num_polygons == 0)
@@ -123,8 +133,7 @@ def require_masks(index: AnnotationIndex) -> None:
     source = index.source(int(images[0]))
     raise DataError(
         f'{source.json_path}: annotations {named}{more} have no mask: no "segmentation", or only '
-        f"polygons of fewer than three points; mend or remove them, or go without masks "
-        f"(MODEL.MASK_ON False, MODEL.DISTILLATOR.LABEL_ENCODER.LOAD_LABELMAP False)"
+        f"polygons of fewer than three points; {_WAYS_OUT}"
     )
 
 

@@ -13,14 +13,14 @@ import hashlib
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lgd.data.cache import SETTLED
 from lgd.data.errors import DataError
 from lgd.data.folder import read_note, write_note
 from lgd.data.index import AnnotationIndex
-from lgd.data.limits import name_some, plain
+from lgd.data.limits import leads_outside, name_some, plain
 
 _Times = dict[str, list[int]]
 """Of each folder below the image folder: when its content changed, and when anything of it did (which no
@@ -28,22 +28,42 @@ program can set), nanoseconds."""
 
 
 def check_images_present(index: AnnotationIndex) -> None:
-    """Compare the listed file names with what each folder holds, unless these folders are known to be whole.
+    """See that all images are there; raises DataError where some are not."""
+    absent = find_absent(index)
+    if absent:
+        raise DataError(say_absent(index, absent))
+
+
+def find_absent(index: AnnotationIndex) -> list[int]:
+    """Find the images that are not below the image folder under the names that they are listed with.
+
+    The names are compared with what each folder holds, unless these folders are known to be whole. What lies
+    outside of the image folder is not looked at, and absent.
 
     Raises:
-        DataError: images are absent.
+        DataError: a folder cannot be listed.
     """
     known = _recall(index)
     if known and known == _times(index, known):
-        return
+        return []
     names = index.file_names()
     folders = {name.rpartition("/")[0] for name in names}
+    folders = {folder for folder in folders if not folder or not leads_outside(folder)}
     begin, times = time.time_ns(), _times(index, folders)
     present = set(itertools.chain.from_iterable(_list(index, folder) for folder in folders))
     if not present.issuperset(names):
-        raise DataError(_complaint(index, [i for i, name in enumerate(names) if name not in present]))
+        return [i for i, name in enumerate(names) if name not in present]
     if all(begin - max(each, default=begin) > SETTLED for each in times.values()):
         _remember(index, times)
+    return []
+
+
+def say_absent(index: AnnotationIndex, absent: Sequence[int]) -> str:
+    """Say which images are absent."""
+    named = name_some(
+        absent, lambda i: f"{plain(index.file_name(i))} (image {index.image_ids[i]})", at_most=3
+    )
+    return f"{index.json_path} lists images that are not in {index.image_dir}: {named}"
 
 
 def names_in(folder: Path) -> set[str]:
@@ -96,10 +116,3 @@ def _remember(index: AnnotationIndex, times: _Times) -> None:
     content = read_note(_memory(index)) | {_key(index): times}
     with contextlib.suppress(OSError):  # a folder that cannot be written to costs a listing on every start
         write_note(_memory(index), content)
-
-
-def _complaint(index: AnnotationIndex, absent: list[int]) -> str:
-    named = name_some(
-        absent, lambda i: f"{plain(index.file_name(i))} (image {index.image_ids[i]})", at_most=3
-    )
-    return f"{index.json_path} lists images that are not in {index.image_dir}: {named}"

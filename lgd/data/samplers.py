@@ -20,6 +20,8 @@ Integers = npt.NDArray[np.int64]
 
 _NUM_GROUPS = 2
 _REPEAT_UNIT = 2**16
+_FINE_UNIT = 2**24
+"""Where images come less than once an epoch, which has to be as exact."""
 
 
 def aspect_groups(heights: Integers, widths: Integers) -> Integers:
@@ -51,6 +53,23 @@ def repeat_factors(image: Integers, labels: Integers, *, num_images: int, thresh
     return factors
 
 
+def weigh_parts(repeats: Floats, part: Integers, weights: Floats) -> Floats:
+    """How often each image is to come, so that each part has its share of all images drawn.
+
+    Args:
+        repeats: (I,) above 0, how often each image comes for once of the others of its part.
+        part: (I,) in [0, P), the part that each image is of.
+        weights: (P,) above 0, the parts' shares, in any unit.
+
+    Returns:
+        (I,) above 0, whose sum is I: in an epoch as many images come as there are.
+    """
+    totals = np.bincount(part, weights=repeats, minlength=len(weights))
+    assert totals.all(), "each part has an image"
+    factor = len(repeats) * weights / weights.sum() / totals
+    return np.asarray(repeats * factor[part], dtype=np.float64)
+
+
 class TrainingSampler:
     """The endless sequence of global batches of training.
 
@@ -62,7 +81,8 @@ class TrainingSampler:
     nor on the number of accumulation steps.
 
     An image that is to be repeated f times comes floor((e + 1) f + v) - floor(e f + v) times in epoch e, v of
-    each image from the seed: f times on average, and again without going through the epochs before.
+    each image from the seed: f times on average, and again without going through the epochs before. Where f
+    is below 1, as of an image of a large set that is to be seen rarely, the image misses some epochs.
     """
 
     def __init__(
@@ -81,7 +101,7 @@ class TrainingSampler:
             groups: (I,) 0 or 1, of each of `indices`.
             global_batch_size: G.
             seed: of the permutations.
-            repeats: (I,) at least 1, how often each image comes in an epoch; None for once.
+            repeats: (I,) above 0, how often each image comes in an epoch; None for once.
 
         Raises:
             ValueError: there are no images.
@@ -89,12 +109,12 @@ class TrainingSampler:
         if len(indices) == 0:
             raise ValueError("there are no images to train on")
         self.global_batch_size = global_batch_size
-        # In units of 1 / 65536, so that all of it is exact in integers.
-        self._unit = 1 if repeats is None else _REPEAT_UNIT
+        # In units of 1 / 65536, or finer ones, so that all of it is exact in integers.
+        self._unit = 1 if repeats is None else _REPEAT_UNIT if repeats.min() >= 1 else _FINE_UNIT
         weights = np.ones(len(indices), dtype=np.int64)
         offsets = np.zeros(len(indices), dtype=np.int64)
         if repeats is not None:
-            weights = np.rint(repeats * self._unit).astype(np.int64)
+            weights = np.rint(repeats * self._unit).astype(np.int64).clip(min=1)
             offsets = np.random.default_rng((seed, _NUM_GROUPS, 1)).integers(self._unit, size=len(indices))
         members = [groups == group for group in range(_NUM_GROUPS)]
         self._members = [indices[which] for which in members]
@@ -116,8 +136,9 @@ class TrainingSampler:
 
     def _stream(self, group: int, start: int, end: int) -> Integers:
         """Places `start` to `end` of the group's stream."""
-        # No epoch is shorter than the number of images, so `start` lies in none after this one.
-        candidates = range(start // len(self._members[group]) + 1)
+        # Epochs that yield more than `start` and each image once more: `start` lies in none after these.
+        total = int(self._weights[group].sum())
+        candidates = range((start + len(self._members[group])) * self._unit // total + 2)
         first = bisect_right(candidates, start, key=lambda epoch: self._epoch_start(group, epoch)) - 1
         last = first
         while self._epoch_start(group, last + 1) < end:

@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lgd.data.errors import ImageError
-from lgd.data.images import Jpeg, read_image, read_jpeg_or_image
+from lgd.data.images import (
+    DEFAULT_DECODING,
+    Decoding,
+    Jpeg,
+    Picture,
+    is_turned,
+    read_jpeg_or_picture,
+    read_picture,
+)
 from lgd.data.index import AnnotationIndex, Integers
 from lgd.data.outlines import ImageOutlines, read_outlines, select_outlines
 from lgd.data.transforms import Crop, ImageFormat, Resize, View, Window, resized_size
@@ -90,6 +98,7 @@ class Preparation:
         with_masks: whether samples have outlines.
         decodes: whether images are decoded; if not, JPEGs stay as they are wherever another decoder gives the
             same picture.
+        decoding: how.
     """
 
     index: AnnotationIndex
@@ -98,6 +107,7 @@ class Preparation:
     dtype: torch.dtype
     with_masks: bool = False
     decodes: bool = True
+    decoding: Decoding = DEFAULT_DECODING
 
     def __call__(self, i: int, *, min_size: int, flip: bool, window: Window | None = None) -> Sample:
         """Read image `i`, take the part in `window`, resize and flip it.
@@ -107,13 +117,13 @@ class Preparation:
         Raises:
             ImageError: the file is unfit.
         """
-        read = read_image if self.decodes else read_jpeg_or_image
-        image = read(self.index.path(i))
-        original_size = _size(image)
-        self._check_size(i, original_size)
+        record = self.index.image(i)
+        original_size = (record.height, record.width)
         window = window or Window(0, 0, *original_size)
-        old_size = (window.height, window.width)
-        view = View(window, resized_size(*old_size, min_size, self.max_size), flip, self.image_format)
+        size = resized_size(window.height, window.width, min_size, self.max_size)
+        view = View(window, size, flip, self.image_format)
+        image = self._read(i, view)
+        self._check_size(i, (image.height, image.width))
         keep = ~self.index.crowd(i)
         boxes, has_extent = view.boxes(self.index.boxes(i)[keep])
         keep[keep] = has_extent  # now of all annotations, crowds included
@@ -126,6 +136,14 @@ class Preparation:
             outlines=self._outlines(i, torch.from_numpy(keep), view) if self.with_masks else None,
         )
 
+    def _read(self, i: int, view: View) -> Jpeg | Picture:
+        path, decoding = self.index.path(i), self.decoding
+        if not self.decodes:
+            return read_jpeg_or_picture(path, decoding.value_range)
+        record = self.index.image(i)
+        reduction = decoding.reduction(record.height, record.width, view.reduction)
+        return read_picture(path, decoding.value_range, reduction)
+
     def _outlines(self, i: int, keep: Tensor, view: View) -> ImageOutlines:
         outlines = select_outlines(read_outlines(self.index, i), keep)
         return replace(outlines, edges=view.edges(outlines.edges))
@@ -133,22 +151,24 @@ class Preparation:
     def _check_size(self, i: int, size: tuple[int, int]) -> None:
         record = self.index.image(i)
         if size != (record.height, record.width):
-            source = self.index.source(i)
+            path, source = self.index.path(i), self.index.source(i)
+            why = "so its boxes cannot be right"
+            if size == (record.width, record.height) and is_turned(path):
+                why = (
+                    "which it is before its EXIF orientation turns it: the annotations were made on the "
+                    "picture as it is stored; turn them as well, or remove the orientation from the file"
+                )
             raise ImageError(
-                f"image {self.index.path(i)} (id {record.id}) is {size[1]} x {size[0]} pixels, but "
-                f"{source.json_path} says {record.width} x {record.height}, so its boxes cannot be right"
+                f"image {path} (id {record.id}) is {size[1]} x {size[0]} pixels, but {source.json_path} says "
+                f"{record.width} x {record.height}, {why}"
             )
 
 
-def _see(image: Tensor | Jpeg, view: View) -> Tensor | SmallImage | EncodedImage:
+def _see(image: Picture | Jpeg, view: View) -> Tensor | SmallImage | EncodedImage:
     """The view of the image if it is the smaller one; else both."""
     if isinstance(image, Jpeg):
         return EncodedImage(image, view)
-    return SmallImage(image, view) if view.enlarges else view(image)
-
-
-def _size(image: Tensor | Jpeg) -> tuple[int, int]:
-    return (image.height, image.width) if isinstance(image, Jpeg) else (image.shape[1], image.shape[2])
+    return SmallImage(image.pixels, view) if view.enlarges else view(image.pixels, image.reduction)
 
 
 class TrainingImages(Dataset[Sample | ImageError]):

@@ -14,10 +14,11 @@ Kind = Literal["coco", "voc", "crowdhuman"]
 """Whose rules a data set is scored by."""
 
 _PER_IMAGE = ("image_ids", "heights", "widths", "counts")
-_PER_ANNOTATION = ("xywh", "labels", "annotation_ids", "areas", "crowd", "difficult", "usable")
+PER_ANNOTATION = ("xywh", "labels", "annotation_ids", "areas", "crowd", "difficult", "usable")
 _OFFSETS = {
     "part_offsets": "image_ids",
     "file_name_offsets": "file_names",
+    "written_id_offsets": "written_ids",
     "annotation_offsets": "labels",
     "polygon_offsets": "point_offsets",
     "point_offsets": "points",
@@ -29,7 +30,7 @@ _TYPES = {
     **dict.fromkeys((*_PER_IMAGE, *_OFFSETS, "labels", "annotation_ids"), np.int64),
     **dict.fromkeys(("xywh", "areas", "points"), np.float64),
     **dict.fromkeys(("crowd", "difficult", "usable"), np.bool_),
-    "file_names": np.uint8,
+    **dict.fromkeys(("file_names", "written_ids"), np.uint8),
     "runs": np.uint32,
 }
 
@@ -50,8 +51,10 @@ def check_columns(columns: Mapping[str, Array], metadata: Mapping[str, Any]) -> 
         if column.dtype != _TYPES[name] or column.ndim == 0 or column.shape[1:] != _ROWS.get(name, ()):
             raise ValueError(f"column {name} is of {column.dtype} {column.shape}")
     num_images, num_annotations = len(columns["image_ids"]), len(columns["labels"])
-    lengths = dict.fromkeys(_PER_IMAGE, num_images) | dict.fromkeys(_PER_ANNOTATION, num_annotations)
-    lengths |= dict.fromkeys(("file_name_offsets", "annotation_offsets"), num_images + 1)
+    lengths = dict.fromkeys(_PER_IMAGE, num_images) | dict.fromkeys(PER_ANNOTATION, num_annotations)
+    lengths |= dict.fromkeys(
+        ("file_name_offsets", "written_id_offsets", "annotation_offsets"), num_images + 1
+    )
     lengths |= dict.fromkeys(("polygon_offsets", "run_offsets"), num_annotations + 1)
     for name, length in lengths.items():
         if len(columns[name]) != length:
@@ -66,6 +69,7 @@ def check_columns(columns: Mapping[str, Array], metadata: Mapping[str, Any]) -> 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
     names, ids = metadata.get("class_names"), metadata.get("category_ids")
     remarks = metadata.get("remarks")
+    supercategories, left_out = metadata.get("supercategories"), metadata.get("left_out", {})
     if not (
         metadata.get("kind") in get_args(Kind)
         and isinstance(metadata.get("content_hash"), str)
@@ -75,7 +79,26 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
         and len(names) == len(ids)
         and all(isinstance(name, str) for name in names)
         and all(type(category_id) is int for category_id in ids)
+        and (supercategories is None or _are_texts(supercategories, len(names)))
+        and isinstance(left_out, dict)
+        and all(type(category_id) is int for category_id in left_out.values())
+        and _are_ids(metadata.get("written_category_ids", {}))
         and isinstance(remarks, list)
         and all(map(are_remarks, remarks))
     ):
         raise ValueError("its header does not say what it has to")
+
+
+def _are_texts(content: Any, number: int) -> bool:
+    return (
+        isinstance(content, list)
+        and len(content) == number
+        and all(isinstance(each, str) for each in content)
+    )
+
+
+def _are_ids(content: Any) -> bool:
+    return isinstance(content, dict) and all(
+        number.removeprefix("-").isdecimal() and type(written) in (int, str)
+        for number, written in content.items()
+    )

@@ -10,19 +10,19 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lgd.data.annotations import ParsedImage, columns_of_images
 from lgd.data.cache import Columns, cached_columns
 from lgd.data.errors import DataError
+from lgd.data.images import read_size
 from lgd.data.index import AnnotationIndex
-from lgd.data.limits import MAX_XML_BYTES, is_file, is_folder, is_name, is_printable, plain, read_text, shown
-from lgd.data.presence import check_images_present, names_in
+from lgd.data.limits import MAX_XML_BYTES, is_folder, is_name, name_some, plain, read_text, shown
+from lgd.data.presence import check_images_present
 from lgd.data.remarks import Remark, to_metadata
-from lgd.data.voc_xml import VocFile, read_voc_xml
+from lgd.data.voc_layouts import VocSplit, find_pictures, read_ids
+from lgd.data.voc_xml import VocFile, corners_from_zero, read_voc_xml
 
 logger = logging.getLogger(__name__)
 
@@ -51,155 +51,134 @@ CLASS_NAMES = (
 """Pascal VOC's 20 classes in their usual order."""
 
 
-def load_voc(root: Path, split: str, *, name: str) -> AnnotationIndex:
+def load_voc(split: VocSplit, *, name: str) -> AnnotationIndex:
     """Open a split of a VOC-style set.
 
-    ROOT is a folder like VOCdevkit/VOC2007: ROOT/ImageSets/Main/SPLIT.txt lists the images' ids,
-    ROOT/Annotations/ID.xml has their objects, ROOT/JPEGImages/ID.jpg (or another ending) is the picture.
-    Images are numbered from 1 in the list's order.
+    Images are numbered from 1 in the list's order, or in that of their names where there is no list. In
+    sets of Datumaro, which have a labelmap.txt, listed images without an XML file have no objects.
 
-    The classes are those of ROOT/classes.txt (one name a line) where there is one; else VOC's 20 where no
-    other name occurs in the split; else the names in the split, sorted.
+    The classes are those of classes.txt (one name a line) or labelmap.txt in the set's folder where there is
+    one; else VOC's 20 where no other name occurs in the split; else the names in the split, sorted.
 
     Args:
-        root: the folder of the set.
-        split: names the list.
+        split: where it lies.
         name: what messages call the set.
 
     Raises:
-        DataError: the list, a folder, an XML file or an image is absent, or an XML file is not what the
-            format says.
+        DataError: a folder, an XML file or an image is absent, or an XML file is not what the format says.
     """
-    places = _Places(root, split)
-    if not is_file(places.list_path):
-        raise DataError(_no_list(places, name))
-    for folder in (places.annotations, places.images):
+    for folder in (split.annotations, split.images):
         if not is_folder(folder):
             raise DataError(f"{name}: there is no folder {folder}")
-    ids = _read_ids(places.list_path)
-    index = _open(places, ids, name)
+    ids, bare = read_ids(split)
+    _refuse_absent(split, ids, bare)
+    index = _open(split, ids, bare, name)
     try:
         check_images_present(index)
     except DataError:
-        if index.file_names() == _file_names(places, ids):
-            raise
         with contextlib.suppress(OSError):
-            index.cache_path.unlink()  # it is of pictures that had other endings
-        index = _open(places, ids, name)
+            index.cache_path.unlink()  # it may be of pictures that had other endings
+        index = _open(split, ids, bare, name)
         check_images_present(index)
     for warning in index.warnings:
         logger.warning("%s", warning)
     return index
 
 
-def _open(places: _Places, ids: Sequence[str], name: str) -> AnnotationIndex:
-    cache_path = cached_columns(
-        places.list_path,
-        lambda content_hash: _parse(places, ids, content_hash),
-        parts=_parts(places, ids),
-        max_part_bytes=MAX_XML_BYTES,
-    )
-    return AnnotationIndex(cache_path, name=name, json_path=places.list_path, image_dir=places.images)
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where the parts of a set lie."""
-
-    root: Path
-    split: str
-
-    @property
-    def list_path(self) -> Path:
-        return self.root / "ImageSets" / "Main" / f"{self.split}.txt"
-
-    @property
-    def annotations(self) -> Path:
-        return self.root / "Annotations"
-
-    @property
-    def images(self) -> Path:
-        return self.root / "JPEGImages"
-
-    @property
-    def classes(self) -> Path:
-        return self.root / "classes.txt"
-
-
-def _no_list(places: _Places, name: str) -> str:
-    years = sorted(folder.name for folder in places.root.glob("VOC*") if (folder / "ImageSets").is_dir())
-    hint = f"; did you mean voc:{places.root / years[0]}:{places.split}?" if years else ""
-    return f"{name}: there is no list of images {places.list_path}{hint}"
-
-
-def _read_ids(list_path: Path) -> list[str]:
-    # The lists of a single class have a second column; which images they hold is the first.
-    ids = [line.split()[0] for line in read_text(list_path).splitlines() if line.strip()]
-    if not ids:
-        raise DataError(f"{list_path} is empty")
-    if len(set(ids)) < len(ids):
-        twice, _ = Counter(ids).most_common(1)[0]
-        raise DataError(f"{list_path} lists {plain(twice)} more than once")
-    return ids
-
-
-def _parts(places: _Places, ids: Sequence[str]) -> list[Path]:
-    """The files beside the list that the columns are made from."""
-    present = names_in(places.annotations)
-    absent = next((image_id for image_id in ids if f"{image_id}.xml" not in present), None)
-    if absent is not None:
+def _refuse_absent(split: VocSplit, ids: Sequence[str], bare: Sequence[str]) -> None:
+    is_datumaro = split.classes is not None and split.classes.name == "labelmap.txt"
+    if bare and not (is_datumaro and len(bare) < len(ids)):
         raise DataError(
-            f"{places.list_path} lists {plain(absent)}, but there is no "
-            f"{places.annotations / plain(absent)}.xml"
+            f"{split.list_path} lists {plain(bare[0])}, but there is no "
+            f"{split.annotations / plain(bare[0])}.xml"
         )
-    classes = [places.classes] if is_file(places.classes) else []
-    return classes + [places.annotations / f"{image_id}.xml" for image_id in ids]
 
 
-def _parse(places: _Places, ids: Sequence[str], content_hash: str) -> Columns:
-    files = [read_voc_xml(places.annotations / f"{image_id}.xml") for image_id in ids]
-    class_names, class_remarks = _choose_classes(places, files)
-    images = [
-        _parse_image(file, file_name, class_names, places.classes)
-        for file_name, file in zip(_file_names(places, ids), files, strict=True)
+def _open(split: VocSplit, ids: Sequence[str], bare: Sequence[str], name: str) -> AnnotationIndex:
+    source = split.list_path or split.annotations
+    xml = [split.annotations / f"{image_id}.xml" for image_id in ids if image_id not in set(bare)]
+    unlabelled = [
+        split.images / file_name for file_name in find_pictures(split.images, bare, [""] * len(bare))
     ]
-    columns, remarks = columns_of_images(images, places.list_path)
+
+    def describe() -> str:
+        if not split.list_path:
+            return "\n".join(ids)
+        return "\n".join(
+            f"{image_id} {read_size(path)}" for image_id, path in zip(bare, unlabelled, strict=True)
+        )
+
+    cache_path = cached_columns(
+        source,
+        lambda content_hash: _parse(split, ids, dict(zip(bare, unlabelled, strict=True)), content_hash),
+        parts=[*(path for path in (split.classes,) if path is not None), *xml],
+        max_part_bytes=MAX_XML_BYTES,
+        pictures=unlabelled,
+        describe=describe,
+    )
+    return AnnotationIndex(
+        cache_path, name=name, json_path=source, image_dir=split.images, layout=split.layout
+    )
+
+
+def _parse(split: VocSplit, ids: Sequence[str], bare: Mapping[str, Path], content_hash: str) -> Columns:
+    files = [
+        VocFile(bare[image_id], "", *read_size(bare[image_id]), objects=())
+        if image_id in bare
+        else read_voc_xml(split.annotations / f"{image_id}.xml")
+        for image_id in ids
+    ]
+    files, corner_remarks = corners_from_zero(files)
+    class_names, class_remarks = _choose_classes(split, files)
+    file_names = find_pictures(split.images, ids, [file.file_name for file in files])
+    images = [
+        _parse_image(file, file_name, class_names, split.classes)
+        for file_name, file in zip(file_names, files, strict=True)
+    ]
+    columns, more = columns_of_images(images, split.list_path or split.annotations)
+    remarks = [*class_remarks, *corner_remarks, *more]
+    if bare:
+        text = f"{len(bare)} listed pictures without an XML file are taken as without objects"
+        named = name_some(list(bare), plain, at_most=3)
+        remarks.append(Remark("pictures_without_labels", len(bare), f"{text}: {named}"))
     metadata = {
         "kind": "voc",
         "content_hash": content_hash,
         "class_names": class_names,
         "category_ids": list(range(1, len(class_names) + 1)),
         "has_annotations": True,
-        "remarks": [to_metadata(class_remarks + remarks)],
+        "remarks": [to_metadata(remarks)],
     }
     return columns, metadata
 
 
-def _file_names(places: _Places, ids: Sequence[str]) -> list[str]:
-    """The images' pictures; of two of one name the JPEG counts, since it comes last."""
-    names = filter(is_printable, names_in(places.images))
-    stems = {Path(name).stem: name for name in sorted(names, key=lambda name: (name.endswith(".jpg"), name))}
-    return [stems.get(image_id, f"{image_id}.jpg") for image_id in ids]
-
-
-def _choose_classes(places: _Places, files: Sequence[VocFile]) -> tuple[list[str], list[Remark]]:
+def _choose_classes(split: VocSplit, files: Sequence[VocFile]) -> tuple[list[str], list[Remark]]:
     """The classes in the order of their labels, and a remark where they hang on the split alone."""
-    if is_file(places.classes):
-        names = [line.strip() for line in read_text(places.classes).splitlines() if line.strip()]
-        if not names or len(set(names)) < len(names) or not all(map(is_name, names)):
-            raise DataError(f"{places.classes} is empty, names a class twice, or has what is no name")
-        return names, []
+    if split.classes is not None:
+        return _read_classes(split.classes), []
     found = sorted({each.name for file in files for each in file.objects})
     if set(found) <= set(CLASS_NAMES):
         return list(CLASS_NAMES), []
     warning = (
         f"other classes than VOC's 20, so the {len(found)} of this split are taken in sorted order; to fix "
-        f"them for all splits write them to {places.classes.name} in the set's folder, one a line"
+        "them for all splits write them to classes.txt in the set's folder, one a line"
     )
     return found, [Remark("classes_of_this_split", len(found), warning)]
 
 
-def _parse_image(file: VocFile, file_name: str, class_names: Sequence[str], classes: Path) -> ParsedImage:
+def _read_classes(path: Path) -> list[str]:
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if path.name == "labelmap.txt":  # name:colour:parts:actions, of the background too
+        names = [name.partition(":")[0] for name in names if not name.startswith("#")]
+        names = [name for name in names if name != "background"]
+    if not names or len(set(names)) < len(names) or not all(map(is_name, names)):
+        raise DataError(f"{path} is empty, names a class twice, or has what is no name")
+    return names
+
+
+def _parse_image(
+    file: VocFile, file_name: str, class_names: Sequence[str], classes: Path | None
+) -> ParsedImage:
     unknown = next((each.name for each in file.objects if each.name not in class_names), None)
     if unknown is not None:
         close = difflib.get_close_matches(unknown, class_names, n=1)

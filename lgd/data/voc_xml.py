@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 from lgd.data.errors import DataError
-from lgd.data.limits import MAX_COORDINATE, MAX_SIDE, MAX_XML_BYTES, check_size, is_name, read_bytes, shown
+from lgd.data.limits import (
+    MAX_COORDINATE,
+    MAX_SIDE,
+    MAX_XML_BYTES,
+    as_flag,
+    check_size,
+    is_name,
+    name_some,
+    read_bytes,
+    shown,
+)
+from lgd.data.remarks import Remark
 
 _MAX_DIGITS = 20
 """Of a number of pixels: more take long to convert."""
@@ -35,12 +47,14 @@ class VocFile:
 
     Attributes:
         path: the file.
+        file_name: of the picture, as the file has it; "" where it has none.
         height: pixels.
         width: pixels.
         objects: in the file's order.
     """
 
     path: Path
+    file_name: str
     height: int
     width: int
     objects: tuple[VocObject, ...]
@@ -75,7 +89,32 @@ def read_voc_xml(path: Path) -> VocFile:
     except (ValueError, LookupError, ElementTree.ParseError) as error:
         prefix = "not whole XML: " if isinstance(error, ElementTree.ParseError) else ""
         raise DataError(f"{path}: {prefix}{error}") from error
-    return VocFile(path, height, width, objects)
+    file_name = (tree.findtext("filename") or "").strip()
+    return VocFile(path, file_name, height, width, objects)
+
+
+def corners_from_zero(files: Sequence[VocFile]) -> tuple[list[VocFile], list[Remark]]:
+    """Find out whether a set counts pixels from 0, which an xmin or ymin of 0 tells, and take them so.
+
+    Tools that do so write edges: from xmin, ymin to xmax, ymax. All files of a set are of one tool.
+
+    Returns:
+        The files, and a remark where the set counts from 0.
+    """
+    telling = [file for file in files if any(-1 <= min(each.box[:2]) < 0 for each in file.objects)]
+    if not telling:
+        return list(files), []
+    text = (
+        f"xmin or ymin is 0 in {len(telling)} files, so this set counts pixels from 0 and not from 1 as VOC "
+        f"does: nothing is subtracted from its corners ({name_some([file.path.name for file in telling])})"
+    )
+    return [_count_from_zero(file) for file in files], [Remark("corners_from_zero", len(telling), text)]
+
+
+def _count_from_zero(file: VocFile) -> VocFile:
+    boxes = [(each.box[0] + 1, each.box[1] + 1, each.box[2], each.box[3]) for each in file.objects]
+    objects = zip(file.objects, boxes, strict=True)
+    return replace(file, objects=tuple(replace(each, box=box) for each, box in objects))
 
 
 def _side(tree: ElementTree.Element, side: str) -> int:
@@ -97,7 +136,10 @@ def _object(number: int, node: ElementTree.Element) -> VocObject:
     if not is_name(name):
         raise ValueError(f"the name of object {number} is {shown(name)}, which is no name")
     x1, y1, x2, y2 = (_coordinate(number, node, key) for key in ("xmin", "ymin", "xmax", "ymax"))
-    difficult = (node.findtext("difficult") or "0").strip() not in ("", "0")
+    text = (node.findtext("difficult") or "").strip()
+    difficult = as_flag(text or "0")
+    if difficult is None:
+        raise ValueError(f"object {number} ({name}) has difficult {shown(text)}, neither 0 nor 1")
     return VocObject(name, (x1 - 1, y1 - 1, x2, y2), difficult)
 
 

@@ -12,6 +12,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from multiprocessing import connection
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.queues import Queue
 from multiprocessing.util import get_temp_dir
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -246,4 +248,15 @@ def prepare_worker(worker: int) -> None:
     # Torch's handlers of these write to the terminal, where the trainer speaks of it.
     for number in (signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE):
         signal.signal(number, signal.SIG_DFL)
+    sys.excepthook = say_unless_gone
     torch.set_num_threads(1)
+
+
+def say_unless_gone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Write the traceback of an error, but of a connection that has ended nothing.
+
+    The thread by which a worker hands its memory on (`multiprocessing.resource_sharer`) reports so that the
+    trainer is gone; why it is, the trainer has said.
+    """
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)

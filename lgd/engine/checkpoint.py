@@ -8,7 +8,6 @@ becomes known after it was written, the score of its step, is written into the s
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import socket
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import torch
 
+from lgd.engine.seals import AMENDABLE, NO_SEAL, check_seal, make_seal, read_amendments, read_seal
 from lgd.files import FULL, replacing, write_text_atomically
 from lgd.ranks import process_group
 
@@ -29,14 +29,8 @@ T = TypeVar("T")
 
 FORMAT = "lgd"
 
-AMENDABLE = ("best", "owes_evaluation")
-"""What a checkpoint's score changes of the state of its step."""
-
 SECONDS_TO_SEE = 30.0
 """How long a shared file system may take to show every node what one has written."""
-
-
-_NO_SEAL = (ValueError, KeyError, TypeError, RecursionError)
 
 
 class CheckpointError(ValueError):
@@ -175,8 +169,7 @@ def _write_and_seal(path: Path, content: dict[str, Any]) -> None:
     seal.unlink(missing_ok=True)
     try:
         write_file(path, content)
-        record = {"step": content["step"], "bytes": path.stat().st_size, "sha256": _sha256(path)}
-        write_text_atomically(seal, json.dumps(record))
+        write_text_atomically(seal, json.dumps(make_seal(path, content["step"])))
     except OSError:
         _discard(path)  # without a seal it only takes room
         raise
@@ -213,9 +206,9 @@ def amend_checkpoint(folder: Path, step: int, changes: Mapping[str, Any]) -> Non
     seal = _checkpoint_path(folder, step).with_suffix(".json")
     try:
         if seal.exists():
-            record = _read_seal(seal)
+            record = read_seal(seal)
             write_text_atomically(seal, json.dumps({**record, "amended": dict(changes)}))
-    except (OSError, *_NO_SEAL) as error:
+    except (OSError, *NO_SEAL) as error:
         raise CheckpointError(f"could not write {seal}: {_reason(error)}") from error
 
 
@@ -242,18 +235,24 @@ def load_newest(folder: Path) -> Checkpoint | None:
     for path in _steps_on_disk(folder):
         problem = check_seal(path)
         if problem is None:
-            state = read_file(path) | _read_amendments(path)
+            state = read_file(path) | read_amendments(path)
             if damaged:
                 logger.warning("falling back to %s", path)
-            return Checkpoint(path, int(state["step"]), state)
+            return Checkpoint(path, _step_of(path), state)
         logger.warning("damaged checkpoint passed over: %s (%s)", path, problem)
         damaged.append(path.name)
     if damaged:
         raise CheckpointError(
             f"no whole checkpoint in {folder}: {', '.join(damaged)} damaged; "
-            "start without --resume, or from MODEL.WEIGHTS"
+            f"start without --resume, or from MODEL.WEIGHTS{_name_weights(folder.parent)}"
         )
     return None
+
+
+def _name_weights(output: Path) -> str:
+    """The newest of a run's files of weights alone, "" without one."""
+    found = [output / name for name in ("model_final.pth", "model_best.pth")]
+    return next((f" {path}" for path in found if path.is_file()), "")
 
 
 def find_newest(folder: Path) -> Checkpoint | None:
@@ -270,7 +269,7 @@ def find_newest(folder: Path) -> Checkpoint | None:
         except CheckpointError as error:
             problem = error
     path, amended, problem = process_group.broadcast_object(
-        (found.path if found else None, _read_amendments(found.path) if found else {}, problem)
+        (found.path if found else None, read_amendments(found.path) if found else {}, problem)
     )
     if problem is not None:
         raise problem
@@ -280,8 +279,7 @@ def find_newest(folder: Path) -> Checkpoint | None:
         raise CheckpointError(f"{path} is not visible on {', '.join(blind)}: all nodes must share OUTPUT_DIR")
     if path is None or found is not None:
         return found
-    state = read_file(path) | amended
-    return Checkpoint(path, int(state["step"]), state)
+    return Checkpoint(path, _step_of(path), read_file(path) | amended)
 
 
 def _shows(path: Path) -> bool:
@@ -309,40 +307,6 @@ def read_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_seal(path: Path) -> str | None:
-    """Hold a checkpoint against its seal; return what is wrong, or None."""
-    try:
-        seal = _read_seal(path)
-    except FileNotFoundError:
-        return "no seal: writing it did not finish"
-    except (OSError, *_NO_SEAL):
-        return "unreadable seal"
-    if path.stat().st_size != seal["bytes"]:
-        return f"{path.stat().st_size} bytes instead of {seal['bytes']}"
-    return None if _sha256(path) == seal["sha256"] else "its checksum differs"
-
-
-def _read_seal(path: Path) -> dict[str, Any]:
-    """What the seal of a checkpoint says; raises one of `_NO_SEAL` where that is none."""
-    seal: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
-    amended = seal.get("amended", {}) if isinstance(seal, dict) else None
-    if (
-        type(seal["bytes"]) is not int
-        or not isinstance(amended, dict)
-        or not amended.keys() <= set(AMENDABLE)
-    ):
-        raise ValueError("not a seal")
-    best = amended.get("best", {})
-    if not isinstance(best, dict) or any(type(value) not in (int, float) for value in best.values()):
-        raise ValueError("not a seal")
-    return seal
-
-
-def _read_amendments(path: Path) -> dict[str, Any]:
-    amended: dict[str, Any] = _read_seal(path).get("amended", {})
-    return amended
-
-
 def _checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step_{step:07d}.pth"
 
@@ -355,11 +319,6 @@ def _steps_on_disk(folder: Path) -> list[Path]:
 
 def _step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step_"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _discard(path: Path) -> bool:

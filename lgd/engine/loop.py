@@ -84,7 +84,7 @@ class TrainState:
         sides: the optimizers.
         progress: losses of the unfinished log period.
         step: steps done.
-        best: the best student AP so far and its step, by "AP" and "step"; empty before the first.
+        best: the metric that chooses the best model, by its name, and the "step"; empty before the first.
         owes_evaluation: the evaluation that is due after `step` was abandoned, to leave in time.
     """
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from lgd.distill.schedule import Phase
 from lgd.engine.tensorboard import Scalar, TensorBoard
 from lgd.evaluation.results import replace_non_finite
-from lgd.files import GrowingFile, replacing
+from lgd.files import GrowingFile, open_file, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -266,7 +266,7 @@ class _LineFile:
 
     def add_missing(self, lines: Sequence[str]) -> None:
         """Append those lines that are not there."""
-        present = set(self._file.path.read_bytes().splitlines(keepends=True)) if lines else set()
+        present = set(_read(self._file.path).splitlines(keepends=True)) if lines else set()
         for line in lines:
             if line.encode() not in present:
                 self._file.append(line.encode())
@@ -307,14 +307,21 @@ class _LineFile:
         self._file.close()
 
 
+def _read(path: Path) -> bytes:
+    with open_file(path) as file:
+        return file.read()
+
+
 def _drop_lines_after(path: Path, iteration: int, with_evaluation: bool) -> None:
     """Take back the lines of later steps, its own evaluation if asked, and what a crash left half-written."""
-    content = path.read_bytes()
+    content = _read(path)
     kept, num_damaged = [], 0
     for line in content.split(b"\n"):
         try:
             if line:
                 entry = json.loads(line)
+                if type(entry["iteration"]) is not int or entry["iteration"] < 0:
+                    raise ValueError("no count of steps")
                 is_evaluation_again = with_evaluation and entry["iteration"] == iteration and "eval" in entry
                 if entry["iteration"] <= iteration and not is_evaluation_again:
                     kept.append(line + b"\n")

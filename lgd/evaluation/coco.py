@@ -4,7 +4,8 @@ The counting is done by hotcoco (fast) or pycocotools (the reference); both give
 tables, and one summary turns either into the same numbers.
 
 Legend: T = 10 IoU thresholds 0.50:0.05:0.95; R = 101 recall thresholds; K categories; A = 4 areas (all,
-small, medium, large); M = 3 caps on the detections of a category in an image (1, 10, 100).
+small, medium, large); M = 3 caps on the detections of a category in an image (1, 10, 100), and perhaps a
+fourth.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ IouType = Literal["bbox", "segm"]
 Array = npt.NDArray[np.float64]
 
 _AREAS = ("", "s", "m", "l")
-_CAPS = (1, 10, 100)
+COCO_CAP = 100
+"""Detections of a category in an image that COCO counts at most."""
+
+_CAPS = (1, 10, COCO_CAP)
 
 
 def evaluate_coco(
@@ -48,6 +52,7 @@ def evaluate_coco(
     *,
     iou_type: IouType = "bbox",
     backend: Backend = "hotcoco",
+    cap: int = COCO_CAP,
     name: str,
 ) -> Metrics | None:
     """Measure AP and AR of boxes or masks.
@@ -60,12 +65,15 @@ def evaluate_coco(
         found: detections of all images, with the ground truth's numbers (`lgd.evaluation.ground_truth`).
         iou_type: "bbox" or "segm".
         backend: what counts the matches.
+        cap: how many detections of an image there are at most; above COCO's 100, what they amount to with as
+            many of a class is measured too.
         name: what messages call the ground truth.
 
     Returns:
         AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl and "AP-<class name>" for each class,
         in percent; None as a value where no object is there to be found (a class or size that does not
-        occur). None altogether without ground truth, or without masks in it where masks are to be measured.
+        occur). With a cap N above 100 also AP@N, AP50@N, AP75@N and AR@N, where N a class and image count and
+        not 100. None altogether without ground truth, or without masks in it where masks are to be measured.
 
     Raises:
         ConfigError: pycocotools is asked for and not installed.
@@ -80,8 +88,18 @@ def evaluate_coco(
             logger.info("%s has no masks: there is no mask AP", name)
             return None
     count = {"hotcoco": _count_with_hotcoco, "pycocotools": _count_with_pycocotools}[backend]
-    precision, recall = count(ground_truth, found, iou_type)
-    return _summarise(precision, recall, ground_truth.class_names)
+    precision, recall = count(ground_truth, found, iou_type, _caps(cap))
+    return _summarise(precision, recall, ground_truth.class_names, cap)
+
+
+def name_metrics(class_names: Sequence[str], cap: int = COCO_CAP) -> list[str]:
+    """The names of what `evaluate_coco` measures for such classes."""
+    precision = np.full((10, 1, len(class_names), len(_AREAS), len(_caps(cap))), -1.0)
+    return list(_summarise(precision, precision[:, 0], class_names, cap))
+
+
+def _caps(cap: int) -> list[int]:
+    return [*_CAPS, cap] if cap > COCO_CAP else list(_CAPS)
 
 
 def require_backend(backend: Backend) -> None:
@@ -129,7 +147,7 @@ def _categories(ground_truth: GroundTruth) -> list[dict[str, Any]]:
 
 
 def _count_with_hotcoco(
-    ground_truth: GroundTruth, found: Predictions, iou_type: IouType
+    ground_truth: GroundTruth, found: Predictions, iou_type: IouType, caps: list[int]
 ) -> tuple[Array, Array]:
     """Count with hotcoco: precision (T, R, K, A, M) and recall (T, K, A, M) in [0, 1], -1 without objects."""
     masks: Any = ground_truth.masks if iou_type == "segm" else None
@@ -144,6 +162,7 @@ def _count_with_hotcoco(
         segmentation=masks,
     )
     evaluator = hotcoco.COCOeval(gt, _load_with_hotcoco(gt, found, iou_type), iou_type)
+    evaluator.params.max_dets = caps
     evaluator.evaluate()
     evaluator.accumulate()
     tables = evaluator.eval
@@ -164,7 +183,7 @@ def _load_with_hotcoco(gt: hotcoco.COCO, found: Predictions, iou_type: IouType) 
 
 
 def _count_with_pycocotools(
-    ground_truth: GroundTruth, found: Predictions, iou_type: IouType
+    ground_truth: GroundTruth, found: Predictions, iou_type: IouType, caps: list[int]
 ) -> tuple[Array, Array]:
     """Count with pycocotools; returns what `_count_with_hotcoco` returns."""
     from pycocotools import mask
@@ -185,6 +204,7 @@ def _count_with_pycocotools(
         gt.createIndex()
         detected.createIndex()
         evaluator = COCOeval(gt, detected, iou_type)
+        evaluator.params.maxDets = caps
         evaluator.evaluate()
         evaluator.accumulate()
     return evaluator.eval["precision"], evaluator.eval["recall"]
@@ -223,13 +243,18 @@ def _as_lists(mask: Mask) -> Any:
     return [polygon.tolist() for polygon in mask]
 
 
-def _summarise(precision: Array, recall: Array, class_names: Sequence[str]) -> Metrics:
+def _summarise(precision: Array, recall: Array, class_names: Sequence[str], cap: int) -> Metrics:
     """Average precision (T, R, K, A, M) and recall (T, K, A, M) into the named numbers, in percent."""
-    best = precision[..., -1]
+    last = len(_CAPS) - 1
+    best = precision[..., last]
     metrics = {"AP": _mean(best[..., 0]), "AP50": _mean(best[0, ..., 0]), "AP75": _mean(best[5, ..., 0])}
     metrics |= {f"AP{area}": _mean(best[..., a]) for a, area in enumerate(_AREAS) if area}
     metrics |= {f"AR{cap}": _mean(recall[..., 0, m]) for m, cap in enumerate(_CAPS)}
-    metrics |= {f"AR{area}": _mean(recall[..., a, -1]) for a, area in enumerate(_AREAS) if area}
+    metrics |= {f"AR{area}": _mean(recall[..., a, last]) for a, area in enumerate(_AREAS) if area}
+    if cap > COCO_CAP:
+        beyond = precision[..., 0, -1]
+        named = {"AP": beyond, "AP50": beyond[0], "AP75": beyond[5], "AR": recall[..., 0, -1]}
+        metrics |= {f"{name}@{cap}": _mean(values) for name, values in named.items()}
     metrics |= {f"AP-{name}": _mean(best[:, :, k, 0]) for k, name in enumerate(class_names)}
     return metrics
 

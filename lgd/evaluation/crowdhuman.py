@@ -17,9 +17,14 @@ from lgd.evaluation.coco import Metrics
 from lgd.evaluation.overlaps import Found, box_coverage, box_iou, clipped_boxes, found_by_image
 from lgd.evaluation.predictions import Predictions
 
+CROWDHUMAN_METRICS = ("AP50", "mMR", "JI")
+
 _OVERLAP = 0.5
 _FALSE_POSITIVES_PER_IMAGE = np.array([0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0])
 """Nine points evenly spaced in the logarithm, rounded as in the toolkit."""
+
+_PERSON = 1
+"""The category id of the one class that these sets have; a run may have further ones."""
 
 _SCORES = np.arange(10) / 10
 
@@ -29,7 +34,7 @@ def evaluate_crowdhuman(index: AnnotationIndex, predictions: Predictions) -> Met
 
     Args:
         index: the data set, with annotations; annotations marked as crowds are regions to ignore.
-        predictions: detections of all images.
+        predictions: detections of all images; those of other classes than `person` do not count.
 
     Returns:
         In percent; None where there is no object:
@@ -45,7 +50,9 @@ def evaluate_crowdhuman(index: AnnotationIndex, predictions: Predictions) -> Met
     """
     scores, hits, ratios = [], [], []
     num_objects = 0
-    for i, found in enumerate(found_by_image(index, predictions)):
+    person = index.category_ids.index(_PERSON) if _PERSON in index.category_ids else -1
+    for i, found_of_all in enumerate(found_by_image(index, predictions)):
+        found = found_of_all.of_class(person)
         boxes, ignored = clipped_boxes(index, i), index.crowd(i)
         objects, regions = boxes[~ignored], boxes[ignored]
         num_objects += len(objects)
@@ -54,7 +61,7 @@ def evaluate_crowdhuman(index: AnnotationIndex, predictions: Predictions) -> Met
         hits.append(hit[counted])
         ratios.append(_jaccard_index(found, objects, regions))
     if num_objects == 0:
-        return {"AP50": None, "mMR": None, "JI": None}
+        return dict.fromkeys(CROWDHUMAN_METRICS)
     order = np.argsort(-np.concatenate(scores), kind="stable")
     hit = np.concatenate(hits)[order]
     return {

@@ -60,6 +60,8 @@ def ground_truth_of(index: AnnotationIndex, *, with_masks: bool) -> GroundTruth 
     objects. For the latter COCO's rule is a little milder than VOC's: a detection also counts as on a
     difficult object when it covers little of it but lies inside.
 
+    A crowd of every class (label K) becomes one of each.
+
     Returns:
         The objects; None where the set has no annotations.
     """
@@ -79,13 +81,33 @@ def ground_truth_of(index: AnnotationIndex, *, with_masks: bool) -> GroundTruth 
         masks=_masks(index, image) if with_masks else None,
     )
     if index.kind == "coco":
-        return everything
+        return _spread(everything)
     limits = np.stack([index.widths, index.heights], axis=1)[image]
     starts = columns["xywh"][:, :2]
     ends = (starts + columns["xywh"][:, 2:]).clip(0, limits)
     boxes = np.concatenate([starts.clip(0, limits), ends - starts.clip(0, limits)], axis=1)
     crowd = columns["crowd"] | columns["difficult"]
-    return replace(everything, boxes=boxes, areas=boxes[:, 2] * boxes[:, 3], crowd=crowd)
+    return _spread(replace(everything, boxes=boxes, areas=boxes[:, 2] * boxes[:, 3], crowd=crowd))
+
+
+def _spread(truth: GroundTruth) -> GroundTruth:
+    """Put a crowd of each class in place of one that is of every class."""
+    num_classes = len(truth.class_names)
+    is_of_all = truth.classes == num_classes + 1
+    if not is_of_all.any():
+        return truth
+    rows = np.repeat(np.arange(len(truth.classes)), np.where(is_of_all, num_classes, 1))
+    classes = truth.classes[rows]
+    classes[is_of_all[rows]] = np.tile(np.arange(1, num_classes + 1), int(is_of_all.sum()))
+    return replace(
+        truth,
+        images=truth.images[rows],
+        classes=classes,
+        boxes=truth.boxes[rows],
+        areas=truth.areas[rows],
+        crowd=truth.crowd[rows],
+        masks=None if truth.masks is None else [truth.masks[row] for row in rows.tolist()],
+    )
 
 
 def _masks(index: AnnotationIndex, image: Integers) -> list[Mask]:

@@ -28,6 +28,11 @@ class Found:
     scores: Floats
     labels: Integers
 
+    def of_class(self, label: int) -> Found:
+        """Those of one class."""
+        which = self.labels == label
+        return Found(self.boxes[which], self.scores[which], self.labels[which])
+
 
 def found_by_image(index: AnnotationIndex, found: Predictions) -> list[Found]:
     """Sort detections by image of `index`, and within it by score.

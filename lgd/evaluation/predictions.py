@@ -131,12 +131,26 @@ class Predictions:
                 result["segmentation"] = mask | {"counts": mask["counts"].decode()}
         return results
 
-    def to_json(self) -> Iterator[str]:
-        """Yield the text of `to_results` as JSON in pieces, so that never all of them are objects at once."""
+    def to_json(
+        self,
+        written_images: Mapping[int, int | str] | None = None,
+        written_categories: Mapping[int, int | str] | None = None,
+    ) -> Iterator[str]:
+        """Yield the text of `to_results` as JSON in pieces, so that never all of them are objects at once.
+
+        Args:
+            written_images: by their numbers, the ids of images that the annotation file has otherwise.
+            written_categories: likewise of categories.
+        """
         yield "["
         for start in range(0, len(self), _ROWS_AT_ONCE):
+            results = self.to_results(start, start + _ROWS_AT_ONCE)
+            for key, written in (("image_id", written_images), ("category_id", written_categories)):
+                if written:
+                    for result in results:
+                        result[key] = written.get(result[key], result[key])
             yield ", " if start else ""
-            yield json.dumps(self.to_results(start, start + _ROWS_AT_ONCE))[1:-1]
+            yield json.dumps(results)[1:-1]
         yield "]"
 
 

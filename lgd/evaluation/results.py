@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lgd.data.index import AnnotationIndex
 from lgd.evaluation.predictions import Predictions
 from lgd.files import replacing, write_text_atomically
 
@@ -17,13 +18,20 @@ measured."""
 
 _COCO_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _OTHER_COLUMNS = ("AP50-07", "mMR", "JI")
+_BEYOND_COLUMNS = ("AP@", "AP50@", "AR@")
 _MAX_CLASSES_SHOWN = 30
 
 
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write detections as one JSON list in COCO's results format; the old file stays if that fails."""
+def write_predictions(path: Path, predictions: Predictions, index: AnnotationIndex | None = None) -> None:
+    """Write detections as one JSON list in COCO's results format; the old file stays if that fails.
+
+    Args:
+        path: the file.
+        predictions: what was found on the images of `index`.
+        index: the test set, whose ids are written as they stand in its annotation file; None: as numbers.
+    """
     with replacing(path) as file:
-        for text in predictions.to_json():
+        for text in predictions.to_json(*(index.written_ids() if index is not None else ())):
             file.write(text.encode())
 
 
@@ -45,8 +53,10 @@ def replace_non_finite(value: Any) -> Any:
 
 
 def headline(metrics: Mapping[str, float | None]) -> str:
-    """Lay out the first three metrics that could be measured in half a line: "AP 41.23  AP50 60.00"."""
-    names = [name for name in _columns(metrics)[:3] if metrics[name] is not None]
+    """Lay out the first three metrics and AP@N, as far as measured, in a line: "AP 41.23  AP50 60.00"."""
+    columns = _columns(metrics)
+    shown = [*columns[:3], *(name for name in columns[3:] if name.startswith("AP@"))]
+    names = [name for name in shown if metrics[name] is not None]
     return "  ".join(f"{name} {_percent(metrics[name])}" for name in names)
 
 
@@ -72,13 +82,15 @@ def results_table(results: Results) -> str:
 def _columns(metrics: Mapping[str, float | None] | None) -> tuple[str, ...]:
     """The six of COCO that everyone reports, with VOC's and CrowdHuman's own after AP50.
 
-    Where the metrics are others, all that are not of one class.
+    Those of more than COCO's 100 detections come last. Where the metrics are others, it is all that
+    are not of one class.
     """
     if metrics is None:
         return _COCO_COLUMNS
     if set(_COCO_COLUMNS) <= metrics.keys():
         others = (name for name in _OTHER_COLUMNS if name in metrics)
-        return (*_COCO_COLUMNS[:2], *others, *_COCO_COLUMNS[2:])
+        beyond = (name for name in metrics if name.startswith(_BEYOND_COLUMNS))
+        return (*_COCO_COLUMNS[:2], *others, *_COCO_COLUMNS[2:], *beyond)
     return tuple(name for name in metrics if not name.startswith("AP-"))
 
 

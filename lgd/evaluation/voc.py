@@ -58,6 +58,11 @@ def evaluate_voc(index: AnnotationIndex, predictions: Predictions) -> Metrics:
     } | {_key(name): 100 * areas[k] if k in areas else None for k, name in enumerate(index.class_names)}
 
 
+def name_voc_metrics(index: AnnotationIndex) -> list[str]:
+    """The names of what `evaluate_voc` measures."""
+    return ["AP50", "AP50-07", *map(_key, index.class_names)]
+
+
 def _key(class_name: str) -> str:
     """What AP50 of a class is called; of one called "07" not like the mean over all."""
     return "AP50-class 07" if class_name == "07" else f"AP50-{class_name}"
@@ -68,7 +73,9 @@ def _match(found: Found, index: AnnotationIndex, i: int, ignored: Flags) -> tupl
     num_detections = len(found.boxes)
     if len(ignored) == 0:
         return np.ones(num_detections, dtype=np.bool_), np.zeros(num_detections, dtype=np.bool_)
-    iou = np.where(found.labels[:, None] == index.labels(i), box_iou(found.boxes, index.boxes(i)), 0)
+    labels = index.labels(i)
+    is_of_class = (found.labels[:, None] == labels) | (labels == len(index.class_names))
+    iou = np.where(is_of_class, box_iou(found.boxes, index.boxes(i)), 0)
     best = iou.argmax(axis=1)
     overlaps = iou[np.arange(num_detections), best] > _OVERLAP
     on_object = np.flatnonzero(overlaps & ~ignored[best])

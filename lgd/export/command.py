@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lgd.build import build_model
-from lgd.build.weights import fill_model
+from lgd.build.weights import config_of_weights, fill_model
 from lgd.config.keys import flatten
 from lgd.config.load import config_hash, load_config
 from lgd.config.schema import Config
@@ -24,7 +24,6 @@ from lgd.export.onnx import write_onnx
 from lgd.run.log import start_logging
 from lgd.run.run import USER_ERRORS
 from lgd.weights import fetch_weights, read_checkpoint_file
-from lgd.weights.convert import config_of
 
 logger = logging.getLogger("lgd.export")
 
@@ -58,7 +57,9 @@ def export(
         raise ConfigError(f"{target}: ends in neither {' nor '.join(_ENDINGS)}")
     weights = read_checkpoint_file(fetch_weights(source))
     cfg = (
-        config_of(source, weights, overrides) if config_file is None else load_config(config_file, overrides)
+        config_of_weights(source, weights, overrides)
+        if config_file is None
+        else load_config(config_file, overrides)
     )
     if cfg.num_classes == 0:
         raise ConfigError("NUM_CLASSES 0 takes the classes from the data, which is not read here; set it")

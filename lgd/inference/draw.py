@@ -5,31 +5,32 @@ Legend: G objects, D detections; H x W the image; H' x W' a panel, which is the 
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lgd.evaluation.masks import paste_masks
+from lgd.inference.captions import (
+    Font,
+    Rectangle,
+    class_color,
+    load_font,
+    overlap,
+    round_inside,
+    text_color,
+)
 from lgd.ops.polygons import rasterize_on_grid
 from lgd.structures import Detections, Outlines
-
-Color = tuple[int, int, int]
-Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2, the last pixels included
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _SHORT_SIDE, _LONG_SIDE = 320, 800
 _SEPARATOR = 6
 _MAX_CAPTION_SHARE = 0.15
 _MASK_OPACITY = 0.35
 _STRIP_COLOR, _STRIP_TEXT_COLOR = (32, 33, 36), (241, 243, 244)
-# The first found is taken; Pillow's own font, which every machine has, knows no letters beyond ASCII.
-_FONT_FILES = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
 
 
 def draw_detections(
@@ -91,6 +92,37 @@ def draw_detections(
     return torch.from_numpy(np.array(both)).permute(2, 0, 1).contiguous()
 
 
+def draw_objects(
+    image: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    captions: Sequence[str],
+    *,
+    outlines: Outlines | None = None,
+    title: str,
+    long_side: int,
+) -> Image.Image:
+    """Draw the objects of one image, resized to a long side of so many pixels, under a strip with a title.
+
+    Args:
+        image: (3, H, W) uint8, RGB.
+        boxes: (G, 4) xyxy, pixels of `image`.
+        labels: (G,) int64, which choose the colours.
+        captions: G of them.
+        outlines: the objects' masks, (1, G, ...), in pixels of `image`; None where there are none.
+        title: what stands in the strip.
+        long_side: pixels.
+    """
+    height, width = image.shape[1:]
+    scale = long_side / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    panel = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
+    masks = None if outlines is None else _rasterize(outlines, scale, size[::-1])
+    panel = _overlay(panel, masks, labels.tolist())
+    return _draw_panel(panel, title, (boxes * scale).tolist(), labels.tolist(), captions)
+
+
 def _rasterize(outlines: Outlines, scale: float, size: tuple[int, int]) -> Tensor:
     """Masks of one image's objects at the size of a panel: (G, H', W') bool."""
     edges, sizes = outlines.edges * scale, torch.tensor([size], device=outlines.edges.device)
@@ -106,7 +138,7 @@ def _overlay(panel: Image.Image, masks: Tensor | None, labels: Sequence[int]) ->
     for mask, label in reversed(list(zip(masks.cpu(), labels, strict=True))):  # the best on top
         near_outside = F.max_pool2d(1.0 - mask[None].float(), 2 * reach + 1, stride=1, padding=reach)[0] > 0
         inside, line = mask.numpy(), (mask & near_outside).numpy()
-        color = np.array(_class_color(label))
+        color = np.array(class_color(label))
         pixels[inside] = ((1 - _MASK_OPACITY) * pixels[inside] + _MASK_OPACITY * color).round()
         pixels[line] = color
     return Image.fromarray(pixels)
@@ -122,15 +154,15 @@ def _choose_scale(height: int, width: int) -> float:
 
 
 def _draw_panel(
-    panel: Image.Image, title: str, boxes: list[list[float]], labels: list[int], captions: list[str]
+    panel: Image.Image, title: str, boxes: list[list[float]], labels: list[int], captions: Sequence[str]
 ) -> Image.Image:
     """Draw boxes in pixels of `panel` with their captions into it, and put a strip with the title on top."""
     text_size, line_width = max(11, round(min(panel.size) / 36)), _line_width(panel)
     draw = ImageDraw.Draw(panel)
-    rectangles = [_inside(box, panel) for box in boxes]
+    rectangles = [round_inside(box, *panel.size) for box in boxes]
     for rectangle, label in reversed(list(zip(rectangles, labels, strict=True))):  # the best on top
-        draw.rectangle(rectangle, outline=_class_color(label), width=line_width)
-    _draw_captions(draw, panel, rectangles, labels, captions, _load_font(text_size))
+        draw.rectangle(rectangle, outline=class_color(label), width=line_width)
+    _draw_captions(draw, panel, rectangles, labels, captions, load_font(text_size))
 
     strip_height = round(1.9 * text_size)
     result = Image.new("RGB", (panel.width, panel.height + strip_height), _STRIP_COLOR)
@@ -139,17 +171,10 @@ def _draw_panel(
         (strip_height // 3, strip_height // 2),
         title,
         _STRIP_TEXT_COLOR,
-        _load_font(text_size + 1),
+        load_font(text_size + 1),
         anchor="lm",
     )
     return result
-
-
-def _inside(box: Sequence[float], panel: Image.Image) -> Rectangle:
-    """Round and clip a box so that its outline can be seen, with ordered corners."""
-    x1, x2 = (min(max(round(x), 0), panel.width - 1) for x in (box[0], box[2]))
-    y1, y2 = (min(max(round(y), 0), panel.height - 1) for y in (box[1], box[3]))
-    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
 def _draw_captions(
@@ -176,9 +201,9 @@ def _draw_captions(
             continue
         free_area -= width * height
         plates.append(plate)
-        color = _class_color(label)
+        color = class_color(label)
         draw.rectangle(plate, fill=color)
-        draw.text((plate[0] + 2 - left, plate[1] + 2 - top), caption, _text_color(color), font)
+        draw.text((plate[0] + 2 - left, plate[1] + 2 - top), caption, text_color(color), font)
 
 
 def _find_place(
@@ -190,34 +215,6 @@ def _find_place(
     is_low = below - inside < 3 * height
     for y in (above, below, inside) if is_low else (above, inside, below):
         plate = (x, y, x + width - 1, y + height - 1)
-        if y >= 0 and plate[3] < panel.height and not any(_overlap(plate, other) for other in plates):
+        if y >= 0 and plate[3] < panel.height and not any(overlap(plate, other) for other in plates):
             return plate
     return None
-
-
-def _overlap(first: Rectangle, second: Rectangle) -> bool:
-    return all(first[i] <= second[i + 2] and second[i] <= first[i + 2] for i in (0, 1))
-
-
-@cache
-def _class_color(label: int) -> Color:
-    """Hues spread by the golden ratio, so that neighbouring labels differ; brightness alternates too."""
-    hue = (0.37 + label * 0.6180339887) % 1.0
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, (1.0, 0.8)[label // 3 % 2])
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def _text_color(color: Color) -> Color:
-    """Black on bright colours, white on dark ones (luma of ITU-R BT.601)."""
-    red, green, blue = color
-    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
-
-
-@cache
-def _load_font(size: int) -> Font:
-    for name in _FONT_FILES:
-        try:
-            return ImageFont.truetype(name, size)
-        except OSError:
-            continue
-    return ImageFont.load_default(size)

@@ -22,6 +22,7 @@ from lgd.config.load import config_hash, load_config
 from lgd.config.schema import Config
 from lgd.config.solver import scale_to_world_size
 from lgd.config.values import ConfigError
+from lgd.ending import last_line
 from lgd.files import write_text_atomically
 from lgd.preflight import findings, report, slowness
 from lgd.preflight.calls import Call, Listener, call_all
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _Preflight(arguments, place).run()
     except ConfigError as error:
         if rank == 0:
-            sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+            sys.stderr.write(f"error: {last_line(str(error))}\n")
         return exits.USER_ERROR
     except MeetingError as error:
         sys.stderr.write(f"preflight, rank {rank}: {error}\n")

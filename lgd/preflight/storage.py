@@ -81,7 +81,7 @@ class Storage:
 def read_datasets(cfg: Config) -> tuple[dict[str, Dataset], int]:
     """Open the data sets of DATASETS.TRAIN and DATASETS.TEST; also the number of their classes, 0 unknown."""
     found: dict[str, Dataset] = {}
-    num_classes = 0
+    num_classes = len(cfg.datasets.classes)
     for name in dict.fromkeys((*cfg.datasets.train, *cfg.datasets.test)):
         try:
             index = open_dataset(name, Path(cfg.datasets.root))
@@ -89,7 +89,7 @@ def read_datasets(cfg: Config) -> tuple[dict[str, Dataset], int]:
             samples = sorted({0, len(index) // 2, len(index) - 1}) if len(index) else []
             digest = hashlib.sha256()
             for i in samples:
-                read_image(index.path(i))
+                read_image(index.path(i), None if cfg.input.range == "auto" else cfg.input.range)
                 digest.update(index.path(i).read_bytes())
             found[name] = Dataset(len(index), int(index.counts.sum()), index.content_hash, digest.hexdigest())
         except (DataError, OSError) as error:

@@ -280,7 +280,8 @@ class Agent(LocalElasticAgent):
             logger.error("%s", line)
         if self._remaining_restarts:
             logger.error(
-                "starting again from the newest checkpoint; restarts left: %d", self._remaining_restarts
+                "starting again from the newest checkpoint, if there is one; restarts left: %d",
+                self._remaining_restarts,
             )
         else:
             with contextlib.suppress(OSError):

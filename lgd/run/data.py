@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lgd.config.keys import with_values
 from lgd.config.schema import Config
 from lgd.data.catalog import open_dataset
+from lgd.data.classes import ClassOptions, agree
 from lgd.data.concatenation import concatenate
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
@@ -30,7 +32,7 @@ class RunData:
     """The data sets of a run.
 
     Attributes:
-        opened: each by itself, by name.
+        opened: each by itself with the classes of the run, by name.
         parts: names of the training sets; none for an evaluation alone.
         train: these as one; None for an evaluation alone.
         tests: the test sets by name.
@@ -78,25 +80,47 @@ class Origin:
         return {"data": dict(self.records), "data_changes": list(self.changes)}
 
 
-def open_data(cfg: Config, *, with_training: bool) -> RunData:
-    """Open the sets of DATASETS.TRAIN and DATASETS.TEST, rank 0 first.
+def open_data(cfg: Config, *, with_training: bool, trained: Sequence[str] = ()) -> RunData:
+    """Open the sets of DATASETS.TRAIN and DATASETS.TEST, rank 0 first, with the classes that they share.
+
+    Args:
+        cfg: names the sets and the classes.
+        with_training: whether the training sets are opened too.
+        trained: if not, the names of the classes of the weights that are evaluated, where these are known.
 
     Raises:
-        DataError: one cannot be opened, or the training sets do not fit together.
+        DataError: one cannot be opened, or their classes do not fit together.
     """
     root = Path(cfg.datasets.root)
     if with_training and not cfg.datasets.train:
         raise DataError("no data set is given to train on (DATASETS.TRAIN)")
-    opened = {
+    parts = cfg.datasets.train if with_training else ()
+    as_they_are = {
         name: process_group.on_main_first(partial(open_dataset, name, root))
-        for name in (*(cfg.datasets.train if with_training else ()), *cfg.datasets.test)
+        for name in (*parts, *cfg.datasets.test)
     }
-    tests = {name: opened[name] for name in cfg.datasets.test}
+    training, tests = ([as_they_are[name] for name in names] for names in (parts, cfg.datasets.test))
+    together = partial(agree, training, tests, _class_options(cfg), trained)
+    training, tests = process_group.on_main_first(together)
+    by_name = dict(zip(cfg.datasets.test, tests, strict=True))
+    opened = dict(zip(parts, training, strict=True)) | by_name
     if not with_training:
-        return RunData(opened, (), None, tests)
-    parts = [opened[name] for name in cfg.datasets.train]
-    train = parts[0] if len(parts) == 1 else process_group.on_main_first(partial(concatenate, parts))
-    return RunData(opened, cfg.datasets.train, train, tests)
+        return RunData(opened, (), None, by_name)
+    train = training[0] if len(parts) == 1 else process_group.on_main_first(partial(concatenate, training))
+    return RunData(opened, parts, train, by_name)
+
+
+def open_training_data(cfg: Config) -> AnnotationIndex:
+    """Open the sets of DATASETS.TRAIN as one, as `open_data` does."""
+    train = open_data(with_values(cfg, {"DATASETS.TEST": ()}), with_training=True).train
+    assert train is not None
+    return train
+
+
+def _class_options(cfg: Config) -> ClassOptions:
+    data = cfg.datasets
+    wanted = data.classes if isinstance(data.classes, dict) else {name: (name,) for name in data.classes}
+    return ClassOptions(wanted, data.other_classes, data.crowds)
 
 
 def _describe(index: AnnotationIndex) -> Record:
@@ -138,7 +162,8 @@ def trace_data(data: RunData, checkpoint: Checkpoint | None, *, accept: bool) ->
     if _class_names(before) != _class_names(records):
         raise CheckpointError(
             f"{checkpoint.path} was trained on other classes: {'; '.join(changes)}. A run keeps its classes: "
-            f"choose another OUTPUT_DIR, and start there from MODEL.WEIGHTS {checkpoint.path}"
+            f"choose another OUTPUT_DIR, and start there from MODEL.WEIGHTS {checkpoint.path}; or choose the "
+            "same classes by name (DATASETS.CLASSES)"
         )
     if not changes:
         return Origin(records, earlier)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,18 +12,22 @@ from typing import Any
 
 from torch import Tensor
 
+from lgd.config.values import ConfigError
 from lgd.data.errors import DataError
+from lgd.data.index import AnnotationIndex
 from lgd.engine.checkpoint import FORMAT, amend_checkpoint, attempt, write_file
 from lgd.engine.loop import TrainState
 from lgd.engine.metrics import MetricsWriter
 from lgd.engine.progress import NonFiniteError
 from lgd.evaluation.coco import Backend
 from lgd.evaluation.results import Results, headline, write_predictions, write_results_json
+from lgd.evaluation.score import is_better, name_scores
 from lgd.inference.detect import Inference
 from lgd.inference.test_sets import TestSet, draw_examples
 from lgd.ranks import process_group
 from lgd.ranks.interruption import Interrupted
 from lgd.run.context import RunContext
+from lgd.run.output import shorten
 from lgd.run.scoring import Scored, Scores, ScoringJob, ScoringProcess, score_job
 
 logger = logging.getLogger(__name__)
@@ -31,13 +36,29 @@ _SECONDS = 3.0
 """How long a run that ends by a fault waits for a score."""
 
 
+@dataclass(frozen=True)
+class Measures:
+    """What is measured, and what counts.
+
+    Attributes:
+        backend: what counts the matches.
+        cap: how many detections of an image there are at most.
+        best_metric: by which the best model is chosen, of the student on the first test set: "AP" of boxes,
+            "segm/AP" of masks.
+    """
+
+    backend: Backend
+    cap: int
+    best_metric: str
+
+
 class Evaluator:
     """Evaluates the model as it is on every test set.
 
     Args:
         detect: detects on every test set; see `detect_on_test_sets`.
         context: where the ranks meet before, and where predictions and results go.
-        backend: what counts the matches.
+        measures: what is measured.
         image_format: order of the channels of the images to draw.
     """
 
@@ -46,15 +67,15 @@ class Evaluator:
         detect: Callable[[], Iterator[tuple[TestSet, Inference]]],
         context: RunContext,
         *,
-        backend: Backend,
+        measures: Measures,
         image_format: str,
     ) -> None:
+        self.measures = measures
         self.output = context.output
         self.refused = context.refused
         self._detect = detect
         self.watch = context.watch
         self._channel = context.channel
-        self._backend: Backend = backend
         self._image_format = image_format
 
     def evaluate(self, step: int, metrics: MetricsWriter | None) -> Results | None:
@@ -72,7 +93,7 @@ class Evaluator:
             results[name] = score_job(job)
             for model, predictions in job.found.items():
                 path = job.paths[model]
-                self.refused.attempt(path, partial(write_predictions, path, predictions))
+                self.refused.attempt(path, partial(write_predictions, path, predictions, job.index))
             self._report(step, name, results[name], metrics)
         return self._write(results)
 
@@ -90,10 +111,9 @@ class Evaluator:
                 examples = draw_examples(test_set, inference, self._image_format)
                 metrics.log_images(test_set.name, step, examples)
             paths = {model: self.output.predictions(test_set.name, model) for model in inference.found}
-            yield (
-                test_set.name,
-                ScoringJob(test_set.index, inference.found, inference.with_masks, self._backend, paths),
-            )
+            found, backend, cap = inference.found, self.measures.backend, self.measures.cap
+            job = ScoringJob(test_set.index, found, inference.with_masks, backend, paths, cap)
+            yield test_set.name, job
 
     def report(self, step: int, found: Mapping[str, Scored], metrics: MetricsWriter) -> Results | None:
         """Write what came of the evaluation after `step`, by test set."""
@@ -256,15 +276,16 @@ class TrainingEvaluations:
     def _take(self, step: int, results: Results | None, weights: Mapping[str, Tensor]) -> None:
         """Remember the results, and keep the weights if they are the best so far."""
         self.results = results
-        ap = _first_ap(results)
-        if ap is not None and ap > self._state.best.get("AP", -1.0):
+        name, best = self._evaluator.measures.best_metric, self._state.best
+        value = _find_metric(results, name)
+        if value is not None and (name not in best or is_better(name, value, best[name])):
             path, content = (
                 self._evaluator.output.best_model,
                 {"format": FORMAT, "model": weights, **self._about},
             )
             # One that could not be written shall not be what later ones are held against.
             if self._evaluator.refused.attempt(path, partial(write_file, path, content)):
-                self._state.best = {"AP": ap, "step": step}
+                self._state.best = {name: value, "step": step}
 
 
 def _copy_to_host(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -273,9 +294,39 @@ def _copy_to_host(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _first_ap(results: Results | None) -> float | None:
-    """The student's box AP on the first test set, by which the best model is chosen."""
+def require_metric(name: str, index: AnnotationIndex, *, with_masks: bool, cap: int) -> None:
+    """See that there will be a metric of this name on the test set that chooses the best model.
+
+    Raises:
+        ConfigError: there will not be; says which there are.
+    """
+    kind, metric = _split(name)
+    if not index.has_annotations:
+        if name != "AP":
+            raise ConfigError(f"TEST.BEST_METRIC {name}: {index.name} has no annotations to measure against")
+        return
+    names = name_scores(index, with_masks=with_masks, cap=cap)
+    if metric not in names.get(kind, ()):
+        known = [f"segm/{each}" if kind == "segm" else each for kind in names for each in names[kind]]
+        general = [each for each in known if "-" not in each] + [each for each in known if "-" in each]
+        near = difflib.get_close_matches(name, known, 1)
+        raise ConfigError(
+            f"TEST.BEST_METRIC {name} is not measured on {index.name}"
+            + (f"; did you mean {near[0]}?" if near else "")
+            + f" There are {shorten(general, limit=40)}"
+        )
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Kind and metric of "segm/AP"; without a kind it is the boxes'."""
+    kind, separator, metric = name.partition("/")
+    return (kind, metric) if separator and kind in ("bbox", "segm") else ("bbox", name)
+
+
+def _find_metric(results: Results | None, name: str) -> float | None:
+    """The student's metric on the first test set."""
+    kind, metric = _split(name)
     for models in (results or {}).values():
-        numbers = models["student"].get("bbox")
-        return numbers["AP"] if numbers else None
+        numbers = models["student"].get(kind)
+        return numbers[metric] if numbers else None
     return None

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lgd.engine.checkpoint import say_resumable, with_room
-from lgd.files import FULL, clear_leftovers, temporary_name
+from lgd.files import FULL, clear_leftovers, read_small, temporary_name
 from lgd.ranks import process_group
 from lgd.ranks.interruption import Interrupted
 from lgd.ranks.leaving import Leaving
@@ -41,6 +41,9 @@ _UNREADABLE_SECONDS = 3.0
 """How long a file that says nothing may be one that is just being made."""
 
 _LOOK_SECONDS = 0.5
+
+_LARGEST = 2**20
+"""Bytes of a file that could be one of ours."""
 
 
 class FolderError(ValueError):
@@ -285,7 +288,7 @@ def _guard(path: Path, dead: bytes) -> Path:
 def _look(path: Path) -> bytes | None:
     """The content of the file as it is now; None where there is none. Opening makes NFS ask its server."""
     try:
-        return path.read_bytes()
+        return read_small(path, _LARGEST)
     except FileNotFoundError:
         return None
 

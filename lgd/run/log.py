@@ -6,6 +6,7 @@ import logging
 import select
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from lgd.files import GrowingFile
 
@@ -31,7 +32,7 @@ class _LogFile(logging.Handler):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._file = GrowingFile(path)
+        self._file = GrowingFile(path, of_lines=True)
         self.path = self._file.path
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -42,9 +43,14 @@ class _LogFile(logging.Handler):
         self._file.flush()
 
 
-def start_logging(rank: int) -> None:
-    """Send the library's log to the terminal: all of rank 0's, warnings of the others."""
-    handler = _Quiet(sys.stdout)
+def start_logging(rank: int, stream: TextIO | None = None) -> None:
+    """Send the library's log to the terminal: all of rank 0's, warnings of the others.
+
+    Args:
+        rank: of this process.
+        stream: where to; None for stdout.
+    """
+    handler = _Quiet(stream or sys.stdout)
     prefix = "" if rank == 0 else f"rank {rank}: "
     handler.setFormatter(logging.Formatter(f"[%(asctime)s] {prefix}%(message)s", "%H:%M:%S"))
     root = logging.getLogger("lgd")

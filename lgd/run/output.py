@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,12 @@ from lgd.ranks.interruption import Interrupted
 from lgd.run.job import process_start, scheduler_job
 
 logger = logging.getLogger(__name__)
+
+_FOLDERS = ("checkpoints", "inference", "teacher")
+_FILES = (
+    "config.yaml", "log.txt", "metrics.jsonl", "results.json", "history.jsonl", "model_best.pth",
+    "model_final.pth",
+)  # fmt: skip
 
 
 class FolderLostError(RuntimeError):
@@ -57,7 +64,7 @@ class OutputFolder:
 
     @property
     def best_model(self) -> Path:
-        """Weights of the best student AP."""
+        """Weights that were best on the first test set, by TEST.BEST_METRIC."""
         return self.root / "model_best.pth"
 
     @property
@@ -71,10 +78,26 @@ class OutputFolder:
         name = "predictions.json" if model == "student" else f"predictions_{model}.json"
         return self.root / "inference" / folder / name
 
+    def find_misplaced(self) -> list[str]:
+        """The names of what is in the place of a folder or of a file that a run writes, and is none."""
+        is_right = {**dict.fromkeys(_FOLDERS, stat.S_ISDIR), **dict.fromkeys(_FILES, stat.S_ISREG)}
+        found = {name: _mode(self.root / name) for name in is_right}
+        return [name for name, mode in found.items() if mode is not None and not is_right[name](mode)]
+
     def clear_leftovers(self) -> None:
         """Remove what killed runs left half-written; only for who holds the folder."""
         for folder in (self.root, self.checkpoints, *self.root.glob("inference/*")):
             clear_leftovers(folder)
+
+
+def _mode(path: Path) -> int | None:
+    """What kind of thing there is; None for nothing, 0 for a link that leads nowhere or in a ring."""
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return 0 if path.is_symlink() else None
+    except OSError:
+        return 0
 
 
 class FolderWatch:
@@ -103,9 +126,8 @@ class FolderWatch:
 
 def set_earlier_run_aside(root: Path) -> None:
     """Move what an earlier run left in `root` to a folder of its own in there, so that nothing is lost."""
-    names = ("checkpoints", "inference", "teacher", "config.yaml", "log.txt", "metrics.jsonl", "results.json")
-    patterns = (*names, "history.jsonl", "model_*.pth", "events.out.tfevents.*")
-    earlier = [path for pattern in patterns for path in root.glob(pattern)]
+    patterns = (*_FOLDERS, *_FILES, "model_*.pth", "events.out.tfevents.*")
+    earlier = {path: None for pattern in patterns for path in root.glob(pattern)}
     if not earlier:
         return
     aside = root / time.strftime("earlier-%Y%m%d-%H%M%S")
@@ -130,7 +152,7 @@ class History:
 
     def begin(self, step: int, num_ranks: int, notes: Sequence[str] = ()) -> None:
         """Write that a training starts, having done `step` steps; `notes` say what is unusual about it."""
-        self._file = GrowingFile(self._path)
+        self._file = GrowingFile(self._path, of_lines=True)
         where = {"host": socket.gethostname(), "pid": os.getpid(), "began": process_start(os.getpid())}
         who = {**where, "ranks": num_ranks, "job": scheduler_job()}
         said = {"notes": list(notes)} if notes else {}

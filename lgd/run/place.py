@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
+_LARGEST_NUMBER = 2**31
 
 
 def scheduler_restarts() -> int:
@@ -59,6 +60,8 @@ class Process:
         if not isinstance(host, str) or not isinstance(boot, str) or any(type(n) is not int for n in numbers):
             raise ValueError("not a process")
         pid, began, namespace = (int(str(number)) for number in numbers)
+        if not 0 < pid < _LARGEST_NUMBER:  # others stand for groups of processes, this one's among them
+            raise ValueError("not a process")
         return cls(host, pid, began, boot, namespace)
 
     def is_running(self) -> bool | None:

@@ -17,7 +17,7 @@ from lgd.config.solver import scale_to_world_size
 from lgd.config.values import ConfigError
 from lgd.engine.checkpoint import Checkpoint, CheckpointError, list_changes
 from lgd.engine.loop import TrainState
-from lgd.files import write_text_atomically
+from lgd.files import read_small, write_text_atomically
 from lgd.ranks import process_group
 from lgd.run.output import shorten
 from lgd.run.place import identify_agent
@@ -26,6 +26,9 @@ from lgd.weights.load import load_into
 from lgd.weights.report import WeightsError
 
 logger = logging.getLogger(__name__)
+
+_LARGEST = 2**20
+"""Bytes of a launch.json that could be ours."""
 
 
 class StartsError(ConfigError):
@@ -127,7 +130,7 @@ def gather_agents() -> dict[str, int]:
 def _read(path: Path) -> dict[str, Any]:
     """What the file says, as far as it can be believed."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_small(path, _LARGEST))
     except (OSError, ValueError, RecursionError):
         content = None
     content = content if isinstance(content, dict) else {}
@@ -239,17 +242,37 @@ def restore(cfg: Config, state: TrainState, checkpoint: Checkpoint, classes: dic
             "on it; keep SOLVER.IMS_PER_BATCH, or start anew with MODEL.WEIGHTS"
         )
     load_state(state.model, checkpoint)
-    state.load_state_dict(checkpoint.step, saved)
+    _load_optimizers(state, checkpoint)
     logger.info(
         "resumed from %s: step %d of %d, model, optimizers, loss normaliser, data order (seed %d)%s",
         checkpoint.path,
         checkpoint.step,
         cfg.solver.max_iter,
         cfg.seed,
-        f", best AP {state.best['AP']:.2f} at step {state.best['step']}" if state.best else "",
+        "".join(f", best {name} {state.best[name]:.2f}" for name in state.best if name != "step")
+        + (f" at step {state.best['step']}" if state.best else ""),
     )
     for line in changes:
         logger.warning("setting changed since the checkpoint: %s", line)
+
+
+def _load_optimizers(state: TrainState, checkpoint: Checkpoint) -> None:
+    """Put the rest of `state` back; each of torch's optimizers takes what another one's has, and stumbles."""
+    saved = checkpoint.state["optimizers"]
+    for side in state.sides:
+        groups = saved.get(side.name, {"param_groups": [{}]})["param_groups"]
+        if any(("betas" in side.optimizer.defaults) != ("betas" in group) for group in groups):
+            raise CheckpointError(
+                f"{checkpoint.path} was written with another optimizer of the {side.name}; keep "
+                "SOLVER.OPTIMIZER, or start anew with MODEL.WEIGHTS"
+            )
+    try:
+        state.load_state_dict(checkpoint.step, checkpoint.state)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # torch looks at little
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{checkpoint.path}: its optimizers do not fit the model: {reason}; start anew with MODEL.WEIGHTS"
+        ) from error
 
 
 def load_state(model: torch.nn.Module, checkpoint: Checkpoint) -> None:

@@ -25,16 +25,17 @@ from lgd.build import (
     place_model,
     require_scorable,
 )
+from lgd.build.weights import read_classes
 from lgd.config.keys import flatten
 from lgd.config.load import dump_config
 from lgd.config.schema import Config
 from lgd.config.values import ConfigError
-from lgd.data.catalog import open_datasets
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
 from lgd.data.workers import WorkersWatch
 from lgd.engine.checkpoint import Checkpoint, CheckpointError, find_newest, say_resumable, sealed_steps
 from lgd.engine.progress import NonFiniteError
+from lgd.evaluation.reach import say_out_of_reach
 from lgd.evaluation.results import Results, results_table
 from lgd.files import FULL, write_text_atomically
 from lgd.inference.test_sets import TestSet, detect_on_test_sets
@@ -47,8 +48,8 @@ from lgd.ranks.leaving import Leaving
 from lgd.ranks.process_group import LaunchInfo
 from lgd.ranks.watch import Watch
 from lgd.run.context import RunContext
-from lgd.run.data import RunData, open_data, trace_data
-from lgd.run.evaluations import Evaluator
+from lgd.run.data import RunData, open_data, open_training_data, trace_data
+from lgd.run.evaluations import Evaluator, Measures, require_metric
 from lgd.run.lock import FolderError, hold_folder
 from lgd.run.log import LOG_FILE, find_broken_terminal, log_to_file, write_to_log_file
 from lgd.run.output import (
@@ -59,9 +60,11 @@ from lgd.run.output import (
     set_earlier_run_aside,
     shorten,
 )
+from lgd.run.ranges import settle_range
 from lgd.run.refused import Refused
 from lgd.run.resume import Starts, StartsError, adapt_to_ranks, choose_seed, load_to_evaluate
 from lgd.run.sharing import require_shared
+from lgd.run.soundness import require_sound
 from lgd.run.training import Training, train_and_evaluate
 from lgd.weights.classes import Classes
 from lgd.weights.report import WeightsError
@@ -131,6 +134,7 @@ def _run_in_folder(cfg: Config, context: RunContext, resume: bool, eval_only: bo
     """What is done while OUTPUT_DIR is held: the run, and notes of how it was started and how it ended."""
     starts, checkpoints = context.starts, context.output.checkpoints
     require_shared(context.output, context.hold)
+    _require_places(context.output)
     resume = resume or (starts.is_restart and not eval_only)
     try:
         if starts.has_left:
@@ -157,6 +161,15 @@ def _run_in_folder(cfg: Config, context: RunContext, resume: bool, eval_only: bo
     if not eval_only:
         starts.forget()
     return results
+
+
+def _require_places(output: OutputFolder) -> None:
+    misplaced = process_group.broadcast_object(output.find_misplaced())
+    if misplaced:
+        raise FolderError(
+            f"OUTPUT_DIR {output.root} has something else in the place of {shorten(misplaced)}; move it "
+            "away, or choose another OUTPUT_DIR"
+        )
 
 
 def _digest(cfg: Config) -> str:
@@ -200,17 +213,23 @@ def _make_watch(cfg: Config, channel: Channel, interruption: Interruption, histo
 def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Results | None:
     """What is done between the ranks' meeting and their parting."""
     device, world_size = context.device, process_group.get_world_size()
-    data = open_data(cfg, with_training=not eval_only)
+    checkpoint = find_newest(context.output.checkpoints) if resume else None
+    if checkpoint is not None:
+        require_sound(checkpoint)
+    trained = _trained_classes(cfg, checkpoint) if eval_only else ()
+    data = open_data(cfg, with_training=not eval_only, trained=trained)
     context.leaving.check("before the model was built")
     require_equal(
         {f"data set {index.name}": f"content {index.content_hash[:12]}" for index in data.opened.values()}
     )
     cfg = _settle_classes(cfg, data.sets)
     require_scorable(cfg, data.tests.values())
-    checkpoint = find_newest(context.output.checkpoints) if resume else None
+    if data.train is not None and data.tests:
+        _require_best_metric(cfg, next(iter(data.tests.values())))
     origin = None if eval_only else trace_data(data, checkpoint, accept=cfg.train.accept_changed_data)
     cfg, share, changes = adapt_to_ranks(cfg, checkpoint, world_size)
     cfg = replace(cfg, seed=choose_seed(cfg.seed, checkpoint))
+    cfg, measured = settle_range(cfg, data, checkpoint)
     model = _make_model(cfg, context, data, checkpoint)
     fitting = []
     if data.train is not None:
@@ -227,12 +246,21 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
             context.history.begin(checkpoint.step if checkpoint else 0, world_size, origin.news)
         context.starts.note_opened()
         changes = [*changes, *origin.news]
-    for line in [*changes, *_describe(cfg, model, data.sets, device), *fitting]:
+    for line in [*changes, *_describe(cfg, model, data.sets, device), *measured, *fitting]:
         logger.info("%s", line)
+    for index in data.tests.values():
+        for line in say_out_of_reach(index, cfg.test.detections_per_image):
+            logger.warning("%s", line)
     evaluator = _make_evaluator(cfg, model, data.tests, context)
     if data.train is None or origin is None:
         return evaluator.evaluate(0, None)
     return train_and_evaluate(Training(cfg, share, model, data.train, origin, checkpoint), evaluator, context)
+
+
+def _require_best_metric(cfg: Config, index: AnnotationIndex) -> None:
+    require_metric(
+        cfg.test.best_metric, index, with_masks=cfg.model.mask_on, cap=cfg.test.detections_per_image
+    )
 
 
 def _make_evaluator(
@@ -253,7 +281,8 @@ def _make_evaluator(
         num_examples=cfg.test.vis_images,
         shall_abandon=partial(_shall_abandon, context),
     )
-    return Evaluator(detect, context, backend=cfg.train.eval_backend, image_format=cfg.input.format)
+    measures = Measures(cfg.train.eval_backend, cfg.test.detections_per_image, cfg.test.best_metric)
+    return Evaluator(detect, context, measures=measures, image_format=cfg.input.format)
 
 
 def _shall_abandon(context: RunContext) -> bool:
@@ -265,31 +294,34 @@ def _find_batch(cfg: Config, device: torch.device) -> None:
     """Log the largest batch that fits; no file is written but the data set's cache."""
     if device.type == "cpu":
         raise ConfigError("--find-batch needs CUDA: memory on the CPU has no such limit to be found")
-    index = process_group.on_main_first(partial(open_datasets, cfg.datasets.train, Path(cfg.datasets.root)))
+    index = open_training_data(cfg)
     cfg = _settle_classes(cfg, [index])
     logger.info("%s", find_batch(cfg, place_model(cfg, build_model(cfg), device), index, device))
 
 
 def _settle_classes(cfg: Config, indices: Sequence[AnnotationIndex]) -> Config:
-    """Hold every data set's classes against NUM_CLASSES; 0 takes their number from the first set."""
+    """Hold the classes of the data sets, which are the same, against NUM_CLASSES; 0 takes their number."""
     if not indices:
         raise ConfigError("there is nothing to do: DATASETS.TRAIN and DATASETS.TEST are empty")
     names = indices[0].class_names
     if cfg.num_classes == 0:
-        cfg = replace(cfg, num_classes=len(names))
-    for index in indices:
-        if len(index.class_names) != cfg.num_classes:
-            raise ConfigError(
-                f"{index.name} has {len(index.class_names)} classes ({shorten(index.class_names)}) but "
-                f"NUM_CLASSES is {cfg.num_classes}; set NUM_CLASSES {len(index.class_names)}, or 0 for "
-                "as many as the data has"
-            )
-        if index.class_names != names:
-            raise ConfigError(
-                f"{index.name} and {indices[0].name} name their classes differently: "
-                f"{shorten(index.class_names)} and {shorten(names)}"
-            )
+        return replace(cfg, num_classes=len(names))
+    if len(names) != cfg.num_classes:
+        raise ConfigError(
+            f"{indices[0].name} has {len(names)} classes ({shorten(names)}) but NUM_CLASSES is "
+            f"{cfg.num_classes}; set NUM_CLASSES {len(names)}, or 0 for as many as there are; "
+            "DATASETS.CLASSES chooses some of them by name"
+        )
     return cfg
+
+
+def _trained_classes(cfg: Config, checkpoint: Checkpoint | None) -> Sequence[str]:
+    """The names of the classes of the weights to evaluate; none where nothing says."""
+    if checkpoint is not None:
+        trained = Classes.of_file(checkpoint.state)
+    else:
+        trained = read_classes(cfg) if cfg.model.weights else None
+    return trained.names if trained is not None else ()
 
 
 def _make_model(cfg: Config, context: RunContext, data: RunData, checkpoint: Checkpoint | None) -> Model:

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from lgd.data.index import AnnotationIndex
-from lgd.evaluation.coco import Backend, Metrics
+from lgd.evaluation.coco import COCO_CAP, Backend, Metrics
 from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.results import write_predictions
 from lgd.evaluation.score import score
@@ -46,6 +46,7 @@ class ScoringJob:
         with_masks: whether the models predict masks.
         backend: what counts the matches.
         paths: where to write each model's detections.
+        cap: how many detections of an image there are at most.
     """
 
     index: AnnotationIndex
@@ -53,6 +54,7 @@ class ScoringJob:
     with_masks: bool
     backend: Backend
     paths: Mapping[str, Path]
+    cap: int = COCO_CAP
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Scored:
 
 def score_job(job: ScoringJob) -> Scores:
     """Score; raises ValueError where the detections do not fit the test set."""
-    return score(job.index, job.found, with_masks=job.with_masks, backend=job.backend)
+    return score(job.index, job.found, with_masks=job.with_masks, backend=job.backend, cap=job.cap)
 
 
 def score_and_write(job: ScoringJob) -> Scored:
@@ -82,7 +84,7 @@ def score_and_write(job: ScoringJob) -> Scored:
     scores, refused = score_job(job), {}
     for model, predictions in job.found.items():
         try:
-            write_predictions(job.paths[model], predictions)
+            write_predictions(job.paths[model], predictions, job.index)
         except OSError as error:
             refused[job.paths[model]] = error.strerror or type(error).__name__
     return Scored(scores, refused)

@@ -106,6 +106,8 @@ def rename(
     for name, tensor in tensors.items():
         ours = None if unused.match(name) else new_name(name)
         if ours is not None:
+            if BACKBONE + ours in renamed:
+                raise WeightsError(f"{name} and another name both mean {ours}")
             renamed[BACKBONE + ours] = tensor
         elif unused.match(name):
             dropped.append(name)

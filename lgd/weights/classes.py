@@ -87,7 +87,7 @@ def _pairs(classes: Classes) -> list[Any]:
 
 def depends_on_classes(name: str, tensor: Tensor) -> bool:
     """Whether what a tensor of our names says depends on which classes there are."""
-    if CLASS_LAYER.match(name) is None:
+    if CLASS_LAYER.match(name) is None or tensor.ndim == 0:
         return False
     widths_without = {".bbox_pred.": _BOX_NUMBERS, ".mask_head.": 1}
     return all(part not in name or len(tensor) != width for part, width in widths_without.items())
@@ -125,9 +125,12 @@ def order_classes(
             "their place; keep the order, or do without the teacher (MODEL.DISTILLATOR.ENABLED False)"
         )
     logger.info("classes put in the order of the data: %s instead of %s", _list(wanted), _list(trained))
-    order = torch.tensor(places)
+    order, own = torch.tensor(places), model.state_dict()
+    # Of another shape than the model's they cannot be used, which `load_into` says.
     return {
-        name: _reorder(name, tensor, order) if CLASS_LAYER.match(name) else tensor
+        name: _reorder(name, tensor, order)
+        if CLASS_LAYER.match(name) and tensor.ndim and tensor.shape == own.get(name, tensor).shape
+        else tensor
         for name, tensor in tensors.items()
     }
 
@@ -157,7 +160,9 @@ def _reorder_descriptor(name: str, tensor: Tensor, order: Tensor) -> Tensor:
     gives_matrix = ".fc3." in name
     if gives_matrix:
         width = round(len(tensor) ** 0.5)
-    elif name.endswith(".bias"):
+        if width**2 != len(tensor):
+            return tensor
+    elif tensor.ndim == 1:
         return tensor
     if width < _BOX_NUMBERS + len(order):
         return tensor

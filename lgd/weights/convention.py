@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 from torch import Tensor
 
 from lgd.weights.files import LoadedWeights
-from lgd.weights.swin import adapt_patch_embedding
+from lgd.weights.report import WeightsError
+from lgd.weights.swin import adapt_patch_embedding, has_patch_embedding
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ _STD_RGB = (58.395, 57.12, 57.375)
 _MSRA = InputConvention(True, "BGR", _MEAN_BGR, (1.0, 1.0, 1.0))
 _FAIR_RESNEXT = InputConvention(False, "BGR", _MEAN_BGR, _STD_BGR)
 _TORCHVISION = InputConvention(False, "RGB", _MEAN_RGB, _STD_RGB)
+_LARGEST_PIXEL = 1e6
 _SWIN_KINDS = ("swin-backbone", "torchvision-swin")
 
 
@@ -53,6 +56,9 @@ def check_input_convention(weights: LoadedWeights, config: InputConvention) -> s
     Returns:
         What to set, for the user; None where all fits. Basic blocks have no 1x1 to stride in, so that
         setting is not looked at for them.
+
+    Raises:
+        WeightsError: what one of our files says of its input is nothing that we write.
     """
     trained = _trained_convention(weights)
     if trained is None:
@@ -93,7 +99,7 @@ def adapt_to_input(
     fits = (
         same and _close(trained.pixel_mean, config.pixel_mean) and _close(trained.pixel_std, config.pixel_std)
     )
-    if weights.kind not in _SWIN_KINDS or fits:
+    if weights.kind not in _SWIN_KINDS or fits or not has_patch_embedding(tensors):
         return dict(tensors), None
     adapted = adapt_patch_embedding(
         tensors,
@@ -112,7 +118,8 @@ def _trained_convention(weights: LoadedWeights) -> InputConvention | None:
     if weights.kind == "msra-backbone":
         return _FAIR_RESNEXT if _is_grouped(weights) else _MSRA
     if weights.kind == "detectron2-backbone":
-        return _TORCHVISION if weights.metadata.get("__author__") == "torchvision" else None
+        author = weights.metadata.get("__author__")
+        return _TORCHVISION if isinstance(author, str) and author == "torchvision" else None
     if weights.kind == "lgd":
         return _of_config(weights.metadata.get("config"))
     return None
@@ -123,11 +130,20 @@ def _of_config(config: Any) -> InputConvention | None:
     needed = {"INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"}
     if not isinstance(config, Mapping) or not needed <= config.keys():
         return None
-    return InputConvention(
-        config.get("MODEL.RESNETS.STRIDE_IN_1X1"),
-        config["INPUT.FORMAT"],
-        tuple(config["MODEL.PIXEL_MEAN"]),
-        tuple(config["MODEL.PIXEL_STD"]),
+    stride, image_format = config.get("MODEL.RESNETS.STRIDE_IN_1X1"), config["INPUT.FORMAT"]
+    pixels = [config["MODEL.PIXEL_MEAN"], config["MODEL.PIXEL_STD"]]
+    is_sound = type(stride) in (bool, NoneType) and type(image_format) is str and all(map(_is_colour, pixels))
+    if not is_sound:
+        raise WeightsError("what the file says of the input that it was trained with makes no sense")
+    return InputConvention(stride, image_format, tuple(pixels[0]), tuple(pixels[1]))
+
+
+def _is_colour(values: Any) -> bool:
+    """Whether these are three numbers of a sensible size."""
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(type(value) in (int, float) and abs(value) < _LARGEST_PIXEL for value in values)
     )
 
 
@@ -137,7 +153,7 @@ def _close(trained: Sequence[float], configured: Sequence[float]) -> bool:
 
 def _is_grouped(weights: LoadedWeights) -> bool:
     conv = weights.tensors.get("res2_0_branch2b_w")
-    return conv is not None and conv.shape[0] != conv.shape[1]
+    return conv is not None and conv.ndim == 4 and conv.shape[0] != conv.shape[1]
 
 
 def _has_bottlenecks(weights: LoadedWeights) -> bool:

@@ -12,18 +12,16 @@ from typing import Any
 
 from lgd import __version__
 from lgd.build import Model, build_model
-from lgd.build.weights import fill_model
-from lgd.config.keys import flatten, known_keys, unknown_key, with_values
+from lgd.build.weights import config_of_weights, fill_model
+from lgd.config.keys import flatten
 from lgd.config.load import config_hash, load_config
-from lgd.config.read import read_overrides
 from lgd.config.schema import Config
 from lgd.config.values import ConfigError
+from lgd.ending import last_line
 from lgd.engine.checkpoint import FORMAT, save_file
 from lgd.run.log import start_logging
 from lgd.run.run import USER_ERRORS
 from lgd.weights import (
-    LoadedWeights,
-    WeightsError,
     fetch_weights,
     read_checkpoint_file,
     write_detectron2_model,
@@ -64,9 +62,10 @@ def convert(
         ValueError: one of `USER_ERRORS`.
     """
     weights = read_checkpoint_file(fetch_weights(source))
-    cfg = (
-        config_of(source, weights, overrides) if config_file is None else load_config(config_file, overrides)
-    )
+    if config_file is None:
+        cfg = config_of_weights(source, weights, overrides)
+    else:
+        cfg = load_config(config_file, overrides)
     if cfg.num_classes == 0:
         raise ConfigError("NUM_CLASSES 0 takes the classes from the data, which is not read here; set it")
     model = build_model(cfg)
@@ -74,20 +73,6 @@ def convert(
     classes = weights.metadata.get("classes") if weights.kind == "lgd" else None
     WRITERS[kind](target, _Conversion(model, cfg, classes))
     logger.info("%s written as %s", target, kind)
-
-
-def config_of(source: str, weights: LoadedWeights, overrides: Sequence[str]) -> Config:
-    """The configuration that one of our checkpoints was trained with."""
-    settings = weights.metadata.get("config")
-    if not isinstance(settings, Mapping):
-        raise WeightsError(f"{source}: does not say how its model is built; give its recipe by --config-file")
-    keys = known_keys()
-    for name in settings:
-        if name not in keys:
-            raise unknown_key(name, source)
-    values = {name: keys[name].coerce(value, f"{source}: {name}") for name, value in settings.items()}
-    changes = {name: setting.value for name, setting in read_overrides(overrides).items()}
-    return with_values(Config(), {**values, **changes})
 
 
 def _write_student(target: Path, conversion: _Conversion) -> None:
@@ -156,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             overrides=arguments.opts,
         )
     except USER_ERRORS as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {last_line(str(error))}\n")
         return 2
     return 0
 

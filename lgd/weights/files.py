@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,9 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
+from lgd.files import open_file
 from lgd.weights.limits import check_archive, check_values
 from lgd.weights.pickles import read_numeric_pickle
 from lgd.weights.report import WeightsError
@@ -48,6 +50,7 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _BACKBONE_MARKS = ("stem.conv1.weight", "patch_embed.proj.weight")
 _JSON_METADATA = ("config", "classes")
+_COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
 
 
 @dataclass(frozen=True)
@@ -81,21 +84,32 @@ def read_checkpoint_file(path: str | Path) -> LoadedWeights:
     if not isinstance(content, Mapping):
         raise WeightsError(f"{file}: holds a {type(content).__name__}, not weights by name")
     state, metadata = _split_content(content)
+    for name, value in state.items():
+        _require_numbers(file, name, value)
     check_values(file, state.values())
-    tensors = {_without_ddp_prefix(name): _to_tensor(file, name, value) for name, value in state.items()}
-    if metadata.get("format") != "lgd":
+    tensors = {_without_ddp_prefix(name): _to_tensor(value) for name, value in state.items()}
+    if len(tensors) < len(state):
+        raise WeightsError(f"{file}: holds several tensors of one name; this is not a weights file")
+    is_ours = _is_ours(metadata)
+    if not is_ours:
         tensors = _without_path_to_backbone(tensors)
-    return LoadedWeights(_recognise(file, tensors, metadata), tensors, metadata)
+    return LoadedWeights(_recognise(file, tensors, is_ours), tensors, metadata)
 
 
 def local_file(path: str | Path) -> Path:
     """The path with `~` resolved; raises WeightsError where there is no such file."""
-    file = Path(path).expanduser()
-    if not file.exists():
-        raise WeightsError(f"{path}: no such weights file")
-    if not file.is_file():
-        raise WeightsError(f"{path}: a folder, where a weights file is needed")
-    return file
+    try:
+        # Unlike pathlib's, this leaves the home of nobody as it is.
+        file = Path(os.path.expanduser(path))  # noqa: PTH111
+        with open_file(file):
+            return file
+    except (FileNotFoundError, NotADirectoryError):
+        raise WeightsError(f"{path}: no such weights file") from None
+    except IsADirectoryError:
+        raise WeightsError(f"{path}: a folder, where a weights file is needed") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise WeightsError(f"{path}: cannot be read: {reason}") from None
 
 
 def _read_content(file: Path) -> Any:
@@ -118,7 +132,7 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
             metadata = content.metadata() or {}
         decoded = {key: json.loads(metadata[key]) for key in _JSON_METADATA if key in metadata}
-    except (SafetensorError, ValueError, RecursionError) as error:
+    except Exception as error:  # the bytes are anybody's
         raise WeightsError(f"{file}: not a readable safetensors file ({error})") from None
     return {**metadata, **decoded, "model": tensors}
 
@@ -167,20 +181,41 @@ def _without_path_to_backbone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _to_tensor(file: Path, name: object, value: object) -> Tensor:
+def _require_numbers(file: Path, name: object, value: object) -> None:
+    """Refuse what is no dense tensor, or array, of real numbers."""
     if isinstance(value, Tensor):
-        return value
-    if isinstance(value, np.ndarray):
-        native = value.astype(value.dtype.newbyteorder("="))  # also a copy: torch wants writable memory
-        return torch.from_numpy(np.ascontiguousarray(native)).reshape(value.shape)
+        if value.is_nested or value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            kind = "tensor that is not dense"
+        elif value.dtype in (torch.bool, *_COMPLEX):
+            kind = f"tensor of {str(value.dtype).removeprefix('torch.')}"
+        else:
+            return
+    elif isinstance(value, np.ndarray):
+        if value.dtype.kind in "iuf" and value.dtype.itemsize <= 8:
+            return
+        kind = f"array of {value.dtype}"
+    else:
+        kind = type(value).__name__
     raise WeightsError(
-        f"{file}: {name!r} is a {type(value).__name__}, not a tensor; this is not a weights file"
+        f"{file}: {name!r} is a {kind}, not a tensor of real numbers; this is not a weights file"
     )
 
 
-def _recognise(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Kind:
+def _to_tensor(value: Tensor | np.ndarray[Any, Any]) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    native = value.astype(value.dtype.newbyteorder("="))  # also a copy: torch wants writable memory
+    return torch.from_numpy(np.ascontiguousarray(native)).reshape(value.shape)
+
+
+def _is_ours(metadata: Mapping[str, Any]) -> bool:
+    said = metadata.get("format")  # an array answers a comparison with another one
+    return isinstance(said, str) and said == "lgd"
+
+
+def _recognise(file: Path, tensors: Mapping[str, Tensor], is_ours: bool) -> Kind:
     roots = {".".join(name.split(".")[:2]) for name in tensors}
-    if metadata.get("format") == "lgd" or "student.neck" in roots:
+    if is_ours or "student.neck" in roots:
         return "lgd"
     if "student.raw_backbone" in roots:
         return "reference"

@@ -98,9 +98,13 @@ def load_weights(
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
     left_out = [name for name in tensors if _is_listed(name, other_classes)]
+    used = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    broken = [name for name, tensor in used.items() if name in own and not _is_finite(tensor, own[name])]
+    if broken:
+        raise WeightsError(f"{path}: {len(broken)} tensors hold NaN or infinity: {list_names(broken)}")
     return load_into(
         model,
-        {name: tensor for name, tensor in tensors.items() if name not in left_out},
+        used,
         source=str(path),
         kind=KIND_IN_WORDS[weights.kind],
         may_miss=(*_may_miss(weights, tensors, own), *other_classes),
@@ -153,6 +157,11 @@ def load_into(
         for name in shared:
             own[name].copy_(tensors[name])
     return LoadReport(source, kind, len(shared), tuple(kept), (*dropped, *unused), note)
+
+
+def _is_finite(tensor: Tensor, own: Tensor) -> bool:
+    """Whether a tensor is of finite numbers in the model's type too."""
+    return bool(tensor.to(own.dtype).isfinite().all())
 
 
 def _to_our_names(weights: LoadedWeights, constants: Mapping[str, Tensor]) -> Renamed:

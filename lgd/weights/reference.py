@@ -125,6 +125,8 @@ def from_reference(
     for name, tensor in tensors.items():
         if not name.startswith(_ALIAS) and not _CONSTANT.match(name):
             ours = _our_name(name)
+            if ours in converted:
+                raise WeightsError(f"{name} and another name both mean {ours}")
             converted[ours] = tensor.squeeze(-1) if _KERNEL_1_CONV.match(ours) else tensor
     return converted
 
@@ -208,7 +210,7 @@ def _check_aliases(tensors: Mapping[str, Tensor]) -> None:
     for name in tensors:
         if name.startswith(_ALIAS):
             aliased = tensors.get(_ALIASED + name.removeprefix(_ALIAS))
-            if aliased is None or not torch.equal(aliased, tensors[name]):
+            if aliased is None or not torch.equal(aliased.double(), tensors[name].double()):
                 differing.append(name)
     if differing:
         raise WeightsError(

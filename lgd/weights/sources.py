@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import unicodedata
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from torchvision.models import get_model_weights, list_models
 
+from lgd.ending import BREAKING
 from lgd.weights.download import download
 from lgd.weights.files import local_file
 from lgd.weights.report import WeightsError
@@ -36,8 +38,13 @@ def fetch_weights(text: str | Path) -> Path:
     if "://" not in str(text):
         return local_file(text)
     url = resolve_url(str(text))
-    parts = urlsplit(url)
-    file = cached_path(parts)
+    try:
+        parts = urlsplit(url)
+        file = cached_path(parts)
+    except WeightsError:
+        raise
+    except ValueError as error:  # a port or a host that is none
+        raise WeightsError(f"{text}: not an address: {error}") from None
     download(url.removesuffix(f"#{parts.fragment}"), file, sha256=_expected_sha256(parts))
     return file
 
@@ -76,7 +83,9 @@ def cached_path(parts: SplitResult) -> Path:
         WeightsError: the address names no file.
     """
     names = [name for name in unquote(parts.path).split("/") if name]
-    if not names or not parts.hostname or {".", ".."} & set(names) or parts.path.endswith("/"):
+    letters = (parts.hostname or "") + "".join(names)
+    is_text = all(unicodedata.category(letter) not in BREAKING for letter in letters)
+    if not names or not is_text or not parts.hostname or {".", ".."} & set(names) or parts.path.endswith("/"):
         raise WeightsError(f"{parts.geturl()}: names no file")
     if parts.query:
         names[-1] = re.sub(r"[^\w.=&-]", "_", parts.query)[:100] + "-" + names[-1]
@@ -88,7 +97,7 @@ def _torchvision_url(name: str) -> str:
     model, _, variant = name.partition("/")
     known = [known for known in list_models() if _TORCHVISION_FAMILIES.match(known)]
     if model not in known:
-        near = difflib.get_close_matches(model, known, n=1)
+        near = difflib.get_close_matches(model[:100], known, n=1)
         hint = f"; did you mean torchvision://{near[0]}?" if near else ""
         raise WeightsError(f"torchvision://{name}: there is {', '.join(known)}{hint}")
     variants = get_model_weights(model)

@@ -73,6 +73,14 @@ def _name_from_torchvision(name: str) -> str | None:
     return ours if _MICROSOFT_NAME.match(ours) else None
 
 
+def has_patch_embedding(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there is a patch embedding of three channels; a file may have lost it, or have another."""
+    weight, bias = (tensors.get(_PATCH_CONV + name) for name in ("weight", "bias"))
+    if weight is None or bias is None:
+        return False
+    return weight.ndim == 4 and weight.shape[1] == 3 and bias.shape == weight.shape[:1]
+
+
 def adapt_patch_embedding(
     tensors: Mapping[str, Tensor],
     *,

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from lgd.build import place_model
+from lgd.build import build_model, place_model
 from lgd.config.load import load_config
+from lgd.config.values import ConfigError
 from tests.detectors.small import make_retinanet
 
 
@@ -18,3 +19,11 @@ def test_memory_layout_and_trials_of_algorithms_follow_the_recipe(tmp_path, monk
     assert weights
     assert all(weight.is_contiguous(memory_format=torch.channels_last) is value for weight in weights)
     assert torch.backends.cudnn.benchmark is value
+
+
+def test_sizes_for_which_there_is_no_memory():
+    cfg = load_config("demo", ["MODEL.RESNETS.STEM_OUT_CHANNELS", str(2**62)])
+    with pytest.raises(ConfigError, match="the model of MODEL and NUM_CLASSES cannot be built: "):
+        build_model(cfg)
+    with pytest.raises(ConfigError, match=r"NUM_CONVS expects an integer in \[0, 1000\], got '1001'"):
+        load_config("demo", ["MODEL.RETINANET.NUM_CONVS", "1001"])

@@ -186,7 +186,7 @@ def test_the_launcher_goes_on_with_a_host_in_place_of_a_lost_one(
     (step,) = resumed_at("".join(texts))
     assert step >= 4
     assert f"on {stays.name}) ended with code {exits.FAULT}" in texts[0]
-    assert "starting again from the newest checkpoint; restarts left: 3" in texts[0]
+    assert "starting again from the newest checkpoint, if there is one; restarts left: 3" in texts[0]
     assert_same_run(output, uninterrupted)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
+from lgd.config import read
 from lgd.config.load import ConfigError, load_config
 
 IN_FILE = {
@@ -96,7 +98,29 @@ IN_FILE = {
     "SEED: 1\n---\nSEED: 2": ":2: not valid YAML: but found another document",
     "SEED: \x01": ": not valid YAML: unacceptable character #x0001: special characters are not allowed",
     "MODEL:\n  WEIGHTS: 2024-99-99": ":2: MODEL.WEIGHTS cannot be read: month must be in 1..12",
+    "[SEED]: 1": ":1: a list or a section where the name of a setting belongs",
+    'SEED: "\\Uffffffff"': ": not valid YAML: ",
+    # beyond reason
+    "SOLVER:\n  STEPS: " + "[" * 100 + "]" * 100: ":2: nested more than 30 deep",
+    "[" * 5000: ": nested more than 30 deep",
+    "SOLVER: {STEPS: &a [*a]}": ":1: an alias puts this into itself",
+    "SEED: [&a0 [1], "
+    + ", ".join(f"&a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 9))
+    + "]": ":1: aliases make more than 100000 values of this",
+    "# " + "x" * 2**17: ": cannot be read: larger than the 131072 bytes that one like it may have",
+    "SEED: 0x" + "f" * 5000: (
+        ":1: SEED expects an integer in [-1, 9223372036854775807], got an integer of 20000 bits"
+    ),
+    "MODEL: {WEIGHTS: [" + "x" * 5000 + "]}": ":1: MODEL.WEIGHTS expects text, got ['xxxx",
+    "K" * 1000 + ": 1": ":1: 'KKK",
+    "SEED: !!int ''": ":1: SEED cannot be read: not what its tag says",
+    "MODEL: {MASK_ON: !!bool perhaps}": ":1: MODEL.MASK_ON cannot be read: not what its tag says",
+    'MODEL: {WEIGHTS: "a\\0b"}': ":1: MODEL.WEIGHTS expects text, got 'a\\x00b'",
+    'OUTPUT_DIR: "\\ud800"': ":1: OUTPUT_DIR expects text, got '\\ud800'",
+    "_BASE_: [" + "demo, " * 51 + "]": ":1: _BASE_ names 51 files; at most 50 are read",
     # tags
+    "SOLVER: !!python/dict {GAMMA: 0.5}": ":1: SOLVER has the tag !!python/dict, refused",
+    "!!python/name:os.system SEED: 1": ":1 has the tag !!python/name:os.system, refused",
     'MODEL:\n  ANCHOR_GENERATOR:\n    SIZES: !!python/object/apply:eval ["[[x] for x in [32, 64]]"]': (
         ":3: MODEL.ANCHOR_GENERATOR.SIZES has the tag !!python/object/apply:eval, refused because it can run "
         "code; write the value itself (numbers, text, a list; configs/Base-RetinaNet.yaml has the anchor "
@@ -135,6 +159,10 @@ ON_COMMAND_LINE = {
 }
 
 TOGETHER = {
+    "OUTPUT_DIR ''": "OUTPUT_DIR is empty; name the folder to write to (. for the one that you are in)",
+    "SOLVER.GAMMA 1e200 SOLVER.STEPS (1,2)": (
+        "SOLVER.GAMMA 1e+200 at each of 2 STEPS is more than a number can be"
+    ),
     "MODEL.RETINANET.IOU_LABELS (0,1)": (
         "MODEL.RETINANET.IOU_THRESHOLDS (0.4, 0.5) must rise, and MODEL.RETINANET.IOU_LABELS (0, 1) must "
         "have one entry more"
@@ -184,6 +212,7 @@ def test_errors_in_a_file(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="^" + re.escape(expected)) as error:
         load_config(path)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
     assert error.value.__cause__ is None
 
 
@@ -257,3 +286,29 @@ def test_no_tag_runs_code(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="refused because it can run code"):
         load_config(path)
     assert not witness.exists()
+
+
+def test_a_file_without_an_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^/dev/zero: cannot be read: larger than"):
+        load_config("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(read, "_PATIENCE", 0.05)
+    with pytest.raises(ConfigError, match=r"pipe: cannot be read: not written to its end in 0\.05 s"):
+        load_config(tmp_path / "pipe")
+
+
+def test_bases_that_grow(tmp_path: Path) -> None:
+    for level in range(30):
+        (tmp_path / f"{level}.yaml").write_text(f"_BASE_: [{level + 1}.yaml, {level + 1}.yaml]")
+    (tmp_path / "30.yaml").write_text("SEED: 5")
+    assert load_config(tmp_path / "0.yaml").seed == 5
+    for level in range(30, 60):
+        (tmp_path / f"{level}.yaml").write_text(f"_BASE_: {level + 1}.yaml")
+    with pytest.raises(ConfigError, match=r"50\.yaml: the 50th _BASE_ above another"):
+        load_config(tmp_path / "0.yaml")
+
+
+@pytest.mark.parametrize("name", ["~no_such_user/x", "~\x1b/x", "~\ud800/x", "x" * 5000, "x/" * 5000, "a\0b"])
+def test_names_of_recipes_that_cannot_be(name: str) -> None:
+    with pytest.raises(ConfigError, match="no such file or recipe"):
+        load_config(name)

@@ -284,3 +284,10 @@ def test_distillation_reaches_to_the_iteration_at_the_end_less_the_last_ones(
     phases = ["SOLVER.MAX_ITER", "100000", "MODEL.DISTILLATOR.POST_NONDISTILL_ITERS", post]
     load_config(empty, phases)
     assert bool(caplog.records) is told
+
+
+@pytest.mark.parametrize("text", ["\"''\"", "' x '", "\"'a'\"", "it's", "'", "x"])
+def test_quoted_text_is_the_same_when_it_is_read_again(text, tmp_path):
+    cfg = load_config("demo", ["MODEL.WEIGHTS", text])
+    (tmp_path / "recipe.yaml").write_text(dump_config(cfg))
+    assert load_config(tmp_path / "recipe.yaml") == cfg

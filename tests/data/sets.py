@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lgd.data.catalog import open_dataset
 from lgd.data.coco import load_coco
+from lgd.data.concatenation import concatenate
 from lgd.data.index import AnnotationIndex
 
 CATEGORIES = ({"id": 3, "name": "cat"}, {"id": 1, "name": "dog"}, {"id": 7, "name": "cow"})
@@ -52,3 +54,8 @@ def write_coco(
 
 def open_coco(path: Path, split: str = "train") -> AnnotationIndex:
     return load_coco(path, path.parents[1] / split, name="a set")
+
+
+def open_joined(specs: Sequence[str], root: Path) -> AnnotationIndex:
+    """Data sets as one."""
+    return concatenate([open_dataset(spec, root) for spec in specs])

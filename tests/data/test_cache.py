@@ -14,11 +14,11 @@ import pytest
 
 from lgd.data import cache, folder, presence
 from lgd.data.cache import cached_columns
-from lgd.data.catalog import open_dataset, open_datasets
+from lgd.data.catalog import open_dataset
 from lgd.data.columns import open_columns, write_columns
 from lgd.data.errors import DataError
 from tests.data.boxes_sets import voc_object, write_voc
-from tests.data.sets import annotation, image_record, open_coco, write_coco
+from tests.data.sets import annotation, image_record, open_coco, open_joined, write_coco
 
 TRIANGLE = [[0, 0, 8, 0, 8, 8]]
 
@@ -60,7 +60,7 @@ class TestFolder:
         specs = [f"coco:{tmp_path / name}:train" for name in ("one", "two")]
         for name in ("one", "two"):
             make(tmp_path / name)
-        open_datasets(specs, tmp_path)
+        open_joined(specs, tmp_path)
         open_dataset(
             write_voc(tmp_path / "voc", {"1": [voc_object("helmet", (1, 1, 9, 9))] * 2, "2": []}), tmp_path
         )

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import lgd.data.catalog as catalog
-from lgd.data.catalog import open_dataset, open_datasets
+from lgd.data.catalog import open_dataset
 from lgd.data.errors import DataError
-from tests.data.sets import annotation, image_record, write_coco
+from tests.data.sets import annotation, image_record, open_joined, write_coco
 
 
 @pytest.fixture
@@ -44,15 +44,18 @@ def test_synthetic_is_written_on_first_use(tmp_path, small):
         ("coco_2017_trian", "did you mean coco_2017_train?"),
         ("cocoo:x:y", "did you mean coco:ROOT:SPLIT?"),
         ("sintetic:x:y", "did you mean synthetic:ROOT:SPLIT?"),
-        ("coco:x", "did you mean coco:ROOT:SPLIT?"),
+        ("coco:x", "coco:x: there is no file or folder x; write coco:ROOT:SPLIT"),
+        ("coco::x", "there is no file or folder :x; write coco:ROOT:SPLIT"),
         ("coco", "did you mean coco:ROOT:SPLIT?"),
         ("voc", "did you mean voc:ROOT:SPLIT?"),
         ("crowd_human:x:y", "did you mean crowdhuman:ROOT:SPLIT?"),
-        ("crowdhuman:x", "did you mean crowdhuman:ROOT:SPLIT?"),
+        ("crowdhuman:x", "crowdhuman:x: there is no file or folder x; write crowdhuman:ROOT:SPLIT"),
         (
             "objects365",
-            "unknown data set 'objects365': Known are coco_2017_train, coco_2017_val, coco:ROOT:SPLIT, "
-            "crowdhuman:ROOT:SPLIT, voc:ROOT:SPLIT, synthetic:ROOT:SPLIT",
+            "unknown data set 'objects365', nor is there such a file or folder: Known are coco_2017_train, "
+            "coco_2017_val, coco:ROOT:SPLIT, "
+            "yolo:ROOT:SPLIT, voc:ROOT:SPLIT, crowdhuman:ROOT:SPLIT, synthetic:ROOT:SPLIT, and files and "
+            "folders that are there",
         ),
         ("", "unknown data set ''"),
     ],
@@ -79,7 +82,7 @@ def make(root: Path, first_image: int, first_annotation: int, **other) -> str:
 def test_joined_sets(tmp_path, second_image, second_annotation):
     specs = [make(tmp_path / "a", 1, 1), make(tmp_path / "b", second_image, second_annotation)]
     parts = [open_dataset(spec, tmp_path) for spec in specs]
-    joined = open_datasets(specs, tmp_path)
+    joined = open_joined(specs, tmp_path)
     assert len(joined) == 4
     assert joined.name == " + ".join(specs)
     assert joined.counts.tolist() == [1, 1, 1, 1]
@@ -97,26 +100,7 @@ def test_joined_sets(tmp_path, second_image, second_annotation):
                 assert mine.counts.tolist() == theirs.counts.tolist()
     if second_image == 11:
         assert joined.image_ids.tolist() == [1, 2, 11, 12]
-    assert open_datasets(specs, tmp_path).content_hash == joined.content_hash
-
-
-def test_one_set_is_not_joined(tmp_path):
-    spec = make(tmp_path, 5, 5)
-    assert open_datasets([spec], tmp_path).name == spec
-
-
-def test_sets_of_other_classes_cannot_be_joined(tmp_path):
-    specs = [make(tmp_path / "a", 1, 1), make(tmp_path / "b", 5, 5)]
-    write_coco(
-        tmp_path / "b", [image_record(5)], [], categories=[{"id": 1, "name": "dog"}, {"id": 3, "name": "bat"}]
-    )
-    with pytest.raises(DataError, match=r"first at label 1: cat \(3\) and bat \(3\)"):
-        open_datasets(specs, tmp_path)
-
-
-def test_no_set_at_all(tmp_path):
-    with pytest.raises(DataError, match="no data set is given"):
-        open_datasets([], tmp_path)
+    assert open_joined(specs, tmp_path).content_hash == joined.content_hash
 
 
 def _open_synthetic(root: Path) -> int:

@@ -147,7 +147,7 @@ def test_broken_lines(tmp_path, line, message):
 
 
 def test_what_is_absent(tmp_path):
-    with pytest.raises(DataError, match=r"there is no annotation file .*annotation_val\.odgt"):
+    with pytest.raises(DataError, match=r"no annotations of CrowdHuman .* it is empty"):
         open_dataset(f"crowdhuman:{tmp_path}:val", HERE)
     spec = write_crowdhuman(tmp_path / "s", {"a": [], "b": []})
     (tmp_path / "s" / "Images" / "b.jpg").unlink()
@@ -171,3 +171,12 @@ def test_an_image_lost_later_is_named(tmp_path):
     (tmp_path / "Images" / "b.jpg").unlink()
     with pytest.raises(DataError, match=r"not in .*Images: b\.jpg \(image 2\)"):
         open_dataset(spec, HERE)
+
+
+def test_ignore_is_what_its_text_says(tmp_path):
+    people = [person((k, 1, 5, 5), ignore=value) for k, value in enumerate(["0", "1", "false", None])]
+    index = open_dataset(write_crowdhuman(tmp_path, {"a": people}), Path())
+    assert index.crowd(0).tolist() == [False, True, False, False]
+    spec = write_crowdhuman(tmp_path / "b", {"a": [person((1, 1, 5, 5), ignore=-1)]})
+    with pytest.raises(DataError, match='line 1: "ignore" of a box is -1, neither 0 nor 1'):
+        open_dataset(spec, Path())

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 
 from lgd.data import images
 from lgd.data.errors import DataError, ImageError
-from lgd.data.images import Jpeg, decode_jpegs, read_image, read_jpeg_or_image, read_size
+from lgd.data.images import Jpeg, decode_jpegs, read_image, read_jpeg_or_picture, read_size
 from tests.data.nasty import DOTS, GREY, HALF, NASTY, NOTHING, OTHER, PICTURE, names_of
 from tests.samples import further
 
@@ -172,6 +173,10 @@ def test_absent_file_and_folder(tmp_path):
         read_image(tmp_path / "nowhere.jpg")
     with pytest.raises(ImageError, match="Is a directory"):
         read_image(tmp_path)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for read in (read_image, read_jpeg_or_picture, read_size):
+        with pytest.raises(ImageError, match=r"pipe\.jpg: a pipe or a device, where a file is needed"):
+            read(tmp_path / "pipe.jpg")
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(ImageError, match=r"empty\.jpg: it is empty, or no image of a known format"):
         read_image(tmp_path / "empty.jpg")
@@ -299,7 +304,7 @@ def test_nothing_warns(tmp_path):
     paths = [save(tmp_path / "a.jpg", picture()), save(tmp_path / "b.jpg", picture(), "CMYK")]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        decode_jpegs([read_jpeg_or_image(paths[0])], torch.device("cpu"))
+        decode_jpegs([read_jpeg_or_picture(paths[0])], torch.device("cpu"))
         for path in paths:
             read_image(path)
 
@@ -307,7 +312,7 @@ def test_nothing_warns(tmp_path):
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_plain_jpegs_stay_encoded_and_decode_alike(tmp_path, mode):
     path = save(tmp_path / "a.jpg", picture(), mode, quality=90)
-    jpeg = read_jpeg_or_image(path)
+    jpeg = read_jpeg_or_picture(path)
     assert isinstance(jpeg, Jpeg)
     assert (jpeg.height, jpeg.width) == (30, 40)
     (image,) = decode_jpegs([jpeg], torch.device("cpu"))
@@ -325,7 +330,7 @@ def test_what_decoders_may_read_differently_is_decoded_at_once(tmp_path):
     trailing = save(tmp_path / "trailing.jpg", picture())
     trailing.write_bytes(trailing.read_bytes() + b"something")
     for path in [*paths, trailing]:
-        assert torch.equal(read_jpeg_or_image(path), read_image(path))
+        assert torch.equal(read_jpeg_or_picture(path).pixels, read_image(path))
 
 
 def test_decoder_without_nvjpeg_is_refused(tmp_path, monkeypatch):
@@ -338,7 +343,7 @@ def test_decoder_without_nvjpeg_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=lambda: None)
     )
-    jpeg = read_jpeg_or_image(save(tmp_path / "a.jpg", picture()))
+    jpeg = read_jpeg_or_picture(save(tmp_path / "a.jpg", picture()))
     with pytest.raises(DataError, match=r"cannot be decoded on cuda:0.*DECODE_ON_GPU False"):
         decode_jpegs([jpeg], torch.device("cuda:0"))
 
@@ -346,7 +351,7 @@ def test_decoder_without_nvjpeg_is_refused(tmp_path, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_nvjpeg_differs_by_a_few_levels(tmp_path):
     paths = [save(tmp_path / f"{k}.jpg", picture(30 + k, 40), quality=90) for k in range(5)]
-    decoded = decode_jpegs([read_jpeg_or_image(path) for path in paths], torch.device("cuda"))
+    decoded = decode_jpegs([read_jpeg_or_picture(path) for path in paths], torch.device("cuda"))
     for image, path in zip(decoded, paths, strict=True):
         assert image.device.type == "cuda"
         assert (image.cpu().int() - read_image(path).int()).abs().max() <= 8

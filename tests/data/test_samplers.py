@@ -10,6 +10,7 @@ from lgd.data.samplers import (
     aspect_groups,
     evaluation_batches,
     repeat_factors,
+    weigh_parts,
 )
 
 
@@ -211,3 +212,66 @@ def test_factors_of_one_change_how_often_nothing_comes():
     )
     counts = [Counter(i for k in range(300) for i in s.batch(k).tolist()) for s in (plain, ones)]
     assert all(abs(counts[0][i] - counts[1][i]) <= 2 for i in range(15))
+
+
+# weights of parts
+
+
+def weighted(sizes, weights, *, wide=(), size=4, seed=0, repeats=None):
+    """Parts of these sizes one after the other; `wide` images are of the other group."""
+    part = np.repeat(np.arange(len(sizes)), sizes)
+    groups = np.isin(np.arange(len(part)), wide).astype(np.int64)
+    times = weigh_parts(np.ones(len(part)) if repeats is None else repeats, part, np.array(weights))
+    sampler = TrainingSampler(np.arange(len(part)), groups, global_batch_size=size, seed=seed, repeats=times)
+    return sampler, part, times
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "wide"),
+    [
+        ((40, 40), (9, 1), range(0)),
+        ((300, 5), (1, 1), range(100, 304)),
+        ((10, 200, 30), (0.2, 0.7, 0.1), range(0, 240, 3)),
+        ((500, 3), (1, 99), range(0, 503, 2)),
+    ],
+)
+def test_parts_have_their_shares(sizes, weights, wide):
+    sampler, part, times = weighted(sizes, weights, wide=wide)
+    assert times.sum() == pytest.approx(len(part)), "an epoch has as many images as there are"
+    num_batches = 3000
+    drawn = np.concatenate([sampler.batch(k) for k in range(num_batches)])
+    counts = np.bincount(drawn, minlength=len(part))
+    shares = np.bincount(part, weights=counts) / len(drawn)
+    assert shares == pytest.approx(np.array(weights) / np.sum(weights), abs=0.01)
+    expected = times * len(drawn) / len(part)
+    # Within a part all come alike often: no image is luckier than another by more than an epoch's rounding.
+    assert np.abs(counts - expected).max() <= 2 + 0.02 * expected.max()
+
+
+def test_the_stream_with_weights_from_any_place():
+    sampler, *_ = weighted((300, 5), (1, 40), wide=range(290, 305), size=3)
+    for group in (0, 1):
+        stream, epoch = [], 0
+        while len(stream) < 2000:
+            stream += sampler._make_epoch(group, epoch).tolist()
+            epoch += 1
+        fresh, *_ = weighted((300, 5), (1, 40), wide=range(290, 305), size=3)
+        for start in (1990, 0, 777, 1, 31, 1200):
+            assert fresh._stream(group, start, start + 10).tolist() == stream[start : start + 10]
+
+
+def test_weights_and_ranks_share_the_same_batches():
+    sampler, *_ = weighted((30, 10), (1, 3), wide=range(20, 40), size=8)
+    whole = [sampler.batch(k).tolist() for k in range(20)]
+    for num_ranks, steps in ((1, 1), (2, 2), (4, 1)):
+        ranks = [MicroBatchSampler(sampler, num_ranks, rank, steps, 0) for rank in range(num_ranks)]
+        for k in range(20):
+            micro = [ranks[r].micro_batch(k * steps + s) for s in range(steps) for r in range(num_ranks)]
+            assert [image for batch in micro for image, _ in batch] == whole[k]
+
+
+def test_weights_go_with_rare_classes():
+    repeats = np.array([1.0, 1.0, 2.0, 1.0, 3.0])
+    _, part, times = weighted((3, 2), (1, 1), repeats=repeats)
+    assert times.tolist() == pytest.approx([5 / 8, 5 / 8, 5 / 4, 5 / 8, 15 / 8])
+    assert np.bincount(part, weights=times).tolist() == pytest.approx([2.5, 2.5])

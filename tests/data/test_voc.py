@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 
 import lgd.data.voc as voc
-from lgd.data.catalog import open_dataset, open_datasets
+from lgd.data.catalog import open_dataset
 from lgd.data.errors import DataError
 from lgd.data.loader import train_loader
 from tests.data.boxes_sets import voc_object, voc_xml, write_voc
+from tests.data.sets import open_joined
 
 HERE = Path()
 
@@ -68,7 +69,7 @@ def test_two_years_are_joined(tmp_path):
         write_voc(tmp_path / "VOC2007", {"000001": objects((1, 1, 9, 9))}),
         write_voc(tmp_path / "VOC2012", {"2008_000002": [voc_object("dog", (1, 1, 9, 9), 1)], "x": []}),
     ]
-    joined = open_datasets(specs, HERE)
+    joined = open_joined(specs, HERE)
     assert joined.kind == "voc"
     assert joined.counts.tolist() == [1, 1, 0]
     assert joined.difficult(1).tolist() == [True]
@@ -183,10 +184,10 @@ def test_broken_xml(tmp_path, xml, message):
 
 def test_what_is_absent(tmp_path):
     write_voc(tmp_path / "VOC2007", {"1": [], "2": []})
-    with pytest.raises(DataError, match=r"no list of images .*; did you mean voc:.*/VOC2007:trainval\?"):
+    with pytest.raises(DataError, match=r"is not laid out like that; did you mean voc:.*/VOC2007:trainval\?"):
         open_dataset(f"voc:{tmp_path}:trainval", HERE)
     root = tmp_path / "VOC2007"
-    with pytest.raises(DataError, match=r"there is no list of images .*Main/tset\.txt$"):
+    with pytest.raises(DataError, match=r"has no split tset; it has voc:.*:trainval "):
         open_dataset(f"voc:{root}:tset", HERE)
     spec = f"voc:{root}:trainval"
     (root / "JPEGImages" / "2.jpg").unlink()
@@ -266,7 +267,7 @@ def test_a_list_cannot_lead_out_of_the_set(tmp_path):
     spec = write_voc(tmp_path, {"1": []})
     (tmp_path / "2.xml").write_text(voc_xml("2", []))
     (tmp_path / "ImageSets" / "Main" / "trainval.txt").write_text("../2\n")
-    with pytest.raises(DataError, match=r"trainval\.txt lists \.\./2, but there is no"):
+    with pytest.raises(DataError, match=r"trainval\.txt lists \.\./2, which is no name below"):
         open_dataset(spec, HERE)
 
 
@@ -277,3 +278,34 @@ def test_a_pipe_among_the_annotations_is_not_waited_for(tmp_path):
     os.mkfifo(path)
     with pytest.raises(DataError, match=r"1\.xml is no regular file"):
         open_dataset(spec, HERE)
+
+
+def test_corners_counted_from_0(tmp_path):
+    spec = write_voc(tmp_path, {"1": objects((0, 5, 20, 30)), "2": objects((7, 8, 20, 30), (7, 8, 20, 30))})
+    index = open_dataset(spec, Path())
+    assert index.boxes(0).tolist() == [[0, 5, 20, 30]]
+    assert index.boxes(1).tolist() == [[7, 8, 20, 30]] * 2
+    said = {remark.kind: (remark.count, remark.text) for remark in index.remarks[0]}
+    assert said["corners_from_zero"][0] == 1
+    assert "counts pixels from 0" in said["corners_from_zero"][1]
+    assert "(1.xml)" in said["corners_from_zero"][1]
+    assert said["boxes_repeated"][0] == 1
+    assert "in 2.jpg" in said["boxes_repeated"][1]
+
+
+def test_corners_counted_from_1(tmp_path):
+    index = open_dataset(write_voc(tmp_path, {"1": objects((1, 5, 20, 30))}), Path())
+    assert index.boxes(0).tolist() == [[0, 4, 20, 30]]
+    assert "corners_from_zero" not in {remark.kind for remark in index.remarks[0]}
+
+
+@pytest.mark.parametrize(("text", "expected"), [("false", False), ("True", True), ("", False), ("1", True)])
+def test_difficult_is_what_its_text_says(tmp_path, text, expected):
+    spec = write_voc(tmp_path, {"1": [voc_object("cat", (1, 2, 3, 4), difficult=text)]})
+    assert open_dataset(spec, Path()).difficult(0).tolist() == [expected]
+
+
+def test_difficult_that_says_nothing(tmp_path):
+    spec = write_voc(tmp_path, {"1": [voc_object("cat", (1, 2, 3, 4), difficult=-1)]})
+    with pytest.raises(DataError, match=r"1\.xml: object 0 \(cat\) has difficult '-1', neither 0 nor 1"):
+        open_dataset(spec, Path())

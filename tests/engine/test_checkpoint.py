@@ -159,11 +159,13 @@ def test_a_whole_checkpoint_of_the_same_step_is_not_put_at_risk(tmp_path, monkey
         '{"bytes": 5, "sha256": "x", "amended": 7}',
         '{"bytes": 5, "sha256": "x", "amended": {"model": 1}}',
         '{"bytes": 5, "sha256": "x", "amended": {"best": 1}}',
+        '{"bytes": 5}',
+        '{"bytes": 5, "sha256": 7}',
         "[]",
         "7",
         "[" * 100_000,
     ],
-    ids=range(7),
+    ids=range(9),
 )
 def test_a_seal_that_says_nonsense_is_none(tmp_path, seal):
     save(tmp_path, 5)
@@ -307,3 +309,29 @@ def test_the_seal_is_plain_json(tmp_path):
 def test_changes_are_listed_by_key():
     old, new = {"A": 1, "B": (1, 2), "C": 3}, {"A": 1, "B": (1, 3), "D": 4}
     assert list_changes(old, new) == ["B: (1, 2) -> (1, 3)", "C: 3 -> None", "D: None -> 4"]
+
+
+def test_other_things_in_the_place_of_a_checkpoint_are_passed_over(tmp_path):
+    save(tmp_path, 5, 10)
+    newest = tmp_path / "step_0000010.pth"
+    newest.unlink()
+    for make, said in (
+        (lambda: newest.symlink_to("nowhere"), "No such file"),
+        (lambda: newest.symlink_to(newest.name), "Too many levels"),
+        (newest.mkdir, ""),
+    ):
+        make()
+        assert said in check_seal(newest)
+        assert load_newest(tmp_path).step == 5
+        newest.rmdir() if newest.is_dir() else newest.unlink()
+
+
+def test_where_no_checkpoint_is_whole_the_weights_that_are_there_are_named(tmp_path):
+    folder = tmp_path / "checkpoints"
+    save(folder, 5)
+    (folder / "step_0000005.json").unlink()
+    with pytest.raises(CheckpointError, match=r"start without --resume, or from MODEL\.WEIGHTS$"):
+        load_newest(folder)
+    (tmp_path / "model_final.pth").touch()
+    with pytest.raises(CheckpointError, match=r"from MODEL\.WEIGHTS .*/model_final\.pth$"):
+        load_newest(folder)

@@ -179,10 +179,12 @@ def test_lines_wait_for_the_evaluation_before_them(tmp_path):
 
 def test_damaged_lines_are_dropped_and_counted(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"iteration": 20}\n\xff\x00\n[1]\n{"no": 1}\n{"iteration": 40}\n{"itera')
+    path.write_bytes(
+        b'{"iteration": 20}\n\xff\x00\n[1]\n{"no": 1}\n{"iteration": 40}\n{"iteration": -3}\n{"itera'
+    )
     MetricsWriter(tmp_path, max_iter=100, first_iteration=40).close()
     assert [line["iteration"] for line in read_lines(tmp_path)] == [20, 40]
-    assert "dropped 4 damaged line(s)" in caplog.text
+    assert "dropped 5 damaged line(s)" in caplog.text
 
 
 def test_resume_without_a_checkpoint_begins_anew(tmp_path):

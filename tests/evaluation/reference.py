@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lgd.data.cache import cached_columns
 from lgd.data.coco_json import parse_coco
 from lgd.data.index import AnnotationIndex
@@ -23,6 +25,24 @@ def open_index(path: Path) -> AnnotationIndex:
 
 def reference_stats(path: Path, results: Sequence[Mapping[str, Any]], iou_type: str) -> list[float]:
     """The twelve numbers that `summarize` prints; objects are numbered from 1, as 0 counts as not found."""
+    evaluator = _run_reference(path, results, iou_type, [1, 10, 100])
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.summarize()
+    stats: list[float] = evaluator.stats.tolist()
+    return stats
+
+
+def reference_stats_at(
+    path: Path, results: Sequence[Mapping[str, Any]], iou_type: str, cap: int
+) -> dict[str, float]:
+    """AP, AP50, AP75 and AR in percent where `cap` detections of a class and image count and no others."""
+    tables = _run_reference(path, results, iou_type, [cap]).eval
+    precision, recall = tables["precision"][..., 0, 0], tables["recall"][..., 0, 0]
+    values = {"AP": precision, "AP50": precision[0], "AP75": precision[5], "AR": recall}
+    return {f"{name}@{cap}": 100 * float(np.mean(table[table > -1])) for name, table in values.items()}
+
+
+def _run_reference(path: Path, results: Sequence[Mapping[str, Any]], iou_type: str, caps: list[int]) -> Any:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -39,8 +59,7 @@ def reference_stats(path: Path, results: Sequence[Mapping[str, Any]], iou_type: 
         ground_truth.dataset = content
         ground_truth.createIndex()
         evaluator = COCOeval(ground_truth, ground_truth.loadRes(copy.deepcopy(kept)), iou_type)
+        evaluator.params.maxDets = caps
         evaluator.evaluate()
         evaluator.accumulate()
-        evaluator.summarize()
-    stats: list[float] = evaluator.stats.tolist()
-    return stats
+    return evaluator

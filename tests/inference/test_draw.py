@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lgd.inference.draw import _class_color, draw_detections
+from lgd.inference.captions import class_color
+from lgd.inference.draw import draw_detections
 from lgd.structures import Detections, Outlines
 
 NAMES = ("cat", "größer 猫", "dog")
@@ -35,7 +36,7 @@ def gray(height, width):
 
 
 def count(panel, label):
-    color = torch.tensor(_class_color(label), dtype=torch.uint8)
+    color = torch.tensor(class_color(label), dtype=torch.uint8)
     return int((panel == color[:, None, None]).all(0).sum())
 
 
@@ -68,7 +69,7 @@ def test_outlines_lie_on_the_boxes():
         edges = torch.cat(
             [panel[:, y1, x1:x2], panel[:, y2, x1:x2], panel[:, y1:y2, x1], panel[:, y1:y2, x2]], 1
         )
-        assert (edges == torch.tensor(_class_color(label), dtype=torch.uint8)[:, None]).all()
+        assert (edges == torch.tensor(class_color(label), dtype=torch.uint8)[:, None]).all()
         assert (panel[:, y1 + 20 : y2 - 5, x1 + 5 : x2 - 5] == 128).all()
     assert count(left, 0) == count(left, 2) == count(right, 1) == 0
     assert count(right, 2) > 700
@@ -76,8 +77,8 @@ def test_outlines_lie_on_the_boxes():
 
 def test_boxes_grow_with_the_image():
     left, _ = panels(draw(gray(40, 40), detections(), detections([[10, 20, 30, 36]], [1], [0])), 320, 320)
-    assert tuple(left[:, 20 * 8, 15 * 8].tolist()) == _class_color(0)
-    assert tuple(left[:, 36 * 8, 15 * 8].tolist()) == _class_color(0)
+    assert tuple(left[:, 20 * 8, 15 * 8].tolist()) == class_color(0)
+    assert tuple(left[:, 36 * 8, 15 * 8].tolist()) == class_color(0)
 
 
 def test_score_threshold():
@@ -118,9 +119,9 @@ def test_the_image_itself_is_left_alone_and_titles_differ():
 
 
 def test_neighbouring_classes_have_distinct_colors():
-    colors = torch.tensor([_class_color(label) for label in range(81)])
+    colors = torch.tensor([class_color(label) for label in range(81)])
     assert ((colors[1:] - colors[:-1]).abs().sum(1) > 100).all()
-    assert len({_class_color(label) for label in range(80)}) > 75
+    assert len({class_color(label) for label in range(80)}) > 75
 
 
 def polygon_outline(*points):
@@ -138,13 +139,13 @@ def test_masks_are_translucent_with_a_line_of_full_color():
     found = replace(detections([[30, 50, 130, 150]], [0.9], [0]), masks=disc)
     triangle = polygon_outline((20, 40), (120, 140), (20, 140))
     left, right = panels(draw(gray(160, 160), found, gt, gt_outlines=triangle), 320, 320)
-    mixed = [(128 + 0.35 * (torch.tensor(_class_color(label)) - 128)).round().tolist() for label in (0, 1)]
+    mixed = [(128 + 0.35 * (torch.tensor(class_color(label)) - 128)).round().tolist() for label in (0, 1)]
     assert left[:, 230, 100].tolist() == mixed[1]
     assert left[:, 180, 200].tolist() == [128] * 3  # in the box, above the triangle's long side
-    assert tuple(left[:, 180, 138].tolist()) == _class_color(1)  # on that side
+    assert tuple(left[:, 180, 138].tolist()) == class_color(1)  # on that side
     assert right[:, 200, 160].tolist() == mixed[0]
     assert right[:, 295, 65].tolist() == [128] * 3  # a corner of the box
-    assert tuple(right[:, 200, 67].tolist()) == _class_color(0)  # where the disc touches the box
+    assert tuple(right[:, 200, 67].tolist()) == class_color(0)  # where the disc touches the box
 
 
 def test_masks_below_the_score_threshold_are_left_out():

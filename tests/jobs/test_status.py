@@ -333,3 +333,14 @@ def test_a_real_run(small_data, tmp_path):
     assert found.student_ap is not None
     assert found.teacher_ap is not None
     assert found.seconds_per_step > 0
+
+
+def test_numbers_larger_than_any(tmp_path):
+    huge = json.loads("1" + "0" * 400)
+    folder = write_run(
+        tmp_path / "run",
+        metrics=training_line(huge, time=huge),
+        history=[started(huge, host="another", pid=huge)],
+    )
+    found = read_run(folder, NOW)
+    assert (found.state, found.step, found.seconds_per_step) == ("running", None, None)

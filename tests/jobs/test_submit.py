@@ -283,3 +283,10 @@ def test_without_slurm_it_says_what_to_do(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["--config-file", DEMO, "--time", "5", "--folder", str(tmp_path)]) == 2
     assert "there is no srun on this machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--dry-run"], [], ["--cluster", "local"]])
+def test_without_submitit(capsys, monkeypatch, words):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["--config-file", DEMO, "--time", "1:00:00", *words]) == 2
+    assert capsys.readouterr().err == "error: submitit is not installed: pip install lgd[jobs]\n"

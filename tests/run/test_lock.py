@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import multiprocessing
 import os
 import signal
@@ -324,3 +325,17 @@ def test_a_namespace_of_its_own(tmp_path):
         ["unshare", "--pid", "--fork", sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["0", "None"]
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**31, 10**30])
+def test_a_holder_that_is_no_process_never_blocks(tmp_path, pid):
+    """Numbers below 1 stand for groups of processes, of which this one is a part."""
+    content = json.loads(Holder.current([]).content(0))
+    content["process"]["pid"] = pid
+    (tmp_path / "run.lock").write_text(json.dumps(content))
+    takes_at_once(tmp_path)
+
+
+def test_a_pipe_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / "run.lock")
+    assert "cannot be used: a pipe or a device, where a file is needed" in refuses(tmp_path)

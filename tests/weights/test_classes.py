@@ -178,3 +178,10 @@ def test_a_file_that_says_nonsense_of_its_classes(tmp_path, said):
     path = save(tmp_path, {"format": "lgd", "model": STATE, "classes": said})
     with pytest.raises(WeightsError, match=r"model\.pth: what the file says of its classes is no list"):
         load_weights(module_of(STATE), path, **INPUT, classes=classes("a", "b"))
+
+
+def test_layers_of_a_shape_that_none_has_are_left_as_they_are():
+    shapes = {"student.head.cls_score.bias": (), "teacher.label_encoder.conv1.weight": (4,),
+              "teacher.label_encoder.stn_desc.fc3.weight": (80, 2)}  # fmt: skip
+    state = {name: torch.ones(shape) for name, shape in shapes.items()}
+    assert order_classes(state, classes(*NAMES), classes(*WANTED), model_with()).keys() == state.keys()

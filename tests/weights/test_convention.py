@@ -5,6 +5,7 @@ import torch
 
 from lgd.weights.convention import InputConvention, check_input_convention
 from lgd.weights.files import LoadedWeights
+from lgd.weights.report import WeightsError
 
 MSRA = LoadedWeights(
     "msra-backbone", {"conv1_w": torch.ones(1), "res2_0_branch2b_w": torch.ones(64, 64, 3, 3)}
@@ -80,3 +81,22 @@ def test_only_what_differs_is_named(change, setting):
     message = check_input_convention(weights, replace(RAW, **change))
     assert message is not None
     assert message.endswith(f"config says; set {setting}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("INPUT.FORMAT", None),
+            ("MODEL.PIXEL_MEAN", 5),
+            ("MODEL.PIXEL_MEAN", [1, 2]),
+            ("MODEL.PIXEL_MEAN", "abc"),
+        ),
+        *(("MODEL.PIXEL_STD", [1, 2, None]), ("MODEL.PIXEL_STD", [1, 2, 10**400])),
+        ("MODEL.RESNETS.STRIDE_IN_1X1", "yes"),
+    ],
+)
+def test_nonsense_in_a_file_of_ours(name, value):
+    weights = replace(OURS, metadata={"config": {**OURS.metadata["config"], name: value}})
+    with pytest.raises(WeightsError, match="the input that it was trained with makes no sense"):
+        check_input_convention(weights, STANDARD)

@@ -1,3 +1,4 @@
+import os
 import pickle
 import zipfile
 
@@ -199,3 +200,47 @@ def test_many_arrays_of_the_same_bytes(tmp_path, monkeypatch):
     path.write_bytes(pickle.dumps({"conv1_w": array, **{f"a{i}": array for i in range(10)}}))
     with pytest.raises(WeightsError, match=r"holds tensors of 2\.\d MiB"):
         read_checkpoint_file(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (torch.ones(2, dtype=torch.bool), "tensor of bool"),
+        (torch.ones(2, dtype=torch.complex64), "tensor of complex64"),
+        (torch.ones(2).to_sparse(), "tensor that is not dense"),
+        (torch.ones(2, device="meta"), "tensor that is not dense"),
+        (np.ones(2, dtype=bool), "array of bool"),
+        (np.ones(2, dtype=np.longdouble), "array of "),
+    ],
+)
+def test_what_is_no_tensor_of_real_numbers_is_named(tmp_path, value, kind):
+    path = tmp_path / "weights"
+    content = {"model": {"student.neck.weight": value}}
+    if isinstance(value, np.ndarray):
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(WeightsError, match=f"weights: 'student.neck.weight' is a {kind}"):
+        read_checkpoint_file(path)
+
+
+def test_two_tensors_of_one_name(tmp_path):
+    torch.save(
+        {"student.neck.w": torch.ones(1), "module.student.neck.w": torch.ones(1)}, tmp_path / "weights"
+    )
+    with pytest.raises(WeightsError, match="several tensors of one name"):
+        read_checkpoint_file(tmp_path / "weights")
+
+
+def test_an_array_in_the_place_of_a_word(tmp_path):
+    content = {"format": np.ones(2), "__author__": np.ones(2), "stem.conv1.weight": np.ones(1)}
+    (tmp_path / "weights").write_bytes(pickle.dumps(content))
+    assert read_checkpoint_file(tmp_path / "weights").kind == "detectron2-backbone"
+
+
+@pytest.mark.parametrize("name", ["~no_such_user/x", "x" * 5000, "a\0b", "pipe"])
+def test_names_of_files_that_cannot_be(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with pytest.raises(WeightsError, match=r"no such weights file|cannot be read"):
+        read_checkpoint_file(name)

@@ -269,3 +269,26 @@ def test_batch_norms_need_no_counters_and_classifiers_have_none_for_frozen_ones(
     counted = STUDENT | {"student.neck.fpn_lateral3.norm.num_batches_tracked": torch.tensor(5)}
     report = load_weights(model, save(tmp_path, {"format": "lgd", "model": counted}), **INPUT)
     assert report.dropped == ("student.neck.fpn_lateral3.norm.num_batches_tracked",)
+
+
+def test_weights_that_are_not_finite_are_named_and_nothing_is_loaded(tmp_path):
+    model = module_of(STATE)
+    name = "student.neck.fpn_lateral3.weight"
+    for value in (torch.full((2, 2), float("nan")), torch.full((2, 2), 1e300, dtype=torch.float64)):
+        path = save(tmp_path, {"format": "lgd", "model": {**STATE, name: value}})
+        with pytest.raises(WeightsError, match=rf"model\.pth: 1 tensors hold NaN or infinity: {name}"):
+            load_weights(model, path, **INPUT)
+    assert all((tensor == 0).all() for tensor in model.state_dict().values())
+
+
+def test_a_backbone_with_two_names_for_one_tensor(tmp_path):
+    blobs = {"conv1_w": torch.ones(2, 3), "conv1_bn_s": torch.ones(2), "conv1_bn_gamma": torch.ones(2)}
+    with pytest.raises(WeightsError, match=r"conv1_bn_gamma and another name both mean stem\.conv1\.norm"):
+        load_weights(module_of(STATE), save(tmp_path, {"blobs": blobs}), **INPUT)
+
+
+def test_a_swin_transformer_without_its_first_layer(tmp_path):
+    state = {"student.backbone.patch_embed.proj.weight": torch.zeros(4, 3, 2, 2)}
+    for content in ({"patch_embed.proj.weight": torch.ones(4)}, {"patch_embed.proj.bias": torch.ones(4)}):
+        with pytest.raises(WeightsError, match="do not fit the model"):
+            load_weights(module_of(state), save(tmp_path, {"model": content}), **INPUT)

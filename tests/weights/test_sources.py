@@ -43,6 +43,9 @@ def test_addresses(text, url):
         ("https://example.org/a/../../b.pth", "names no file"),
         ("https://example.org/%2e%2e/b.pth", "names no file"),
         ("nowhere.pth", "nowhere.pth: no such weights file"),
+        ("https://[", r"https://\[: not an address: "),
+        ("https://example.org:99999/b.pth", "not an address: "),
+        ("https://example.org/a%00.pth", "names no file"),
     ],
 )
 def test_what_cannot_be_fetched(tmp_path, monkeypatch, text, message):

@@ -1,0 +1,65 @@
+"""A trained model on a data set with labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lgd.data.catalog import open_dataset
+from lgd.data.errors import DataError
+from lgd.data.index import AnnotationIndex
+from lgd.data.loader import test_loader
+from lgd.evaluation.coco import Backend, Metrics
+from lgd.evaluation.predictions import Predictions
+from lgd.evaluation.score import score
+from lgd.inference.collect import collect_predictions
+from lgd.inference.model import TrainedModel
+from lgd.weights.classes import Classes
+
+
+def evaluate(
+    model: TrainedModel,
+    dataset: str | AnnotationIndex,
+    *,
+    root: str | Path = "datasets",
+    workers: int = 0,
+    backend: Backend = "hotcoco",
+) -> dict[str, Metrics | None]:
+    """Measure a model as `lgd train --eval-only` does.
+
+    Args:
+        model: from `lgd.load`.
+        dataset: as in DATASETS.TEST: `coco:FOLDER:SPLIT` and the like.
+        root: the folder of the data sets that are known by name.
+        workers: processes that read the pictures; 0 reads them in this one.
+        backend: what counts the matches.
+
+    Returns:
+        Metrics in percent, as results.json has them: "bbox" and, of a model with masks, "segm".
+
+    Raises:
+        DataError: the data cannot be read, or has other classes than the model.
+    """
+    index = open_dataset(dataset, Path(root)) if isinstance(dataset, str) else dataset
+    theirs, rule = Classes(index.class_names, index.category_ids), model.rule
+    places = Classes(model.class_names, model.category_ids).places_in(theirs)
+    if places is None:
+        raise DataError(
+            f"{index.name} has other classes ({', '.join(theirs.names)}) than the model "
+            f"({', '.join(model.class_names)}); give it the model's names where the same is meant"
+        )
+    category_ids = [index.category_ids[place] for place in places]
+    batches = test_loader(
+        index,
+        image_format=rule.image_format,
+        batch_size=rule.batch_size,
+        world_size=1,
+        rank=0,
+        min_size=rule.min_size,
+        max_size=rule.max_size,
+        num_workers=workers,
+        layout=rule.layout,
+        with_masks=model.with_masks,
+    )
+    parts = [collect_predictions(model.run(batch), batch, category_ids) for batch in batches]
+    found = {"model": Predictions.join(parts).sort_by_image()}
+    return score(index, found, with_masks=model.with_masks, backend=backend)["model"]

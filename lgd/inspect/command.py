@@ -1,0 +1,170 @@
+"""`lgd data DATASET... [--json] [--draw N OUT]`: what would be trained on, before anything is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from lgd import exits
+from lgd.data.catalog import open_dataset
+from lgd.data.errors import DataError
+from lgd.data.index import AnnotationIndex
+from lgd.inspect.advice import advise
+from lgd.inspect.contents import Contents, compare_classes, find_obstacle, read_contents
+from lgd.inspect.duplicates import describe_duplicates, find_duplicates
+from lgd.inspect.report import to_json, to_words, warnings_of
+from lgd.inspect.sets import find_folder, lines_of
+from lgd.inspect.sheet import MOST_PICTURES, SUFFIXES, write_sheet
+
+
+@dataclass(frozen=True)
+class _Set:
+    """A set that could be opened, and what is worth a look in it."""
+
+    index: AnnotationIndex
+    contents: Contents
+    warnings: list[str]
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="lgd data",
+        description="Say what is in data sets: classes, sizes, what is dropped, the same picture twice, and "
+        "what to set to train on them. Exit code 2 where nothing can be trained on.",
+    )
+    parser.add_argument(
+        "datasets",
+        nargs="+",
+        metavar="DATASET",
+        help="a line as in DATASETS.TRAIN, such as coco:FOLDER:train, or a folder: all its splits",
+    )
+    parser.add_argument("--root", default="datasets", metavar="DIR", help="as DATASETS.ROOT")
+    parser.add_argument(
+        "--json", action="store_true", help="a JSON object a line for each set on stdout, words on stderr"
+    )
+    parser.add_argument(
+        "--draw", nargs=2, metavar=("N", "OUT"), help="a contact sheet of N pictures: a .jpg or .png"
+    )
+    parser.add_argument(
+        "--duplicates",
+        action=argparse.BooleanOptionalAction,
+        help="look for the same picture twice, or not; by default unless there are many",
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.draw:
+        number, path = arguments.draw
+        if not number.isdecimal() or not 1 <= int(number) <= MOST_PICTURES:
+            parser.error(f"--draw {number}: N is a number of pictures from 1 to {MOST_PICTURES}")
+        if Path(path).suffix.lower() not in SUFFIXES:
+            parser.error(f"--draw {path}: OUT ends in {', '.join(SUFFIXES)}")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 2 for what cannot be trained on."""
+    arguments = parse_arguments(argv)
+    root = Path(arguments.root).expanduser()
+    sets: list[_Set] = []
+    errors: list[str] = []
+    try:
+        for word in arguments.datasets:
+            opened, problems = _open(word, root, [each.index.name for each in sets])
+            sets += opened
+            errors += problems
+        if sets:
+            _report(sets, arguments)
+    except KeyboardInterrupt:
+        return exits.CTRL_C
+    except DataError as error:
+        errors.append(str(error))
+    for message in errors:
+        sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    return exits.USER_ERROR if errors else exits.DONE
+
+
+class _Listener(logging.Handler):
+    """Keeps what the readers warn of, which the report says in its own place."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def _listening() -> Iterator[_Listener]:
+    library, listener = logging.getLogger("lgd"), _Listener()
+    handlers, propagates = library.handlers[:], library.propagate
+    library.handlers[:], library.propagate = [listener], False
+    try:
+        yield listener
+    finally:
+        library.handlers[:], library.propagate = handlers, propagates
+
+
+def _open(word: str, root: Path, known: Sequence[str]) -> tuple[list[_Set], list[str]]:
+    """Open every set that a word means and that is not known yet; what cannot be opened keeps no other away.
+
+    Returns:
+        The sets, and a line for each that cannot be opened or trained on. A folder's splits to test on may
+        lack labels where another of its splits has some.
+    """
+    sets: list[_Set] = []
+    errors: list[str] = []
+    try:
+        lines = [line for line in lines_of(word) if line not in known]
+    except DataError as error:
+        return [], [str(error)]
+    for line in lines:
+        try:
+            sets.append(_inspect(line, root))
+        except DataError as error:
+            errors.append(str(error))
+    obstacles = [obstacle for each in sets if (obstacle := find_obstacle(each.contents))]
+    is_folder = find_folder(word) is not None
+    return sets, errors + (obstacles if len(obstacles) == len(sets) or not is_folder else [])
+
+
+def _inspect(line: str, root: Path) -> _Set:
+    with _listening() as listener:
+        index = open_dataset(line, root)
+    contents = read_contents(index)
+    more = [said for said in listener.lines if said not in index.warnings]
+    return _Set(index, contents, [*more, *warnings_of(contents)])
+
+
+def _report(sets: Sequence[_Set], arguments: argparse.Namespace) -> None:
+    words: TextIO = sys.stderr if arguments.json else sys.stdout
+    indices, contents = [each.index for each in sets], [each.contents for each in sets]
+    duplicates = find_duplicates(indices, compare=arguments.duplicates, look=arguments.duplicates)
+    for number, line in describe_duplicates(duplicates):
+        sets[number].warnings.append(line)
+    to_train_on = next((each for each in contents if each.objects), None)
+    for one in sets:
+        obstacle = find_obstacle(one.contents)
+        lines = [
+            *one.warnings,
+            *compare_classes(one.contents, contents[0]),
+            *([obstacle] if obstacle else []),
+        ]
+        advice = [] if obstacle else advise(one.contents)
+        words.write(to_words(one.contents, lines, advice if one.contents is to_train_on else []) + "\n")
+        if arguments.json:
+            sys.stdout.write(json.dumps(to_json(one.contents, lines, advice, obstacle is None)) + "\n")
+    if duplicates.left_out and arguments.duplicates is None:
+        words.write(f"{duplicates.left_out}\n")
+    if arguments.draw:
+        number, path = int(arguments.draw[0]), Path(arguments.draw[1]).expanduser()
+        for line in write_sheet(path, indices, contents, number):
+            words.write(f"{line}\n")
+        words.write(f"{path}: pictures with their labels\n")

@@ -1,0 +1,243 @@
+"""Detect with a trained model: `lgd predict WEIGHTS SOURCE... --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from lgd import exits
+from lgd.files import clear_leftovers
+from lgd.inference.model import TrainedModel
+from lgd.inference.pictures import Unreadable
+from lgd.inference.result import Result
+from lgd.inference.save import KINDS, SHOWS_PIXELS, Savers, read_image_ids
+from lgd.inference.sources import Source, find_sources
+from lgd.inference.tiles import Tiling
+from lgd.run.log import start_logging
+from lgd.run.run import USER_ERRORS
+from lgd.run.trained import load
+
+logger = logging.getLogger("lgd.predict")
+
+_BACKENDS = {"torch": load}
+"""What runs the model, and how it is loaded."""
+
+_SECONDS = 10.0
+"""Between two lines of progress in a log."""
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="lgd predict",
+        description="Detect in pictures and videos with a trained model.",
+        epilog=f"Exit codes: {exits.DONE} done, {exits.USER_ERROR} what you can mend (files that could not "
+        f"be read are named and left out, which ends with {exits.USER_ERROR} too), {exits.CTRL_C} Ctrl-C.",
+    )
+    parser.add_argument("weights", metavar="WEIGHTS", help="a file of weights, or the folder of a run")
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="a picture, a video, a folder, a glob, a list of files (.txt)",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to save; needless with --json")
+    parser.add_argument(
+        "--save",
+        type=_kinds,
+        metavar="KINDS",
+        help=f"some of {','.join(KINDS)}; images,coco if there is --out",
+    )
+    parser.add_argument("--score", type=float, default=0.5, metavar="S", help="least score (0.5)")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures at a time (8)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1; CUDA where there is one")
+    parser.add_argument(
+        "--classes", type=_words, metavar="NAMES", help="look for these alone, with commas between"
+    )
+    parser.add_argument(
+        "--tile", type=int, metavar="SIZE", help="look at large pictures in tiles of so many pixels"
+    )
+    parser.add_argument(
+        "--overlap", type=float, default=0.2, metavar="F", help="share that tiles overlap by (0.2)"
+    )
+    parser.add_argument(
+        "--ids", type=Path, metavar="JSON", help="COCO file whose image ids predictions.json takes"
+    )
+    parser.add_argument("--backend", choices=sorted(_BACKENDS), default="torch", help="what runs the model")
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each picture on stdout")
+    arguments = parser.parse_args(argv)
+    if arguments.out is None and not arguments.json:
+        parser.error("give --out DIR, or --json for lines on stdout")
+    if arguments.out is None and arguments.save:
+        parser.error("--save needs --out DIR")
+    if arguments.save is None:
+        arguments.save = [] if arguments.out is None else ["images", "coco"]
+    _check_numbers(parser, arguments)
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code, one of `lgd.exits`."""
+    arguments = parse_arguments(argv)
+    start_logging(rank=0, stream=sys.stderr)
+    # Large pictures are what tiles are for; those beyond Pillow's limit are refused by name.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    try:
+        return _predict(arguments)
+    except USER_ERRORS as error:
+        return _complain(str(error))
+    except ValueError as error:  # a class that there is not
+        return _complain(str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        return _complain(f"{error.strerror or error}: {error.filename or arguments.out}")
+    except KeyboardInterrupt:
+        return exits.CTRL_C
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    sources = find_sources(arguments.sources, leave_out=arguments.out)
+    image_ids = read_image_ids(arguments.ids, [each.name for each in sources]) if arguments.ids else None
+    model: TrainedModel = _BACKENDS[arguments.backend](arguments.weights, arguments.device)
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(arguments.out)
+    unreadable: list[str] = []
+    started, pictures, objects = time.monotonic(), 0, 0
+    with (
+        Savers(arguments.save, arguments.out, model, image_ids) as savers,
+        _progress(sources) as (advance, say),
+    ):
+        for result in _stream(model, sources, arguments, partial(_skip, unreadable, arguments.json, say)):
+            savers.add(result)
+            if arguments.json:
+                _write_line(result.to_dict())
+            pictures, objects = pictures + 1, objects + len(result)
+            advance(result)
+    seconds = time.monotonic() - started
+    where = f"; saved in {arguments.out}" if arguments.out else ""
+    logger.info("%d pictures, %d objects, %.1f images/s%s", pictures, objects, pictures / seconds, where)
+    if unreadable:
+        return _complain(f"{len(unreadable)} of {len(sources)} files could not be read; see the lines above")
+    return exits.DONE
+
+
+def _stream(
+    model: TrainedModel,
+    sources: Sequence[Source],
+    arguments: argparse.Namespace,
+    on_unreadable: Callable[[Unreadable], None],
+) -> Iterator[Result]:
+    return model.stream(
+        sources,
+        arguments.score,
+        arguments.batch,
+        classes=arguments.classes,
+        tile=arguments.tile,
+        overlap=arguments.overlap,
+        keep_pixels=bool(SHOWS_PIXELS & set(arguments.save)),
+        on_unreadable=on_unreadable,
+    )
+
+
+def _skip(unreadable: list[str], as_json: bool, say: Callable[[str], None], found: Unreadable) -> None:
+    """Name what cannot be read."""
+    unreadable.append(found.source.name)
+    say(str(found.error))
+    if as_json:
+        _write_line({"file": str(found.source.path), "name": found.source.name, "error": str(found.error)})
+
+
+@contextmanager
+def _progress(sources: Sequence[Source]) -> Iterator[tuple[Callable[[Result], None], Callable[[str], None]]]:
+    """Yield what to call after each picture, and with lines to say: a bar on a terminal, lines in a log."""
+    total = None if any(source.is_video for source in sources) else len(sources)
+    bar = _make_bar(total)
+    if bar is None:
+        yield _Lines(total).advance, partial(logger.warning, "%s")
+        return
+    with bar:
+        yield lambda result: bar.update(), lambda text: bar.write(text, file=sys.stderr)
+
+
+def _make_bar(total: int | None):  # type: ignore[no-untyped-def]  # tqdm has no types
+    if not sys.stderr.isatty():
+        return None
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm(total=total, unit=" images", file=sys.stderr, dynamic_ncols=True, smoothing=0.1)
+
+
+class _Lines:
+    """Progress as a line every few seconds."""
+
+    def __init__(self, total: int | None) -> None:
+        self._total = total
+        self._done = 0
+        self._started = self._said = time.monotonic()
+
+    def advance(self, result: Result) -> None:
+        """Count one picture."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._said < _SECONDS:
+            return
+        self._said = now
+        speed = self._done / (now - self._started)
+        if self._total is None:
+            logger.info("%d images, %.1f images/s", self._done, speed)
+            return
+        minutes, seconds = divmod(round((self._total - self._done) / speed), 60)
+        left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+        logger.info("%d of %d images, %.1f images/s, ETA %s", self._done, self._total, speed, left)
+
+
+def _write_line(content: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(content) + "\n")
+    sys.stdout.flush()
+
+
+def _complain(message: str) -> int:
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    return exits.USER_ERROR
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in map(str.strip, text.split(",")) if word]
+
+
+def _kinds(text: str) -> list[str]:
+    kinds = _words(text)
+    for kind in kinds:
+        if kind not in KINDS:
+            raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(KINDS)}")
+    return kinds
+
+
+def _check_numbers(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if not 0 <= arguments.score <= 1:
+        parser.error("--score must be from 0 to 1")
+    if arguments.batch < 1:
+        parser.error("--batch must be at least 1")
+    if arguments.tile is not None:
+        try:
+            Tiling(arguments.tile, arguments.overlap)
+        except ValueError as error:
+            parser.error(f"--tile, --overlap: {error}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

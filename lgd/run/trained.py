@@ -1,0 +1,158 @@
+"""A trained model from what a training leaves: a file of weights, or a run's folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lgd.build import build_model
+from lgd.build.training import build_decoding
+from lgd.build.weights import config_of_weights
+from lgd.config.load import load_config
+from lgd.config.schema import Config
+from lgd.config.values import ConfigError
+from lgd.data.collate import Layout
+from lgd.distill.distiller import PlainStudent
+from lgd.engine.checkpoint import load_newest
+from lgd.inference.model import InputRule, TrainedModel, run_eagerly
+from lgd.run.output import OutputFolder
+from lgd.weights.classes import Classes
+from lgd.weights.files import LoadedWeights, read_checkpoint_file
+from lgd.weights.load import load_weights
+from lgd.weights.report import WeightsError, list_names
+from lgd.weights.sources import fetch_weights
+
+logger = logging.getLogger(__name__)
+
+_EXPORTED = (".onnx", ".pt2", ".xml")
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device | None = None) -> TrainedModel:
+    """Load a trained model to predict with; of one that was distilled, the student alone.
+
+    Args:
+        path: `model_best.pth`, `model_final.pth` or a checkpoint of a run; a student as safetensors, as
+            `lgd convert` writes it; or the folder of a run, of which the best model is taken, else the final
+            one, else the newest checkpoint.
+        device: where it shall run, "cpu", "cuda" or "cuda:1"; None for CUDA where there is one.
+
+    Raises:
+        WeightsError: there is no such file, or it is no trained model, or does not say how it is built.
+        ConfigError: its settings are none of ours, or torch does not see the device.
+    """
+    place = _choose_device(device)
+    file = _find_file(path)
+    weights = read_checkpoint_file(file)
+    cfg = _config_of(file, weights)
+    classes = _classes_of(file, weights, cfg)
+    del weights  # with optimizers and teacher, much larger than the student
+    student = _build_student(cfg, file).to(place)
+    if cfg.train.channels_last:
+        student = student.to(memory_format=torch.channels_last)
+    rule = InputRule(
+        cfg.input.min_size_test,
+        cfg.input.max_size_test,
+        cfg.input.format,
+        Layout(channels_last=cfg.train.channels_last),
+        cfg.test.ims_per_batch,
+        build_decoding(cfg),
+    )
+    return TrainedModel(
+        run_eagerly(student.eval().student, place, mixed_precision=cfg.solver.amp.enabled),
+        rule,
+        class_names=classes.names,
+        category_ids=classes.category_ids,
+        with_masks=cfg.model.mask_on,
+        device=place,
+    )
+
+
+def _choose_device(device: str | torch.device | None) -> torch.device:
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise ConfigError(f"the device is {device!r}; give cpu, cuda or cuda:NUMBER") from None
+    if place.type not in ("cpu", "cuda"):
+        raise ConfigError(f"the device is {device!r}; give cpu, cuda or cuda:NUMBER")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"the device is {device!r}, but torch sees {torch.cuda.device_count()} of CUDA; give cpu"
+        )
+    return place
+
+
+def _find_file(path: str | os.PathLike[str]) -> Path:
+    """The file of weights that is meant."""
+    text = os.fspath(path)
+    folder = Path(text).expanduser()
+    if folder.suffix.lower() in _EXPORTED:
+        raise WeightsError(f"{text}: an exported model; give the weights that it was made of")
+    if not folder.is_dir():
+        return fetch_weights(text)
+    output = OutputFolder(folder)
+    for file in (output.best_model, output.final_model):
+        if file.is_file():
+            return file
+    newest = load_newest(output.checkpoints)
+    if newest is None:
+        raise WeightsError(
+            f"{text}: no run's folder: neither {output.best_model.name} nor {output.final_model.name} nor "
+            "checkpoints are in it"
+        )
+    return newest.path
+
+
+def _config_of(file: Path, weights: LoadedWeights) -> Config:
+    """The settings that the file holds, or those of the run in whose folder it lies."""
+    runs = [folder / "config.yaml" for folder in (file.parent, file.parent.parent)]
+    recipe = next((path for path in runs if path.is_file()), None)
+    if "config" in weights.metadata:
+        cfg = config_of_weights(str(file), weights)
+    elif weights.kind == "lgd" and recipe is not None:
+        cfg = load_config(recipe)
+    else:
+        raise WeightsError(
+            f"{file}: does not say how its model is built; make a file that does: lgd convert {file} OUT "
+            "--to full --config-file RECIPE"
+        )
+    off = replace(cfg.model.distillator, enabled=False)
+    return replace(cfg, model=replace(cfg.model, weights="", distillator=off))
+
+
+def _classes_of(file: Path, weights: LoadedWeights, cfg: Config) -> Classes:
+    """The classes that the file names, else numbers."""
+    try:
+        classes = Classes.of_file(weights.metadata)
+    except WeightsError as error:
+        raise WeightsError(f"{file}: {error}") from None
+    if classes is None:
+        logger.warning("%s: does not name its classes; they are called by their labels", file)
+        classes = Classes([str(label) for label in range(cfg.num_classes)], list(range(cfg.num_classes)))
+    if len(classes.names) != cfg.num_classes or not cfg.num_classes:
+        raise WeightsError(
+            f"{file}: names {len(classes.names)} classes, but its NUM_CLASSES is {cfg.num_classes}"
+        )
+    return classes
+
+
+def _build_student(cfg: Config, file: Path) -> PlainStudent:
+    model = build_model(cfg)
+    assert isinstance(model, PlainStudent)
+    report = load_weights(
+        model,
+        file,
+        stride_in_1x1=cfg.model.resnets.stride_in_1x1,
+        pixel_mean=cfg.model.pixel_mean,
+        pixel_std=cfg.model.pixel_std,
+        image_format=cfg.input.format,
+    )
+    if report.untrained():
+        raise WeightsError(
+            f"{file} ({report.kind}): not a trained detector; it lacks {list_names(report.untrained())}"
+        )
+    logger.info("%s", report.summary())
+    return model

@@ -1,0 +1,124 @@
+"""`lgd train --data`: the recipe it leaves, what it refuses, and the training that follows."""
+
+import json
+import shutil
+
+import pytest
+
+from lgd import cli
+from lgd.config.load import load_config
+from tests.data.sets import annotation, image_record, write_coco
+from tests.samples import BCCD
+from tests.training import SMALL
+
+SHORT = [str(item) for key in SMALL for item in (key, SMALL[key]) if "NONDISTILL" not in key]
+
+
+def lgd_train(capsys, *arguments):
+    """Exit code and the last line of stderr, "" where there is none."""
+    code = cli.main(["train", *map(str, arguments)])
+    said = capsys.readouterr()
+    return code, said.out, (said.err.splitlines() or [""])[-1]
+
+
+def one_set(root, number=10, split="train", **other):
+    annotations = [annotation(k + 1, k + 1, **other) for k in range(number)]
+    write_coco(root, [image_record(k + 1) for k in range(number)], annotations, split=split)
+    return root
+
+
+def test_a_recipe_names_the_splits_and_holds_what_was_typed(small_data, tmp_path, capsys):
+    code, out, _ = lgd_train(
+        capsys, "--data", small_data, "--output", tmp_path, "--recipe-only", "SOLVER.MAX_ITER", "9"
+    )
+    assert code == 0
+    cfg = load_config(tmp_path / "recipe.yaml")
+    assert cfg.datasets.train == (f"coco:{small_data}:train",)
+    assert cfg.datasets.test == (f"coco:{small_data}:val",)
+    assert (cfg.solver.max_iter, cfg.output_dir) == (9, str(tmp_path))
+    assert not (tmp_path / "checkpoints").exists()
+    said = [line.partition("] ")[2] for line in out.splitlines()]
+    assert 8 <= len(said) <= 12
+    assert {line.partition(":")[0] for line in said} >= {"data", "model", "schedule", "method", "recipe"}
+
+
+def test_one_set_alone_is_divided(tmp_path, capsys):
+    one_set(tmp_path / "mine", split="stuff")
+    code, _, _ = lgd_train(capsys, "--data", tmp_path / "mine", "--output", tmp_path / "out", "--recipe-only")
+    assert code == 0
+    parts = [
+        json.loads((tmp_path / "out" / "data" / f"{name}.json").read_text()) for name in ("train", "val")
+    ]
+    assert [len(part["images"]) for part in parts] == [8, 2]
+    cfg = load_config(tmp_path / "out" / "recipe.yaml")
+    assert cfg.datasets.train != cfg.datasets.test
+
+
+def test_a_recipe_that_is_there_is_not_written_over(small_data, tmp_path, capsys):
+    arguments = ("--data", small_data, "--output", tmp_path, "--recipe-only")
+    assert lgd_train(capsys, *arguments)[0] == 0
+    before = (tmp_path / "recipe.yaml").read_text()
+    code, _, line = lgd_train(capsys, *arguments, "--epochs", "3")
+    assert code == 2
+    for way in ("--resume", "--output", "--config-file"):
+        assert way in line
+    assert lgd_train(capsys, *arguments, "--resume")[0] == 0
+    assert (tmp_path / "recipe.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--detector", "mask_rcnn"], "faster_rcnn"),
+        (["DATASETS.TRAIN", "('coco:a:b',)"], "DATASETS.TRAIN"),
+        (["SOLVER.MAX_ITERS", "9"], "SOLVER.MAX_ITER"),
+        (["OUTPUT_DIR", "elsewhere"], "OUTPUT_DIR"),
+        (["--num-machines", "2"], "--recipe-only"),
+        (["INPUT.MIN_SIZE_TRAIN", "[]"], "MIN_SIZE_TRAIN"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_leaves_no_recipe(flags, words, tmp_path, capsys):
+    one_set(tmp_path / "mine")
+    code, _, line = lgd_train(capsys, "--data", tmp_path / "mine", "--output", tmp_path / "out", *flags)
+    assert code == 2
+    assert line.startswith("error: ")
+    assert words in line
+    assert not (tmp_path / "out" / "recipe.yaml").exists()
+
+
+def test_sets_of_which_none_is_to_train_on_are_named(tmp_path, capsys):
+    for split in ("left", "right"):
+        one_set(tmp_path, split=split)
+    code, _, line = lgd_train(capsys, "--data", tmp_path, "--output", tmp_path / "out")
+    assert code == 2
+    assert f"coco:{tmp_path}:left" in line
+
+
+@pytest.mark.parametrize("flags", [["--epochs", "3"], ["--recipe-only"], ["--size", "base"]])
+def test_wishes_go_with_data(flags, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "--config-file", "demo", *flags])
+    assert ended.value.code == 2
+    assert "goes with --data" in capsys.readouterr().err
+
+
+def test_it_trains_by_the_recipe_and_goes_on_with_it(small_data, tmp_path, capsys):
+    arguments = ("--data", small_data, "--output", tmp_path)
+    code, _, line = lgd_train(capsys, *arguments, *SHORT)
+    assert code == 0, line
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results) == {f"coco:{small_data}:val"}
+    again = lgd_train(capsys, "--config-file", tmp_path / "recipe.yaml", "--resume", "SOLVER.MAX_ITER", 14)
+    assert again[0] == 0
+    assert "resumed from" in again[1]
+    assert (tmp_path / "checkpoints" / "step_0000014.pth").exists()
+
+
+@pytest.mark.slow
+def test_cells_are_learnt_in_one_line(tmp_path, capsys):
+    data = shutil.copytree(BCCD, tmp_path / "bccd")
+    code, out, line = lgd_train(capsys, "--data", data, "--output", tmp_path / "out", "--epochs", "40")
+    assert code == 0, line
+    assert "plain" in out
+    (scores,) = json.loads((tmp_path / "out" / "results.json").read_text()).values()
+    assert scores["student"]["bbox"]["AP50"] > 30
