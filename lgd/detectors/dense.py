@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from lgd.ops.predictions import take_best, take_rows
+from lgd.ops.predictions import take_above, take_best, take_rows
 from lgd.structures import Features
+
+_ROUNDING = 1e-3
+"""More than a threshold's logit may differ from that of a score by rounding."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,12 @@ class Candidates:
     Attributes:
         positions: (B, T) int64 in [0, A).
         labels: (B, T) int64 in [0, K).
-        scores: (B, T) in [0, 1]; -inf in the unused slots.
+        logits: (B, T) of the scores; -inf in the unused slots. They tell apart what rounds to the same score.
     """
 
     positions: Tensor
     labels: Tensor
-    scores: Tensor
+    logits: Tensor
 
 
 def init_head(head: nn.Module, cls_score: nn.Conv2d, prior_prob: float) -> None:
@@ -61,10 +64,11 @@ def join_pyramids(pyramids: Sequence[Features]) -> Features:
 def select_candidates(
     levels: Sequence[Tensor], *, score_threshold: float, limits: Sequence[int]
 ) -> Candidates:
-    """Choose the best scores of each level of each image; no size depends on a value, and no host sync.
+    """Choose the best scores of each level of each image.
 
     Equals come by position and label. They are common where the teacher's features are flat, and NMS keeps
-    the first of them.
+    the first of them. No size depends on a value, and nothing waits for a device; on the CPU, where that
+    costs nothing, there are only slots that are used by some image.
 
     Args:
         levels: (B, P, K) logits of each level.
@@ -74,15 +78,33 @@ def select_candidates(
     parts, offset = [], 0
     for logits, limit in zip(levels, limits, strict=True):
         num_positions, num_classes = logits.shape[1:]
-        # The best pairs lie at the positions whose best pairs are the best: most are never sorted.
-        rows = take_best(logits.amax(dim=2), limit)[1].sort(dim=1).values
-        best, pairs = take_best(take_rows(logits, rows).flatten(1), limit)
-        scores = best.sigmoid()
-        positions = rows.gather(1, pairs // num_classes) + offset
-        scores = torch.where(scores > score_threshold, scores, -torch.inf)
-        parts.append((positions, pairs % num_classes, scores))
+        if logits.is_cpu and score_threshold > 0 and not torch.compiler.is_compiling():
+            best, pairs = _take_likely(logits, score_threshold, limit)
+        else:
+            best, pairs = _take_of_best_positions(logits, limit)
+        best = torch.where(best.sigmoid() > score_threshold, best, -torch.inf)
+        parts.append((pairs // num_classes + offset, pairs % num_classes, best))
         offset += num_positions
     return Candidates(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
+
+
+def _take_likely(logits: Tensor, score_threshold: float, limit: int) -> tuple[Tensor, Tensor]:
+    """The best logits (B, T) and their pairs of position and class, of those that may be above the threshold."""
+    least = math.log(score_threshold / (1 - score_threshold))
+    likely, pairs = take_above(logits.flatten(1), least - _ROUNDING)
+    best, order = take_best(likely, limit)
+    return best, pairs.gather(1, order)
+
+
+def _take_of_best_positions(logits: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """The best logits (B, T) and their pairs of position and class.
+
+    The best pairs lie at the positions whose best pairs are the best: most are never sorted.
+    """
+    num_classes = logits.shape[2]
+    rows = take_best(logits.amax(dim=2), limit)[1].sort(dim=1).values
+    best, places = take_best(take_rows(logits, rows).flatten(1), limit)
+    return best, rows.gather(1, places // num_classes) * num_classes + places % num_classes
 
 
 def select_as_reference(
@@ -99,19 +121,19 @@ def select_as_reference(
         sort_all: sort all scores and apply the threshold to the best of them, as the reference's FCOS; its
             RetinaNet sorts the scores above the threshold.
     """
-    every = [logits.sigmoid() for logits in levels]
     images = []
-    for image in range(len(every[0])):
+    for image in range(len(levels[0])):
         parts, offset = [], 0
-        for level, limit in zip(every, limits, strict=True):
-            scores, num_classes = level[image].flatten(), level.shape[2]
+        for level, limit in zip(levels, limits, strict=True):
+            logits, num_classes = level[image].flatten(), level.shape[2]
+            scores = logits.sigmoid()
             above = scores > score_threshold
             chosen = (
                 torch.arange(len(scores), device=scores.device) if sort_all else above.nonzero().squeeze(1)
             )
             chosen = chosen[scores[chosen].sort(descending=True).indices[:limit]]
             chosen = chosen[above[chosen]]
-            parts.append((chosen // num_classes + offset, chosen % num_classes, scores[chosen]))
+            parts.append((chosen // num_classes + offset, chosen % num_classes, logits[chosen]))
             offset += level.shape[1]
         images.append([torch.cat(columns) for columns in zip(*parts, strict=True)])
     columns = [list(column) for column in zip(*images, strict=True)]

@@ -40,12 +40,12 @@ def keep_detections(
 
     Args:
         boxes: (B, T, 4) xyxy, pixels of the canvas; those with a NaN don't count.
-        scores: (B, T); -inf for candidates that don't count.
+        scores: (B, T), or their logits; -inf for candidates that don't count.
         labels: (B, T) int64.
         limits: which to keep.
 
     Returns:
-        The detections, boxes in pixels of the canvas and not clipped, D = min(num_detections, T).
+        The detections, boxes in pixels of the canvas and not clipped, scores as given, D = min(num_detections, T).
     """
     scores = torch.where(boxes.isnan().any(dim=-1), -torch.inf, scores)
     keep = keep_best_by_image if limits.reference_order else keep_best

@@ -230,12 +230,14 @@ class PointDetector(nn.Module):
             score_threshold=self.score_thresh_test,
             limits=[_smaller(self.topk_candidates_test, level.locations.shape[0]) for level in levels],
         )
-        scores, joined = found.scores, join_levels(predictions)
-        if joined.centerness is not None:
-            factors = joined.centerness.gather(1, found.positions).sigmoid()
-            scores = torch.where(scores > -torch.inf, (scores * factors).sqrt(), -torch.inf)
+        scores = found.logits.sigmoid()
+        central = [level.centerness for level in predictions if level.centerness is not None]
+        if central:
+            scores = (scores * torch.cat(central, dim=1).gather(1, found.positions).sigmoid()).sqrt()
+        scores = torch.where(found.logits > -torch.inf, scores, -torch.inf)
         locations = torch.cat([level.locations for level in levels])[found.positions]
-        boxes = boxes_around(locations, take_rows(joined.distances, found.positions))
+        distances = torch.cat([level.distances for level in predictions], dim=1)
+        boxes = boxes_around(locations, take_rows(distances, found.positions))
         limits = SelectionLimits(
             self.num_classes, self.nms_thresh_test, self.detections_per_image, self.reference_order
         )

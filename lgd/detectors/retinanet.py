@@ -7,7 +7,7 @@ C channels, R anchors of one cell.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -220,7 +220,9 @@ class RetinaNet(nn.Module):
         limits = SelectionLimits(
             self.num_classes, self.nms_thresh_test, self.detections_per_image, self.reference_normalizer
         )
-        return to_original_sizes(keep_detections(boxes, found.scores, found.labels, limits), batch)
+        kept = keep_detections(boxes, found.logits, found.labels, limits)
+        scores = torch.where(kept.valid, kept.scores.sigmoid(), 0)
+        return to_original_sizes(replace(kept, scores=scores), batch)
 
     def detect(self, features: Features, batch: Batch) -> list[Detections]:
         """See `Detector.detect`."""

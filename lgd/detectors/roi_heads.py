@@ -15,7 +15,6 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from lgd.detectors.detections import SelectionLimits, keep_detections, to_original_sizes
 from lgd.detectors.mask_head import MaskHead, mask_loss
@@ -25,7 +24,7 @@ from lgd.ops.boxes import clip_boxes, decode_deltas, encode_foreground
 from lgd.ops.losses import smooth_l1_loss
 from lgd.ops.matching import BACKGROUND, FOREGROUND, match_anchors
 from lgd.ops.polygons import rasterize_in_boxes
-from lgd.ops.predictions import promote, take_best, take_rows
+from lgd.ops.predictions import promote, take_above, take_best, take_rows
 from lgd.ops.roi_align import multilevel_roi_align
 from lgd.ops.sampling import sample_balanced
 from lgd.structures import Batch, Features, Outlines, PaddedDetections, Targets
@@ -270,13 +269,7 @@ class RoIHeads(nn.Module):
             # A row's scores sum up to 1: no more of them are above the threshold.
             above = math.ceil(1 / self.score_thresh_test) if self.score_thresh_test > 0 else self.num_classes
             return take_best(scores.flatten(1), scores.shape[1] * min(above, self.num_classes))
-        # A host sync: few of very many count.
-        flat = scores.flatten(1)
-        counts = (flat > -torch.inf).sum(dim=1)
-        pairs = (flat > -torch.inf).nonzero()[:, 1]
-        padded = pad_sequence(list(torch.split(pairs, counts.tolist())), batch_first=True)
-        used = torch.arange(padded.shape[1], device=flat.device) < counts[:, None]
-        return torch.where(used, flat.gather(1, padded), -torch.inf), padded
+        return take_above(scores.flatten(1), -torch.inf)  # few of very many count
 
     def _predict_masks(self, mask_head: MaskHead, features: Features, found: PaddedDetections) -> Tensor:
         """(B, D, M, M) probabilities in boxes that lie on the canvas."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 def flatten_predictions(x: Tensor, width: int) -> Tensor:
@@ -44,6 +45,24 @@ def take_best(scores: Tensor, limit: int, stable: bool = True) -> tuple[Tensor, 
         return best, chosen.gather(1, order)
     scores, indices = scores.sort(dim=1, descending=True, stable=stable)
     return scores[:, :limit], indices[:, :limit]
+
+
+def take_above(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Take the few candidates of each image that score enough: a host sync.
+
+    Args:
+        scores: (B, A).
+        threshold: only those above it.
+
+    Returns:
+        (B, T) scores in the order of the indices, then -inf; and their int64 indices in [0, A), then 0. T is
+        the most that an image has.
+    """
+    images, indices = (scores > threshold).nonzero(as_tuple=True)
+    counts = torch.bincount(images, minlength=len(scores))
+    padded = pad_sequence(list(torch.split(indices, counts.tolist())), batch_first=True)
+    used = torch.arange(padded.shape[1], device=scores.device) < counts[:, None]
+    return torch.where(used, scores.gather(1, padded), -torch.inf), padded
 
 
 def _find_best(scores: Tensor, limit: int) -> Tensor:

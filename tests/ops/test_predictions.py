@@ -1,6 +1,6 @@
 import torch
 
-from lgd.ops.predictions import flatten_predictions, promote, take_best, take_rows
+from lgd.ops.predictions import flatten_predictions, promote, take_above, take_best, take_rows
 
 
 def test_predictions_go_by_row_column_anchor():
@@ -43,3 +43,11 @@ def test_few_of_many_are_those_that_a_sorting_of_all_takes_first():
     expected = scores.nan_to_num(nan=-torch.inf, neginf=-torch.inf).sort(dim=1, descending=True, stable=True)
     assert torch.equal(best, expected.values[:, :60])
     assert torch.equal(indices, expected.indices[:, :60])
+
+
+def test_what_scores_enough_stays_in_order():
+    scores = torch.tensor([[0.0, 3.0, 1.0, 2.0], [0.0, torch.nan, 5.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    above, indices = take_above(scores, 1.0)
+    assert above.tolist() == [[3.0, 2.0], [5.0, -torch.inf], [-torch.inf, -torch.inf]]
+    assert indices.tolist() == [[1, 3], [2, 0], [0, 0]]
+    assert take_above(scores, 9.0)[1].shape == (3, 0)
