@@ -13,6 +13,7 @@ from lgd.data.index import AnnotationIndex
 from lgd.distill.distiller import LabelGuidedDistiller, PlainStudent
 from lgd.inference.detect import Example, Inference, detect
 from lgd.inference.draw import draw_detections
+from lgd.layers.prediction import for_prediction
 from lgd.structures import Batch
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def detect_on_test_sets(
         teach = model.teach if isinstance(model, LabelGuidedDistiller) else None
         model.eval()
         inference = detect(
-            model.student,
+            for_prediction(model.student),
             test_set.make_batches(),
             index.category_ids,
             device=device,

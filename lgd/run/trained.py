@@ -19,6 +19,7 @@ from lgd.data.collate import Layout
 from lgd.distill.distiller import PlainStudent
 from lgd.engine.checkpoint import load_newest
 from lgd.inference.model import InputRule, TrainedModel, run_eagerly
+from lgd.layers.prediction import for_prediction
 from lgd.run.output import OutputFolder
 from lgd.weights.classes import Classes
 from lgd.weights.files import LoadedWeights, read_checkpoint_file
@@ -50,9 +51,9 @@ def load(path: str | os.PathLike[str], device: str | torch.device | None = None)
     cfg = _config_of(file, weights)
     classes = _classes_of(file, weights, cfg)
     del weights  # with optimizers and teacher, much larger than the student
-    student = _build_student(cfg, file).to(place)
+    model = _build_student(cfg, file).to(place)
     if cfg.train.channels_last:
-        student = student.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)
     rule = InputRule(
         cfg.input.min_size_test,
         cfg.input.max_size_test,
@@ -62,7 +63,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device | None = None)
         build_decoding(cfg),
     )
     return TrainedModel(
-        run_eagerly(student.eval().student, place, mixed_precision=cfg.solver.amp.enabled),
+        run_eagerly(for_prediction(model.student), place, mixed_precision=cfg.solver.amp.enabled),
         rule,
         class_names=classes.names,
         category_ids=classes.category_ids,
