@@ -89,7 +89,7 @@ def select_candidates(
 
 
 def _take_likely(logits: Tensor, score_threshold: float, limit: int) -> tuple[Tensor, Tensor]:
-    """The best logits (B, T) and their pairs of position and class, of those that may be above the threshold."""
+    """The best logits (B, T) that may be above the threshold, and their pairs of position and class."""
     least = math.log(score_threshold / (1 - score_threshold))
     likely, pairs = take_above(logits.flatten(1), least - _ROUNDING)
     best, order = take_best(likely, limit)

@@ -45,7 +45,8 @@ def keep_detections(
         limits: which to keep.
 
     Returns:
-        The detections, boxes in pixels of the canvas and not clipped, scores as given, D = min(num_detections, T).
+        The detections, boxes in pixels of the canvas and not clipped, scores as they were given; D is the
+        smaller of num_detections and T.
     """
     scores = torch.where(boxes.isnan().any(dim=-1), -torch.inf, scores)
     keep = keep_best_by_image if limits.reference_order else keep_best

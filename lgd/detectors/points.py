@@ -253,7 +253,7 @@ class PointDetector(nn.Module):
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.head.cls_score.weight.dtype
+        return torch.promote_types(self.head.cls_score.weight.dtype, torch.float32)
 
     def _predict(self, features: Features) -> list[PointPredictions]:
         """Predictions by level, the distances in pixels."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from lgd.detectors.roi_heads import RoIHeads
@@ -52,7 +53,7 @@ class RCNN(nn.Module):
 
     def extract_features(self, batch: Batch) -> Features:
         """See `Detector.extract_features`."""
-        dtype = self.roi_heads.box_predictor.cls_score.weight.dtype
+        dtype = torch.promote_types(self.roi_heads.box_predictor.cls_score.weight.dtype, torch.float32)
         features: Features = self.neck(self.backbone(self.normalize(batch, dtype)))
         return features
 

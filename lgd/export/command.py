@@ -1,148 +1,212 @@
-"""Trained detectors for other runtimes: `lgd export WEIGHTS OUT.onnx|OUT.pt2 [KEY VALUE ...]`."""
+"""Trained detectors for other runtimes: `lgd export WEIGHTS OUT.onnx|OUT.pt2`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lgd.build import build_model
-from lgd.build.weights import config_of_weights, fill_model
+from lgd import exits
 from lgd.config.keys import flatten
-from lgd.config.load import config_hash, load_config
-from lgd.config.schema import Config
+from lgd.config.load import config_hash
 from lgd.config.values import ConfigError
-from lgd.export.detector import ExportedDetector, export_program
-from lgd.export.onnx import write_onnx
+from lgd.data.canvases import Canvas
+from lgd.data.errors import DataError
+from lgd.export.about import About
+from lgd.export.check import HALF_TOLERANCE, Comparison, Tolerance, compare, join_comparisons
+from lgd.export.detector import ExportedDetector, export_program, write_program
+from lgd.export.load import RUNTIMES, load_exported
+from lgd.export.onnx import require_onnx, write_onnx
+from lgd.inference.model import TrainedModel, run_eagerly
+from lgd.inference.sources import find_sources
 from lgd.run.log import start_logging
 from lgd.run.run import USER_ERRORS
-from lgd.weights import fetch_weights, read_checkpoint_file
+from lgd.run.trained import TrainedStudent, read_student
 
 logger = logging.getLogger("lgd.export")
-
-_ENDINGS = (".onnx", ".pt2")
-
-
-def export(
-    source: str,
-    target: Path,
-    *,
-    size: tuple[int, int] | None,
-    batch_size: int | None,
-    config_file: str | None,
-    overrides: Sequence[str],
-) -> None:
-    """Load a detector and write it, from raw pixels to detections, for another runtime.
-
-    Args:
-        source: as MODEL.WEIGHTS.
-        target: the file to write; its ending is one of .onnx and .pt2.
-        size: (H, W) of the canvas, the only one that the file takes; None for any.
-        batch_size: images, the only number that the file takes; None for any.
-        config_file: the recipe of the model; None takes the settings from `source`.
-        overrides: KEY VALUE pairs over those settings.
-
-    Raises:
-        ValueError: one of `USER_ERRORS`.
-        ImportError: a package of an extra is not there; the message names the extra.
-    """
-    if target.suffix not in _ENDINGS:
-        raise ConfigError(f"{target}: ends in neither {' nor '.join(_ENDINGS)}")
-    weights = read_checkpoint_file(fetch_weights(source))
-    cfg = (
-        config_of_weights(source, weights, overrides)
-        if config_file is None
-        else load_config(config_file, overrides)
-    )
-    if cfg.num_classes == 0:
-        raise ConfigError("NUM_CLASSES 0 takes the classes from the data, which is not read here; set it")
-    model = build_model(cfg)
-    logger.info("%s", fill_model(cfg, model, source).summary())
-    detector = model.student
-    coarsest = max(detector.strides.values())
-    if size is not None and (size[0] % coarsest or size[1] % coarsest):
-        raise ConfigError(f"--size {size[0]}x{size[1]}: give multiples of {coarsest}, the coarsest stride")
-    exported = ExportedDetector(detector, flips_channels=cfg.input.format == "BGR")
-    program = export_program(exported, batch_size=batch_size, size=size)
-    classes = weights.metadata.get("classes") if weights.kind == "lgd" else None
-    about = _describe(cfg, coarsest, classes)
-    if target.suffix == ".onnx":
-        write_onnx(program, target, about)
-    else:
-        torch.export.save(program, target, extra_files={"lgd.json": json.dumps(about)})
-    logger.info("%s written", target)
-
-
-def _describe(cfg: Config, coarsest: int, classes: Any) -> dict[str, Any]:
-    """What a reader of the file needs to know to feed it and to name what it finds."""
-    resize = {
-        "short_side": cfg.input.min_size_test,
-        "longest_side": cfg.input.max_size_test,
-        "padded_to_multiples_of": coarsest,
-    }
-    known = {} if classes is None else {"classes": classes}
-    settings = {key: str(value) for key, value in flatten(cfg).items()}
-    return {"resize": resize, "settings": settings, "settings_hash": config_hash(cfg), **known}
-
-
-def _read_size(text: str) -> tuple[int, int] | None:
-    if text == "dynamic":
-        return None
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if found is None or "0" in found.groups():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither HEIGHTxWIDTH in pixels nor 'dynamic'")
-    return int(found[1]), int(found[2])
-
-
-def _read_batch(text: str) -> int | None:
-    if text == "dynamic":
-        return None
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of images nor 'dynamic'")
-    return int(text)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="lgd export", description="Write a trained detector, from raw pixels to detections."
+        prog="lgd export",
+        description="Write a trained detector, from raw pixels to detections, for other runtimes.",
+        epilog=f"Exit codes: {exits.DONE} done, {exits.USER_ERROR} what you can mend (a --check beyond the "
+        f"tolerance too), {exits.CTRL_C} Ctrl-C.",
     )
-    parser.add_argument("source", metavar="WEIGHTS", help="a file, or as MODEL.WEIGHTS")
-    parser.add_argument("target", metavar="OUT", help="the file to write: .onnx, or .pt2 for torch.export")
-    parser.add_argument("--size", type=_read_size, default=None, help="HEIGHTxWIDTH, or dynamic (default)")
-    parser.add_argument("--batch", type=_read_batch, default=None, help="images, or dynamic (default)")
-    parser.add_argument("--max-detections", type=_read_batch, metavar="D", help="at most so many of an image")
+    parser.add_argument("weights", metavar="WEIGHTS", help="a file of weights, or the folder of a run")
     parser.add_argument(
-        "--config-file", metavar="RECIPE", help="recipe of the model, where WEIGHTS do not hold its settings"
+        "target", metavar="OUT", type=Path, help="the file to write: .onnx, or .pt2 for torch.export"
     )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the recipe's")
-    return parser.parse_intermixed_args(argv)
+    parser.add_argument(
+        "--size",
+        type=_read_size,
+        metavar="HxW",
+        help="the only canvas, pixels; dynamic (default): any",
+    )
+    parser.add_argument(
+        "--batch", type=_read_number, metavar="N", help="the only batch; dynamic (default): any"
+    )
+    parser.add_argument(
+        "--max-detections", type=_read_number, metavar="D", help="at most so many of a picture"
+    )
+    parser.add_argument("--half", action="store_true", help="weights and network in float16")
+    parser.add_argument(
+        "--check", metavar="FOLDER", help="pictures on which to compare the file with the model"
+    )
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 for what the user can mend."""
+    """Run the command line; returns the exit code, one of `lgd.exits`."""
     arguments = parse_arguments(argv)
-    start_logging(rank=0)
-    overrides = list(arguments.opts)
-    if arguments.max_detections is not None:
-        overrides += ["TEST.DETECTIONS_PER_IMAGE", str(arguments.max_detections)]
+    start_logging(rank=0, stream=sys.stderr)
     try:
-        export(
-            arguments.source,
-            Path(arguments.target),
-            size=arguments.size,
-            batch_size=arguments.batch,
-            config_file=arguments.config_file,
-            overrides=overrides,
-        )
+        return _export(arguments)
     except (*USER_ERRORS, ImportError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 2
-    return 0
+        return _complain(str(error))
+    except OSError as error:
+        return _complain(f"{error.strerror or error}: {error.filename or arguments.target}")
+    except KeyboardInterrupt:
+        return exits.CTRL_C
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    target: Path = arguments.target
+    if target.suffix not in RUNTIMES:
+        raise ConfigError(f"{target}: ends as neither {' nor '.join(RUNTIMES)}")
+    if target.suffix == ".onnx":
+        require_onnx()
+    if target.is_dir():
+        raise ConfigError(f"{target}: is a folder; name the file")
+    pictures = None if arguments.check is None else find_sources([arguments.check])
+    student = read_student(arguments.weights, arguments.max_detections)
+    about = describe(student, size=arguments.size, num_images=arguments.batch, half=arguments.half)
+    write(student, about, target)
+    logger.info("%s written, %.1f MB", target, target.stat().st_size / 1e6)
+    if pictures is None:
+        return exits.DONE
+    tolerance = HALF_TOLERANCE if arguments.half else Tolerance()
+    found = check(student, about, target, arguments.check, tolerance)
+    logger.info("%s", found)
+    if not found.is_good:
+        return _complain(
+            f"{target}: detects otherwise than {arguments.weights}, beyond {tolerance.pixels:g} px and "
+            f"{tolerance.score:g} of a score"
+        )
+    return exits.DONE
+
+
+def describe(student: TrainedStudent, *, size: Canvas | None, num_images: int | None, half: bool) -> About:
+    """What the file shall say of itself.
+
+    Args:
+        student: the model.
+        size: the only canvas, pixels; None for any.
+        num_images: the only batch; None for any.
+        half: whether in float16.
+
+    Raises:
+        ConfigError: a canvas that the model cannot take.
+    """
+    cfg, multiple = student.cfg, student.rule.layout.size_divisibility
+    if size is not None and (size[0] % multiple or size[1] % multiple):
+        raise ConfigError(f"--size {size[0]}x{size[1]}: give multiples of {multiple}")
+    layout = replace(student.rule.layout, canvases=() if size is None else (size,), channels_last=False)
+    return About(
+        replace(student.rule, image_format="RGB", layout=layout, canvas=size),
+        student.classes,
+        cfg.model.mask_on,
+        num_images,
+        half,
+        _limits(student),
+        {key: str(value) for key, value in flatten(cfg).items()},
+        config_hash(cfg),
+    )
+
+
+def write(student: TrainedStudent, about: About, target: Path) -> None:
+    """Write the file, by its ending.
+
+    Raises:
+        ImportError: a package of an extra is not there; the message names the extra.
+        OSError: the disk is full or the folder read-only.
+    """
+    model = ExportedDetector(
+        student.detector, flips_channels=student.rule.image_format == "BGR", half=about.half
+    )
+    multiple = about.rule.layout.size_divisibility
+    program = export_program(model, batch_size=about.num_images, size=about.rule.canvas, multiple=multiple)
+    write_file = write_onnx if target.suffix == ".onnx" else write_program
+    write_file(program, target, about.to_metadata())
+
+
+def check(
+    student: TrainedStudent, about: About, target: Path, folder: str, tolerance: Tolerance
+) -> Comparison:
+    """Run the model and its file on the same pictures.
+
+    Raises:
+        DataError: there are no pictures.
+    """
+    exported = load_exported(target, torch.device("cpu"))
+    rule = replace(about.rule, image_format=student.rule.image_format)
+    eager = TrainedModel(
+        run_eagerly(student.detector, torch.device("cpu"), mixed_precision=False),
+        rule,
+        class_names=about.classes.names,
+        category_ids=about.classes.category_ids,
+        with_masks=about.with_masks,
+        device=torch.device("cpu"),
+    )
+    batch = about.num_images or 1
+    runs = (
+        model.stream(folder, 0.0, batch, keep_pixels=False, on_unreadable=lambda found: None)
+        for model in (eager, exported)
+    )
+    found = join_comparisons(
+        compare(ours.detections, theirs.detections, tolerance, about.limits)
+        for ours, theirs in zip(*runs, strict=True)
+    )
+    if found.pictures == 0:
+        raise DataError(f"{folder}: none of its pictures can be read")
+    return found
+
+
+def _limits(student: TrainedStudent) -> dict[str, float | None]:
+    """What decides which detections there are."""
+    part: Any = getattr(student.detector, "roi_heads", student.detector)
+    return {
+        "score_threshold": part.score_thresh_test,
+        "nms_threshold": part.nms_thresh_test,
+        "detections": part.detections_per_image,
+    }
+
+
+def _read_size(text: str) -> Canvas | None:
+    if text == "dynamic":
+        return None
+    found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither HEIGHTxWIDTH in pixels nor 'dynamic'")
+    return int(found[1]), int(found[2])
+
+
+def _read_number(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 1 on nor 'dynamic'")
+    return int(text)
+
+
+def _complain(message: str) -> int:
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    return exits.USER_ERROR

@@ -40,6 +40,17 @@ def set_winograd(model: nn.Module, enabled: bool) -> None:
             module.winograd = enabled
 
 
+def bake_norms(model: nn.Module) -> None:
+    """Multiply a model's frozen norms into the weights before them for good: it can only predict then."""
+    for module in model.modules():
+        if isinstance(module, ConvNorm) and module.norm_is_folded():
+            weight, bias = module.folded_parameters()
+            assert bias is not None
+            module.weight = nn.Parameter(weight.detach(), requires_grad=False)
+            module.bias = nn.Parameter(bias.detach(), requires_grad=False)
+            module.norm = None
+
+
 class ConvNorm(Conv2d):
     """A convolution that pads to keep the size (at stride 1), and the norm that follows it.
 
@@ -105,18 +116,18 @@ class ConvNorm(Conv2d):
 
     def folded_parameters(self) -> tuple[Tensor, Tensor | None]:
         """The convolution's weight and bias, with a frozen norm multiplied in."""
-        norm = self._norm_to_fold()
-        if norm is None:
+        if not isinstance(self.norm, FrozenBatchNorm2d) or not self.norm_is_folded():
             return self.weight, self.bias
-        scale, shift = norm.scale_and_shift()
+        scale, shift = self.norm.scale_and_shift()
         return self.weight * scale[:, None, None, None], shift
 
     def apply_unfolded_norm(self, x: Tensor) -> Tensor:
         """Apply the norm, unless `folded_parameters` holds it already."""
-        if self.norm is None or self._norm_to_fold() is not None:
+        if self.norm is None or self.norm_is_folded():
             return x
         normalized: Tensor = self.norm(x)
         return normalized
 
-    def _norm_to_fold(self) -> FrozenBatchNorm2d | None:
-        return self.norm if isinstance(self.norm, FrozenBatchNorm2d) and self.norm.folds else None
+    def norm_is_folded(self) -> bool:
+        """Whether `folded_parameters` holds the norm."""
+        return isinstance(self.norm, FrozenBatchNorm2d) and self.norm.folds

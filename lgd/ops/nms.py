@@ -57,7 +57,7 @@ def keep_best(
     """
     if iou_threshold is not None:
         near = boxes.clamp(-_FAR, _FAR)
-        survives = find_survivors(near, scores, groups.expand_as(scores), num_groups, iou_threshold)
+        survives = find_survivors(near, scores, groups.expand_as(scores), num_groups, iou_threshold, limit)
         scores = torch.where(survives, scores, -torch.inf)
     scores, indices = take_best(scores, limit)
     return indices, scores > -torch.inf
@@ -88,7 +88,7 @@ def keep_best_by_image(
 
 @torch.library.custom_op("lgd::find_survivors", mutates_args=())
 def find_survivors(
-    boxes: Tensor, scores: Tensor, groups: Tensor, num_groups: int, iou_threshold: float
+    boxes: Tensor, scores: Tensor, groups: Tensor, num_groups: int, iou_threshold: float, limit: int
 ) -> Tensor:
     """Tell which boxes of each image and group no better one suppresses.
 
@@ -100,6 +100,7 @@ def find_survivors(
         groups: (B, T) int64 in [0, num_groups).
         num_groups: so many.
         iou_threshold: a box goes where it overlaps a better one of its image and group by more than this.
+        limit: of each image so many, the best, matter; what is said of others may be wrong.
 
     Returns:
         (B, T) bool, False for boxes that don't count.
@@ -117,7 +118,9 @@ def find_survivors(
 
 
 @find_survivors.register_fake
-def _(boxes: Tensor, scores: Tensor, groups: Tensor, num_groups: int, iou_threshold: float) -> Tensor:
+def _(
+    boxes: Tensor, scores: Tensor, groups: Tensor, num_groups: int, iou_threshold: float, limit: int
+) -> Tensor:
     return torch.empty_like(scores, dtype=torch.bool)
 
 
