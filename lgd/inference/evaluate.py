@@ -13,6 +13,7 @@ from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.score import score
 from lgd.inference.collect import collect_predictions
 from lgd.inference.model import TrainedModel
+from lgd.inference.test_sets import follow_batches
 from lgd.weights.classes import Classes
 
 
@@ -60,6 +61,7 @@ def evaluate(
         layout=rule.layout,
         with_masks=model.with_masks,
     )
-    parts = [collect_predictions(model.run(batch), batch, category_ids) for batch in batches]
+    followed = follow_batches(batches, index)
+    parts = [collect_predictions(model.run(batch), batch, category_ids) for batch in followed]
     found = {"model": Predictions.join(parts).sort_by_image()}
     return score(index, found, with_masks=model.with_masks, backend=backend)["model"]
