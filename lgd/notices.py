@@ -7,6 +7,7 @@ nothing.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -21,6 +22,12 @@ _SECONDS = 10.0
 
 _DELAY = 1.0
 """Seconds until a bar appears."""
+
+_COLUMNS = 80
+"""Of a terminal that does not say its width."""
+
+_NUMBERS = 52
+"""Columns for what stands behind a bar's name: numbers, speed, time left."""
 
 T = TypeVar("T")
 
@@ -127,20 +134,36 @@ def _make_bar(what: str, total: int | None, unit: str) -> Any:  # tqdm has no ty
     class Bar(tqdm):  # type: ignore[misc]
         monitor_interval = 0  # no thread beside ours, in which workers would be forked
 
-    speed = "{elapsed}" if unit == "s" else f"{{n_fmt}} {unit}, {{rate_noinv_fmt}}"
-    of_all = "{elapsed}" if unit == "s" else f"{{n_fmt}} of {{total_fmt}} {unit}, {{rate_noinv_fmt}}"
+    done, of_all = f"{{n_fmt}} {unit}, {{rate_noinv_fmt}}", "{n_fmt}/{total_fmt}, {rate_noinv_fmt}"
+    if unit == "s":
+        done = of_all = "{elapsed}"
     known = f"{{desc}}: {{percentage:3.0f}}%|{{bar}}| {of_all}, ETA {{remaining}}"
+    columns = _columns()
     return Bar(
         total=total,
-        desc=what,
+        desc=_shorten(what, max(24, (columns or _COLUMNS) - _NUMBERS)),
         unit=f" {unit}",
-        bar_format=f"{{desc}}: {speed}" if total is None else known,
+        bar_format=f"{{desc}}: {done}" if total is None else known,
         file=sys.stderr,
-        dynamic_ncols=True,
         smoothing=0.1,
         leave=False,
         delay=_DELAY,
+        **({"dynamic_ncols": True} if columns else {"ncols": _COLUMNS, "nrows": 24}),
     )
+
+
+def _columns() -> int:
+    """The terminal's width; 0 where it says none, as in many containers."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 0
+
+
+def _shorten(what: str, most: int) -> str:
+    """Leave out of the middle what is too long: paths begin alike."""
+    head = most // 2
+    return what if len(what) <= most else f"{what[:head]}...{what[head + 3 - most :]}"
 
 
 def _tick(bar: Any, total: int | None, over: threading.Event) -> None:

@@ -31,10 +31,10 @@ with notices.waiting("thinking", 4):
 """
 
 
-def on_terminal(program, *arguments, stdout=None):
+def on_terminal(program, *arguments, stdout=None, size=(24, 120)):
     """What a terminal shows of a program's stderr, and of its stdout unless that goes elsewhere."""
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 120))
+    termios.tcsetwinsize(theirs, size)
     process = subprocess.Popen(
         [sys.executable, "-c", program, *arguments], stdout=stdout or theirs, stderr=theirs
     )
@@ -55,11 +55,25 @@ def on_terminal(program, *arguments, stdout=None):
 
 def test_a_terminal_has_bars_with_the_time_left_and_whole_lines_above():
     shown = on_terminal(PROGRAM)
-    assert re.search(r"\rcounting:  \d\d%\|.+\| \d of 8 beans, +\d\.\d\d beans/s, ETA 00:0\d", shown)
+    assert re.search(r"\rcounting:  \d\d%\|.+\| \d/8, +\d\.\d\d beans/s, ETA 00:0\d", shown)
     assert re.search(r"\rthinking:  25%\|.+\| 00:01, ETA 00:03", shown)
     line = re.search(r"\r([^\r]*half of it)\r?\n", shown)
     assert re.fullmatch(r"\[\d\d:\d\d:\d\d\] half of it", line[1])
     assert shown.endswith("\r")  # the bar is taken away
+
+
+def test_a_long_name_leaves_room_for_the_time_left():
+    name = "evaluating on coco:/a/path/that/is/long/and/longer/and/longer/to/the/end:val"
+    program = f"from lgd import notices; notices._DELAY = 0.0; list(notices.follow('abc', '{name}', 2000))"
+    bar = on_terminal(program, size=(24, 80)).split("\r")[1]
+    assert bar.startswith("evaluating on ...the/end:val:   0%|")
+    assert bar.endswith("ETA ?")
+    assert len(bar) <= 80
+
+
+def test_a_terminal_that_does_not_say_its_size_has_bars_too():
+    program = "from lgd import notices; notices._DELAY = 0.0; list(notices.follow('abc', 'counting', 3))"
+    assert "\rcounting:   0%|" in on_terminal(program, size=(0, 0))
 
 
 def test_without_a_terminal_there_are_lines_now_and_then(caplog, monkeypatch):
@@ -128,7 +142,7 @@ def test_lgd_data_has_bars_on_a_terminal_and_json_alone_on_stdout(sample_data, t
     spec = f"coco:{shutil.copytree(sample_data, tmp_path / 'set')}:train"
     with (tmp_path / "lines").open("w") as file:
         shown = on_terminal(DATA, spec, "--json", stdout=file)
-    assert re.search(r"\rlooking at the pictures: .* of \d+ images, .*ETA", shown)
+    assert re.search(r"\rlooking at the pictures: .*\d/\d+, .*ETA", shown)
     assert [json.loads(line)["name"] for line in (tmp_path / "lines").read_text().splitlines()] == [spec]
 
 
