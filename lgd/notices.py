@@ -185,7 +185,7 @@ class _Lines:
         """Count steps, one or more."""
         self._done += count
         now = time.monotonic()
-        if now - self._said < _SECONDS:
+        if now - self._said < _SECONDS or self._done == self._total:
             return
         self._said = now
         speed = self._done / (now - self._started)

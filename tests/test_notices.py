@@ -115,10 +115,10 @@ def test_an_evaluation_gives_notice_of_all_ranks_together(caplog, monkeypatch):
         SimpleNamespace(image_ids=[5], skipped=["x"]),
     ]
     with caplog.at_level(logging.INFO, "lgd"):
-        assert list(follow_batches(batches, Index("val", 9))) == batches
+        assert list(follow_batches(batches, Index("val", 11))) == batches
     assert [message.partition(" images,")[0] for message in caplog.messages] == [
-        "evaluating on val: 6 of 9",
-        "evaluating on val: 9 of 9",
+        "evaluating on val: 6 of 11",
+        "evaluating on val: 10 of 11",
     ]
 
 
