@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TextIO, TypeVar
 
 logger = logging.getLogger(__name__)
@@ -83,20 +84,19 @@ def follow(
 
 @contextmanager
 def waiting(what: str, expected: float | None = None, *, shown: bool = True) -> Iterator[None]:
-    """Give notice on a terminal of work that has no steps: how long it takes, and what is left of that.
+    """Give notice of work that has no steps: how long it takes, and what is left of that.
 
     Args:
         what: is waited for.
-        expected: seconds that it took before, if that is known.
+        expected: seconds that it takes, as far as that is known; what takes longer says no more what is left.
         shown: see `long_work`.
     """
-    if not shown or not sys.stderr.isatty():
+    if not shown:
         yield
         return
-    total = None if expected is None else max(1, round(expected))
-    over = threading.Event()
-    with _make_bar(what, total, "s") as bar:
-        clock = threading.Thread(target=_tick, args=(bar, total, over), daemon=True)
+    total, over = None if expected is None else max(1, round(expected)), threading.Event()
+    with _make_clock(what, total) as tick:
+        clock = threading.Thread(target=_run_clock, args=(tick, over), daemon=True)
         clock.start()
         try:
             yield
@@ -166,11 +166,19 @@ def _shorten(what: str, most: int) -> str:
     return what if len(what) <= most else f"{what[:head]}...{what[head + 3 - most :]}"
 
 
-def _tick(bar: Any, total: int | None, over: threading.Event) -> None:
+@contextmanager
+def _make_clock(what: str, total: int | None) -> Iterator[Callable[[], object]]:
+    """Yield what to call every second."""
+    if not sys.stderr.isatty():
+        yield partial(_Lines(what, total, "s").advance, 1)
+        return
+    with _make_bar(what, total, "s") as bar:
+        yield lambda: bar.update(total is None or bar.n < total - 1) or bar.refresh()
+
+
+def _run_clock(tick: Callable[[], object], over: threading.Event) -> None:
     while not over.wait(1.0):
-        if total is None or bar.n < total - 1:
-            bar.update()
-        bar.refresh()
+        tick()
 
 
 class _Lines:
@@ -188,14 +196,15 @@ class _Lines:
         if now - self._said < _SECONDS or self._done == self._total:
             return
         self._said = now
-        speed = self._done / (now - self._started)
-        if self._total is None:
-            logger.info("%s: %d %s, %.3g %s/s", self._what, self._done, self._unit, speed, self._unit)
-            return
-        done = min(self._done, self._total)
-        left = _clock((self._total - done) / speed)
-        of_all = f"{done} of {self._total} {self._unit}"
-        logger.info("%s: %s, %.3g %s/s, ETA %s", self._what, of_all, speed, self._unit, left)
+        logger.info("%s: %s", self._what, self._describe(now - self._started))
+
+    def _describe(self, seconds: float) -> str:
+        speed = self._done / seconds
+        left = self._total is not None and f", ETA {_clock(max(0, self._total - self._done) / speed)}"
+        if self._unit == "s":
+            return _clock(seconds) + (left or "")
+        done = f"{self._done}" if self._total is None else f"{min(self._done, self._total)} of {self._total}"
+        return f"{done} {self._unit}, {speed:.3g} {self._unit}/s{left or ''}"
 
 
 def _clock(seconds: float) -> str:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import termios
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -92,6 +93,13 @@ def test_without_a_total_there_is_no_time_left(caplog, monkeypatch):
     with caplog.at_level(logging.INFO, "lgd"), notices.long_work("counting", unit="beans") as advance:
         advance(5)
     assert re.fullmatch(r"counting: 5 beans, \S+ beans/s", caplog.messages[0])
+
+
+def test_what_has_no_steps_says_how_long_it_takes(caplog, monkeypatch):
+    monkeypatch.setattr(notices, "_SECONDS", 0.5)
+    with caplog.at_level(logging.INFO, "lgd"), notices.waiting("thinking", 60):
+        time.sleep(1.3)
+    assert caplog.messages == ["thinking: 0:00:01, ETA 0:00:59"]
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
