@@ -88,7 +88,7 @@ def waiting(what: str, expected: float | None = None, *, shown: bool = True) -> 
 
     Args:
         what: is waited for.
-        expected: seconds that it takes, as far as that is known; what takes longer says no more what is left.
+        expected: seconds that it may take, if that is known; where they were too few, one seems to be left.
         shown: see `long_work`.
     """
     if not shown:
