@@ -42,8 +42,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="lgd analyse",
-        description="Say what a trained model gets wrong: errors by kind, confusion, calibration, thresholds, the "
-        f"worst pictures, likely label errors. Writes {PAGE}; with a second run, compares the two.",
+        description="Say what a trained model gets wrong: errors by kind, confusion, calibration, "
+        f"thresholds, the worst pictures, likely label errors. Writes {PAGE}; with a second run, compares "
+        "the two.",
         epilog=f"Exit codes: {exits.DONE} done, {exits.USER_ERROR} what you can mend, {exits.CTRL_C} Ctrl-C.",
     )
     what = "a run's folder, a file of weights, or predictions as JSON"

@@ -139,8 +139,8 @@ def _differences(
 ) -> list[Difference]:
     """Those of all metrics that can be measured, AP first; of one class where `label` is given."""
     classes = None if label is None else [label + 1]
-    evaluators = [hotcoco_evaluator(truth, each.found, classes=classes) for each in analyses]
-    said = hotcoco.compare(*evaluators, n_bootstrap=rounds, seed=_SEED, confidence=CONFIDENCE)
+    first, second = (hotcoco_evaluator(truth, each.found, classes=classes) for each in analyses)
+    said = hotcoco.compare(first, second, n_bootstrap=rounds, seed=_SEED, confidence=CONFIDENCE)
     return [
         Difference(
             name,

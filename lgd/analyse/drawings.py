@@ -32,8 +32,8 @@ from lgd.inference.captions import (
 MISSED: Color = (214, 40, 40)
 CROWD: Color = (120, 120, 120)
 COLORS: dict[int, tuple[str, Color]] = {
-    RIGHT: ("right", (60, 170, 80)),
-    BACKGROUND: ("nothing labelled there", (214, 40, 40)),
+    RIGHT: ("right", (30, 160, 60)),
+    BACKGROUND: ("missed, or nothing labelled there", MISSED),
     LOCATION: ("badly placed", (240, 140, 20)),
     CLASS: ("wrong class", (150, 60, 200)),
     DUPLICATE: ("found twice", (30, 120, 220)),
@@ -151,7 +151,7 @@ def _draw(picture: Image.Image, marks: Sequence[Mark], scale: float, corner: tup
     font = load_font(13)
     rectangles = [_place(mark.box, scale, corner, picture.size) for mark in marks]
     for mark, rectangle in reversed(list(zip(marks, rectangles, strict=True))):
-        draw.rectangle(rectangle, outline=mark.color, width=3 if mark.caption else 1)
+        draw.rectangle(rectangle, outline=mark.color, width=3 if mark.caption else 2)
     plates: list[Rectangle] = []
     for mark, rectangle in zip(marks, rectangles, strict=True):
         if not mark.caption:

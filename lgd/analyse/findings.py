@@ -135,6 +135,11 @@ class Findings:
     least_score: float | None
     detections: int
 
+    @property
+    def hopeless(self) -> list[str]:
+        """Classes that have objects, and of which nothing is right at any score."""
+        return [each.name for each in self.classes if each.objects and each.threshold is None]
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -218,19 +223,22 @@ def _measure_classes(
 ) -> list[ClassNumbers]:
     tables = evaluator.eval
     assert tables is not None
-    precision: Floats = tables["precision"][0, :, :, 0, -1]  # at IoU 0.5, of all sizes
+    curves: Floats = tables["precision"][0, :, :, 0, -1]  # at IoU 0.5, of all sizes
     objects = np.bincount(truth.classes[~truth.crowd] - 1, minlength=len(truth.class_names))
     numbers = []
     for label, (name, count) in enumerate(zip(truth.class_names, objects.tolist(), strict=True)):
-        curve = precision[:, label] if count else None
-        best = best_threshold(matches, label, count)
+        curve = curves[:, label] if count else None
+        threshold, f1, precision, recall = best_threshold(matches, label, count) or (None,) * 4
         numbers.append(
             ClassNumbers(
                 name,
                 count,
                 metrics[f"AP-{name}"],
                 None if curve is None else 100 * float(curve.mean()),
-                *(best or (None, None, None, None)),
+                threshold,
+                f1,
+                precision,
+                recall,
                 errors.get(name),
                 None if curve is None else curve.tolist(),
             )

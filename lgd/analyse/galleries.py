@@ -39,8 +39,8 @@ def draw_errors(
         )
         figures.append(_panels(index, image, [analysis], note, problems))
     text = (
-        "Left what is labelled, right what was found, at the thresholds. A wrong detection counts with its score, "
-        "a missed object as one."
+        "What is labelled, and what was found at the thresholds. A wrong detection counts with its score, a "
+        "missed object as one."
     )
     return Gallery("The pictures with the worst errors", text, figures)
 

@@ -34,7 +34,8 @@ class ImageCounts:
     def f1(self) -> Floats:
         """(I,) in [0, 1]; 1 where there is nothing and nothing was found."""
         total = 2 * self.right + self.wrong + self.missed
-        return np.divide(2 * self.right, total, out=np.ones(len(total)), where=total > 0)
+        f1: Floats = np.divide(2 * self.right, total, out=np.ones(len(total)), where=total > 0)
+        return f1
 
     def worst(self, most: int) -> list[int]:
         """At most so many images with errors, the worst first."""

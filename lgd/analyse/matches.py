@@ -142,7 +142,7 @@ def _right_ones(said: Mapping[str, Any], count: int) -> tuple[Integers, Integers
 
 
 def _name_errors(overlaps: Floats, same: Flags) -> tuple[Integers, Integers]:
-    """What is wrong with detections of an image that are not right, and the place of the object they are about.
+    """What is wrong with detections of an image, were they not right, and the object they are about.
 
     Args:
         overlaps: (d, a) IoU.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from lgd.analyse.comparison import CONFIDENCE, Comparison, Difference
-from lgd.analyse.drawings import COLORS, CROWD, MISSED
+from lgd.analyse.drawings import COLORS, CROWD
 from lgd.analyse.findings import DEFAULT_THRESHOLD, Findings, precision_over_recall
 from lgd.analyse.matches import IOU
 from lgd.analyse.plots import (
@@ -20,6 +20,7 @@ from lgd.analyse.plots import (
     plot_lines,
 )
 from lgd.analyse.style import STYLE
+from lgd.data.limits import name_some
 
 _MOST_LINES = len(PALETTE)
 _MOST_CONFUSIONS = 12
@@ -122,15 +123,27 @@ def _section(title: str, text: str, content: str) -> str:
 def _errors(findings: Findings) -> str:
     bars = plot_bars([(each.name, max(each.cost, 0.0), f"{each.cost:.1f}") for each in findings.errors])
     rows = [
-        [each.name, each.meaning, f"{each.cost:.2f}", f"{each.count_at_threshold:,}", f"{each.count:,}"]
+        [
+            f"{each.name}\n{each.meaning}",
+            f"{each.cost:.2f}",
+            f"{each.count_at_threshold:,}",
+            f"{each.count:,}",
+        ]
         for each in findings.errors
     ]
-    table = _table(["kind", "", "AP50 it costs", "at the thresholds", "at any score"], rows, words=2)
+    hopeless = findings.hopeless if findings.detections else []
+    note = (
+        f'<p class="doubt">Of {escape(name_some(hopeless))} nothing is right at any score: no kind of error '
+        "shows that this AP is 0.</p>"
+        if hopeless
+        else ""
+    )
+    table = _table(["kind", "AP50 it costs", "at the thresholds", "at any score"], rows)
     return _section(
         "What goes wrong",
-        "Errors by kind (TIDE), and by how much AP50 would rise if those of a kind, and no others, were mended. "
-        "Counts are of detections that reach the threshold of their class (below), and of all.",
-        f'<div class="pair"><div>{bars}</div><div>{table}</div></div>',
+        "Errors by kind (TIDE), and by how much AP50 would rise if those of a kind, and no others, were "
+        "mended. Counts are of detections that reach the threshold of their class (below), and of all.",
+        f'<div class="pair"><div>{bars}</div><div>{table}</div></div>{note}',
     )
 
 
@@ -152,8 +165,9 @@ def _thresholds(findings: Findings) -> str:
     heads = ["class", "objects", "AP", "AP50", "best threshold", "F1", "precision", "recall", "ECE"]
     return _section(
         "Classes and their best thresholds",
-        f"The score from which on detections of a class are taken, so that F1 is best (IoU {IOU}); precision, "
-        f"recall and F1 are those there. Where nothing is right at any score, {DEFAULT_THRESHOLD} stands in. "
+        f"The score from which on detections of a class are taken, so that F1 is best (IoU {IOU}); "
+        f"precision, recall and F1 are those there. Where nothing is right at any score, {DEFAULT_THRESHOLD} "
+        "stands in. "
         "ECE: how far scores are from the share of detections that is right.",
         _table(heads, rows),
     )
@@ -181,8 +195,8 @@ def _curves(findings: Findings) -> str:
     bars = plot_calibration([(each.low, each.high, each.right, each.count) for each in calibration.bins])
     content = (
         f'<div class="pair"><figure><figcaption>Precision and recall, IoU {IOU}</figcaption>'
-        f"{plot_lines(lines, 'recall', 'precision')}</figure><figure><figcaption>Calibration</figcaption>{bars}"
-        "</figure></div>"
+        f"{plot_lines(lines, 'recall', 'precision')}</figure>"
+        f"<figure><figcaption>Calibration</figcaption>{bars}</figure></div>"
     )
     return _section(
         "Curves",
@@ -207,15 +221,15 @@ def _confusion(findings: Findings) -> str:
         [names[row], names[column], f"{count:,}", f"{100 * count / sum(confusion.counts[row]):.1f} %"]
         for count, row, column in pairs[:_MOST_CONFUSIONS]
     ]
-    table = _table(["labelled", "found as", "times", "of its labels"], rows, words=2) if rows else (
-        "<p>No class is taken for another.</p>"
-    )  # fmt: skip
+    table = _table(["labelled", "found as", "times", "of its labels"], rows, words=2)
     heatmap = plot_heatmap(names, confusion.counts)
     return _section(
         "Confusion",
-        "What is labelled (rows) and what it is found as (columns), at the thresholds of the classes. The last "
-        "column: not found; the last row: found where nothing is labelled, or twice.",
-        f'<div class="pair"><div class="scroll">{heatmap}</div><div>{table}</div></div>',
+        "What is labelled (rows) and what it is found as (columns), at the thresholds of the classes. The "
+        "last column: not found; the last row: found where nothing is labelled, or twice.",
+        f'<div class="pair"><div class="scroll">{heatmap}</div><div>{table}</div></div>'
+        if rows
+        else f'<div class="scroll">{heatmap}</div><p>No class is taken for another.</p>',
     )
 
 
@@ -241,18 +255,18 @@ def _comparison(comparison: Comparison, first: Findings, second: Findings) -> st
     )
     return _section(
         "A against B",
-        f"A is <b>{escape(comparison.first)}</b>, B is <b>{escape(comparison.second)}</b>. Intervals come from "
-        f"drawing the pictures anew {comparison.rounds:,} times, the same for both; where one holds no zero, the "
-        "difference is bold.",
-        f"<div>{_table(heads, rows)}</div>"
+        f"A is <b>{escape(comparison.first)}</b>, B is <b>{escape(comparison.second)}</b>. Intervals come "
+        f"from drawing the pictures anew {comparison.rounds:,} times, the same for both; where one holds no "
+        "zero, the difference is bold.",
+        f'<div class="pair"><div>{_table(heads, rows)}</div><div>'
+        f'{_table(["AP50 that errors cost", "A", "B", "B - A"], costs)}</div></div>'
         f'<p>Of the objects, {objects.both:,} are found by both, {objects.only_first:,} by A alone, '
         f"{objects.only_second:,} by B alone, {objects.neither:,} by neither: {_chance(objects.chance)}. "
         f"B has the better F1 on {pictures.only_second:,} pictures, A on {pictures.only_first:,}, and on "
-        f"{pictures.both:,} they are equal: {_chance(pictures.chance)}. (McNemar's test, at the thresholds of each "
-        "model; it takes objects of a picture for independent of one another.)</p>"
+        f"{pictures.both:,} they are equal: {_chance(pictures.chance)}. (McNemar's test, at the "
+        "thresholds of each model; it takes objects of a picture for independent of one another.)</p>"
         f'<div class="pair"><div><h3>AP by class</h3>{_table(heads, class_rows)}</div>'
-        f"<div><h3>B - A</h3>{plot}</div></div>"
-        f'<h3>AP50 that errors cost</h3>{_table(["", "A", "B", "B - A"], costs)}',
+        f"<div><h3>B - A</h3>{plot}</div></div>",
     )  # fmt: skip
 
 
@@ -263,7 +277,7 @@ def _difference_row(each: Difference) -> list[str]:
         f"{each.first:.2f}",
         f"{each.second:.2f}",
         f"**{difference}" if each.is_clear else difference,
-        f"{each.low:+.2f} to {each.high:+.2f}",
+        f"{each.low:+.1f} to {each.high:+.1f}",
     ]
 
 
@@ -289,22 +303,30 @@ def _figure(figure: Figure) -> str:
     )
     panels = panels or '<div class="absent">the picture cannot be read</div>'
     note = f"<small>{escape(figure.note)}</small>" if figure.note else ""
-    return f'<figure><figcaption>{escape(figure.title)}{note}</figcaption><div class="panels">{panels}</div></figure>'
+    return (
+        f"<figure><figcaption>{escape(figure.title)}{note}</figcaption>"
+        f'<div class="panels">{panels}</div></figure>'
+    )
 
 
 def _legend() -> str:
-    entries = [*COLORS.values(), ("missed", MISSED), ("crowd", CROWD)]
+    entries = [*COLORS.values(), ("crowd", CROWD)]
     return '<div class="legend">' + "".join(
         f'<span><i style="background:rgb{color}"></i>{name}</span>' for name, color in entries
     ) + "</div>"  # fmt: skip
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """A table whose first columns are words and the others numbers; "**" before a number makes it bold."""
+    """A table whose first columns are words and the others numbers.
+
+    "**" before a number makes it bold; what follows on a second line is small.
+    """
 
     def cell(tag: str, column: int, text: str) -> str:
         kind = "" if column < words else ' class="number"'
-        shown = f"<b>{escape(text[2:])}</b>" if text.startswith("**") and column >= words else escape(text)
+        first, _, more = text.partition("\n")
+        shown = f"<b>{escape(first[2:])}</b>" if first.startswith("**") and kind else escape(first)
+        shown += f"<small>{escape(more)}</small>" if more else ""
         return f"<{tag}{kind}>{shown}</{tag}>"
 
     lines = [

@@ -85,7 +85,8 @@ def plot_bars(rows: Sequence[tuple[str, float, str]], color: str = PALETTE[0]) -
         width = 210 * value / largest
         parts.append(f'<text x="100" y="{y + 18}" text-anchor="end">{escape(name)}</text>')
         parts.append(
-            f'<rect x="108" y="{y + 5}" width="{max(width, 1):.1f}" height="{_ROW - 9}" rx="2" fill="{color}"/>'
+            f'<rect x="108" y="{y + 5}" width="{max(width, 1):.1f}" height="{_ROW - 9}" rx="2" '
+            f'fill="{color}"/>'
         )
         parts.append(f'<text x="{114 + width:.1f}" y="{y + 18}">{escape(text)}</text>')
     return _svg(parts, _WIDTH, len(rows) * _ROW, "bars")
@@ -134,7 +135,8 @@ def plot_heatmap(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
         )
         x = margin + row * cell + cell / 2 + font / 3
         parts.append(
-            f'<text transform="translate({x:.0f} {margin - 8:.0f}) rotate(-90)" font-size="{font}">{shown}</text>'
+            f'<text transform="translate({x:.0f} {margin - 8:.0f}) rotate(-90)" font-size="{font}">'
+            f"{shown}</text>"
         )
         for column, value in enumerate(values):
             if not value:

@@ -14,7 +14,7 @@ from lgd.config.keys import with_values
 from lgd.config.load import load_config
 from lgd.data.catalog import open_dataset
 from lgd.data.errors import DataError
-from lgd.data.index import AnnotationIndex
+from lgd.data.index import AnnotationIndex, Integers
 from lgd.data.limits import name_some, parse_json, plain, read_text, shown
 from lgd.evaluation.predictions import Predictions
 from lgd.inference.evaluate import detect_on
@@ -194,18 +194,9 @@ def place_saved(saved: SavedPredictions, index: AnnotationIndex) -> tuple[Predic
     """
     images = _place_images(saved, index)
     classes = _place_classes(saved, index)
-    columns = []
-    for key, known, what in (("image_id", images, "picture"), ("category_id", classes, "class")):
-        ids = [entry[key] for entry in saved.entries]
-        unknown = list(dict.fromkeys(each for each in ids if each not in known))
-        if unknown:
-            raise DataError(
-                f"{saved.path} names {len(unknown)} {what} id(s) that {index.name} does not have "
-                f"({name_some(unknown, shown)}); give the data that it was made from: --data"
-            )
-        columns.append(np.array([known[each] for each in ids], dtype=np.int64))
     found = Predictions(
-        *columns,
+        _place_ids(saved, "image_id", images, f"picture id(s) that {index.name} does not have"),
+        _place_ids(saved, "category_id", classes, f"class id(s) that {index.name} does not have"),
         np.array([entry["bbox"] for entry in saved.entries], dtype=np.float64).reshape(-1, 4),
         np.array([entry["score"] for entry in saved.entries], dtype=np.float64),
     )
@@ -220,10 +211,22 @@ def place_saved(saved: SavedPredictions, index: AnnotationIndex) -> tuple[Predic
     return found.sort_by_image(), doubts
 
 
+def _place_ids(saved: SavedPredictions, key: str, known: Mapping[Any, int], what: str) -> Integers:
+    """The ids of all detections as the data set has them."""
+    ids = [entry[key] for entry in saved.entries]
+    unknown = list(dict.fromkeys(each for each in ids if each not in known))
+    if unknown:
+        raise DataError(
+            f"{saved.path} names {len(unknown)} {what} ({name_some(unknown, shown)}); give the data that "
+            "it was made from: --data"
+        )
+    return np.array([known[each] for each in ids], dtype=np.int64)
+
+
 def _place_images(saved: SavedPredictions, index: AnnotationIndex) -> dict[Any, int]:
     """Ids of the images of `index` by those of the file."""
     if saved.image_names is None:
-        written = {number: text for number, text in index.written_ids()[0].items()}
+        written = index.written_ids()[0]
         return {written.get(number, number): number for number in index.image_ids.tolist()}
     by_name = dict(zip(index.file_names(), index.image_ids.tolist(), strict=True))
     by_bare_name: dict[str, list[int]] = {}

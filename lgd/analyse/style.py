@@ -3,7 +3,7 @@
 STYLE = """
 :root{--ink:#1d2433;--soft:#5b6475;--line:#e3e7ee;--paper:#fff;--ground:#f4f6f9}
 *{box-sizing:border-box}
-body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
+body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.5 system-ui,"Segoe UI",Roboto,
 "Noto Sans","DejaVu Sans",sans-serif;-webkit-text-size-adjust:100%}
 main{max-width:1160px;margin:0 auto;padding:20px 16px 60px}
 h1{font-size:1.6rem;line-height:1.25;margin:0;overflow-wrap:anywhere}
@@ -12,24 +12,30 @@ h3{font-size:1rem;margin:18px 0 6px}
 p{margin:0 0 12px;color:var(--soft);max-width:80ch}
 p b{color:var(--ink)}
 code{font-size:.9em;overflow-wrap:anywhere}
-header,section{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:20px;margin:0 0 16px}
+header,section{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:20px;
+margin:0 0 16px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(110px,1fr));gap:10px;margin:10px 0 4px}
 .tile{background:var(--ground);border-radius:8px;padding:10px 12px}
 .tile b{display:block;font-size:1.5rem;line-height:1.2;font-variant-numeric:tabular-nums}
 .tile span{color:var(--soft);font-size:.85rem}
-.doubt{background:#fff6e0;border-left:4px solid #d99a1e;color:var(--ink);padding:8px 12px;margin:12px 0 0;max-width:none;
-overflow-wrap:anywhere}
+.doubt{background:#fff6e0;border-left:4px solid #d99a1e;color:var(--ink);padding:8px 12px;
+margin:12px 0 0;max-width:none;overflow-wrap:anywhere}
 .divider{text-align:center;max-width:none;margin:28px 0 12px}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:24px;align-items:start}
 .pair>*{min-width:0}
-.scroll{overflow-x:auto}
-svg{display:block;width:100%;max-width:560px;height:auto;font:14px system-ui,"DejaVu Sans",sans-serif;fill:var(--ink)}
+.scroll{overflow-x:auto;margin:0 0 14px}
+svg{display:block;width:100%;max-width:560px;height:auto;fill:var(--ink);
+font:14px system-ui,"DejaVu Sans",sans-serif}
 .scroll svg{max-width:none}
 table{border-collapse:collapse;font-size:.9rem;width:100%;font-variant-numeric:tabular-nums}
 th{color:var(--soft);font-weight:600;text-align:left}
 th,td{padding:6px 10px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
+th:first-child,td:first-child{position:sticky;left:0;background:var(--paper)}
+td small{display:block;color:var(--soft);line-height:1.35}
 .number{text-align:right;white-space:nowrap}
-th.number{white-space:normal}
+thth:first-child,td:first-child{position:sticky;left:0;background:var(--paper)}
+td small{display:block;color:var(--soft);line-height:1.35}
+.number{white-space:normal}
 figure{margin:0}
 figcaption{font-weight:600;font-size:.95rem;margin:0 0 6px;overflow-wrap:anywhere}
 figcaption small{display:block;font-weight:400;color:var(--soft)}
@@ -44,7 +50,8 @@ figcaption small{display:block;font-weight:400;color:var(--soft)}
 .crops .panel{flex-basis:100%}
 .crops figcaption{font-size:.85rem}
 .absent{background:var(--ground);color:var(--soft);border-radius:6px;padding:24px;width:100%;text-align:center}
-@media (max-width:560px){header,section{padding:14px}main{padding:10px 8px 40px}
+@media (max-width:560px){table{font-size:.85rem}th,td{padding-right:8px}
+header,section{padding:14px}main{padding:10px 8px 40px}
 .crops{grid-template-columns:repeat(2,minmax(0,1fr));gap:12px}}
 @media print{body{background:#fff}header,section{break-inside:avoid-page;border:0}}
 """
