@@ -25,7 +25,6 @@ from lgd.inference.captions import (
     load_font,
     overlap,
     places_around,
-    round_inside,
     text_color,
 )
 
@@ -56,6 +55,23 @@ class Mark:
     box: Sequence[float]
     color: Color
     caption: str = ""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a picture of `size` (width, height), from `corner` on, enlarged by `scale`."""
+
+    size: tuple[int, int]
+    corner: tuple[int, int]
+    scale: float
+
+    def place(self, box: Sequence[float]) -> Rectangle:
+        """Where a box stands in the part, clipped to the whole picture: what leaves the part is cut there."""
+        x1, y1, x2, y2 = (
+            round((min(max(value, 0), self.size[k % 2] - 1) - self.corner[k % 2]) * self.scale)
+            for k, value in enumerate(box)
+        )
+        return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
 def draw_labels(index: AnnotationIndex, image: int, analysis: Analysis) -> list[Mark]:
@@ -99,7 +115,8 @@ def draw_panels(index: AnnotationIndex, image: int, panels: Sequence[Sequence[Ma
     scale = _choose_scale(picture.size)
     size = tuple(max(1, round(side * scale)) for side in picture.size)
     resized = picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
-    return [_as_uri(_draw(resized.copy(), marks, scale, (0, 0))) for marks in panels]
+    part = _Part(picture.size, (0, 0), scale)
+    return [_as_uri(_draw(resized.copy(), marks, part)) for marks in panels]
 
 
 def draw_suspect(index: AnnotationIndex, suspect: Suspect, marks: Sequence[Mark] = ()) -> str:
@@ -126,7 +143,8 @@ def draw_suspect(index: AnnotationIndex, suspect: Suspect, marks: Sequence[Mark]
     color = _FOUND_COLOR if suspect.label is None else _LABEL_COLOR
     name = index.class_names[suspect.found if suspect.label is None else suspect.label]  # type: ignore[index]
     caption = name if suspect.label is not None else f"{name} {suspect.score:.2f}"
-    return _as_uri(_draw(crop, [Mark(suspect.box, color, caption), *marks], scale, (left, top)))
+    part = _Part(picture.size, (left, top), scale)
+    return _as_uri(_draw(crop, [Mark(suspect.box, color, caption), *marks], part))
 
 
 def labels_about(index: AnnotationIndex, suspect: Suspect, analysis: Analysis) -> list[Mark]:
@@ -145,11 +163,11 @@ def _choose_scale(size: tuple[int, int]) -> float:
     return min(max(1.0, _LEAST_SIDE / min(size)), _PANEL_SIDE / max(size))
 
 
-def _draw(picture: Image.Image, marks: Sequence[Mark], scale: float, corner: tuple[int, int]) -> Image.Image:
-    """Draw marks, given in pixels of the whole picture, into a part of it that begins at `corner`."""
+def _draw(picture: Image.Image, marks: Sequence[Mark], part: _Part) -> Image.Image:
+    """Draw marks, given in pixels of the whole picture, into a part of it."""
     draw = ImageDraw.Draw(picture)
     font = load_font(13)
-    rectangles = [_place(mark.box, scale, corner, picture.size) for mark in marks]
+    rectangles = [part.place(mark.box) for mark in marks]
     for mark, rectangle in reversed(list(zip(marks, rectangles, strict=True))):
         draw.rectangle(rectangle, outline=mark.color, width=3 if mark.caption else 2)
     plates: list[Rectangle] = []
@@ -168,12 +186,6 @@ def _draw(picture: Image.Image, marks: Sequence[Mark], scale: float, corner: tup
                 draw.text((x + 3 - left, y + 2 - top), mark.caption, text_color(mark.color), font)
                 break
     return picture
-
-
-def _place(box: Sequence[float], scale: float, corner: tuple[int, int], size: tuple[int, int]) -> Rectangle:
-    x, y = corner
-    moved = [(box[0] - x) * scale, (box[1] - y) * scale, (box[2] - x) * scale, (box[3] - y) * scale]
-    return round_inside(moved, *size)
 
 
 def _as_uri(picture: Image.Image) -> str:

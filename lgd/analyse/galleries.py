@@ -61,7 +61,7 @@ def draw_suspects(
                 problems[str(error)] = None
             note = index.file_name(suspect.image)
             figures.append(Figure(_say(suspect, index.class_names), panels, note))
-        more = "" if reason == NOT_FOUND else " Blue: what is labelled; red: what was found without a label."
+        more = " Red: what was found; blue: what is labelled." if reason == UNLABELLED else ""
         galleries.append(Gallery(_TITLES[reason], text + more, figures, is_small=True))
     return galleries
 

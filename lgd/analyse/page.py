@@ -24,6 +24,8 @@ from lgd.data.limits import name_some
 
 _MOST_LINES = len(PALETTE)
 _MOST_CONFUSIONS = 12
+_MOST_BESIDE = 20
+"""Classes of a confusion matrix that leaves room for a table beside it."""
 
 
 @dataclass(frozen=True)
@@ -222,12 +224,13 @@ def _confusion(findings: Findings) -> str:
         for count, row, column in pairs[:_MOST_CONFUSIONS]
     ]
     table = _table(["labelled", "found as", "times", "of its labels"], rows, words=2)
+    kind = "pair" if len(names) <= _MOST_BESIDE else "stack"
     heatmap = plot_heatmap(names, confusion.counts)
     return _section(
         "Confusion",
         "What is labelled (rows) and what it is found as (columns), at the thresholds of the classes. The "
         "last column: not found; the last row: found where nothing is labelled, or twice.",
-        f'<div class="pair"><div class="scroll">{heatmap}</div><div>{table}</div></div>'
+        f'<div class="{kind}"><div class="scroll">{heatmap}</div><div>{table}</div></div>'
         if rows
         else f'<div class="scroll">{heatmap}</div><p>No class is taken for another.</p>',
     )

@@ -47,6 +47,7 @@ figcaption small{display:block;font-weight:400;color:var(--soft)}
 .panel img{display:block;width:100%;height:auto;border-radius:6px}
 .panel span{font-size:.8rem;color:var(--soft)}
 .crops{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:16px}
+.crops img{aspect-ratio:1;object-fit:contain;background:var(--ground)}
 .crops .panel{flex-basis:100%}
 .crops figcaption{font-size:.85rem}
 .absent{background:var(--ground);color:var(--soft);border-radius:6px;padding:24px;width:100%;text-align:center}
