@@ -108,12 +108,16 @@ def compare(
         advance: told after each class, of which there is one more, that it is done.
     """
     first, second = analyses
-    metrics = [each for each in _differences(truth, analyses, rounds, None) if each.name in _METRICS]
+    evaluators = [hotcoco_evaluator(truth, each.found) for each in analyses]
+    metrics = [each for each in _differences(evaluators, rounds) if each.name in _METRICS]
     advance(1)
     classes = []
     for label, numbers in enumerate(first.findings.classes):
         if numbers.objects:
-            whole = _differences(truth, analyses, rounds, label)[0]
+            for evaluator in evaluators:
+                evaluator.params.cat_ids = [label + 1]
+                evaluator.evaluate()
+            whole = _differences(evaluators, rounds)[0]
             classes.append(
                 Difference(numbers.name, whole.first, whole.second, whole.difference, whole.low, whole.high)
             )
@@ -134,12 +138,9 @@ def compare(
     )  # fmt: skip
 
 
-def _differences(
-    truth: GroundTruth, analyses: Sequence[Analysis], rounds: int, label: int | None
-) -> list[Difference]:
-    """Those of all metrics that can be measured, AP first; of one class where `label` is given."""
-    classes = None if label is None else [label + 1]
-    first, second = (hotcoco_evaluator(truth, each.found, classes=classes) for each in analyses)
+def _differences(evaluators: Sequence[hotcoco.COCOeval], rounds: int) -> list[Difference]:
+    """Those of all metrics that can be measured, AP first."""
+    first, second = evaluators
     said = hotcoco.compare(first, second, n_bootstrap=rounds, seed=_SEED, confidence=CONFIDENCE)
     return [
         Difference(

@@ -161,7 +161,6 @@ def hotcoco_evaluator(
     *,
     iou_type: IouType = "bbox",
     caps: Sequence[int] = _CAPS,
-    classes: Sequence[int] | None = None,
 ) -> hotcoco.COCOeval:
     """Hold detections against ground truth, and return what can be asked for more than AP.
 
@@ -172,7 +171,6 @@ def hotcoco_evaluator(
         found: detections with their numbers.
         iou_type: "bbox" or "segm".
         caps: on the detections of a category in an image.
-        classes: numbers of those that are looked at, from 1; None for all.
     """
     masks: Any = ground_truth.masks if iou_type == "segm" else None
     gt = hotcoco.COCO.from_arrays(
@@ -187,8 +185,6 @@ def hotcoco_evaluator(
     )
     evaluator = hotcoco.COCOeval(gt, _load_with_hotcoco(gt, found, iou_type), iou_type)
     evaluator.params.max_dets = list(caps)
-    if classes is not None:
-        evaluator.params.cat_ids = list(classes)
     evaluator.evaluate()
     evaluator.accumulate()
     return evaluator
