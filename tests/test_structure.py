@@ -9,14 +9,14 @@ REPOSITORY = Path(__file__).parents[1]
 PLAN = (
     "exits", "ending", "structures", "files", "config", "ranks", "ops", "layers", "backbones", "detectors",
     "distill", "data", "evaluation", "weights", "engine", "inference", "inspect", "recipe", "build", "memory",
-    "run", "launch", "command", "train", "predict", "analyse", "preflight", "weights.convert",
+    "run", "adapters", "launch", "command", "train", "predict", "analyse", "preflight", "weights.convert",
     "bench", "cli",
 )  # fmt: skip
 """Each imports only from itself and from those before it. `weights.convert` is a command beside its topic."""
 LOOSE = {"__init__", "train", "predict", "launch", "cli", "command", "structures", "files", "exits", "ending"}
 SEES_CONFIG = {
-    "config", "recipe", "build", "memory", "run", "command", "train", "analyse", "preflight", "weights.convert",
-    "bench", "cli",
+    "config", "recipe", "build", "memory", "run", "command", "train", "analyse", "preflight",
+    "weights.convert", "bench", "cli",
 }  # fmt: skip
 FILES = sorted(path for folder in ("lgd", "jobs") for path in (REPOSITORY / folder).rglob("*.py"))
 LIBRARY = [path for path in FILES if path.is_relative_to(REPOSITORY / "lgd") and path.parent.name]

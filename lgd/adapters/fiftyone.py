@@ -28,6 +28,25 @@ class FiftyoneModel(Model):  # type: ignore[misc, unused-ignore]
         """What it takes."""
         return "image"
 
+    @property
+    def ragged_batches(self) -> bool:
+        """Whether pictures of a batch must be of one size: they need not."""
+        return False
+
+    @property
+    def transforms(self) -> None:
+        """What FiftyOne shall do to pictures first: nothing."""
+        return None
+
+    @property
+    def preprocess(self) -> bool:
+        """Whether it shall do that; there is nothing to choose."""
+        return False
+
+    @preprocess.setter
+    def preprocess(self, value: bool) -> None:
+        pass
+
     def predict(self, arg: Any) -> Any:
         """Detect in an RGB picture (H, W, 3) uint8, or whatever else `TrainedModel.predict` takes as one."""
         return self.predict_all([arg])[0]

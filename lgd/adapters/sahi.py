@@ -25,9 +25,11 @@ Pairs = Sequence[Sequence[int]]
 class SahiModel(DetectionModel):  # type: ignore[misc, unused-ignore]
     """SAHI's detection model over one of ours; all arguments are SAHI's.
 
-    `model_path` is what `lgd.load` takes, or `model` what it returns; `confidence_threshold` is the least score.
-    Category ids are our labels. Slices of a batch go through the model together.
+    `model_path` is what `lgd.load` takes, or `model` what it returns; `confidence_threshold` is the least
+    score. Category ids are our labels. Slices of a batch go through the model together.
     """
+
+    category_mapping: dict[str, str] | None
 
     def load_model(self) -> None:
         """Load the model from `model_path`."""
@@ -75,11 +77,12 @@ class SahiModel(DetectionModel):  # type: ignore[misc, unused-ignore]
 
     def _object(self, result: Result, i: int, shift: Sequence[int], shape: Sequence[int] | None) -> Any:
         label = int(result.labels[i])
-        masks = result.masks
+        masks, names = result.masks, self.category_mapping
+        assert names is not None, "since there is a model"
         return ObjectPrediction(
             bbox=result.boxes[i].tolist(),
             category_id=label,
-            category_name=self.category_mapping[str(label)],
+            category_name=names[str(label)],
             segmentation=None if masks is None else get_coco_segmentation_from_bool_mask(masks[i].numpy()),
             score=float(result.scores[i]),
             shift_amount=list(shift),
