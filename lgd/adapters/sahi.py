@@ -19,7 +19,7 @@ try:
 except ImportError as error:
     raise DataError(f"SAHI cannot be imported ({error}); pip install 'lgd[sahi]'") from None
 
-Pairs = Sequence[Sequence[int]]
+Pairs = list[list[int | float]]
 
 
 class SahiModel(DetectionModel):  # type: ignore[misc, unused-ignore]
@@ -33,6 +33,8 @@ class SahiModel(DetectionModel):  # type: ignore[misc, unused-ignore]
 
     def load_model(self) -> None:
         """Load the model from `model_path`."""
+        if self.model_path is None:
+            raise DataError("give model_path, which lgd.load takes, or model, which it returns")
         self.set_model(load(self.model_path, self.device))
 
     def set_model(self, model: Any, **kwargs: Any) -> None:
@@ -65,7 +67,7 @@ class SahiModel(DetectionModel):  # type: ignore[misc, unused-ignore]
         self._original_predictions = self.model.predict(images, self.confidence_threshold, len(images))
 
     def _create_object_prediction_list_from_original_predictions(
-        self, shift_amount_list: Pairs | None = ((0, 0),), full_shape_list: Pairs | None = None
+        self, shift_amount_list: Pairs | None = None, full_shape_list: Pairs | None = None
     ) -> None:
         found: list[Result] = self._original_predictions
         shifts = _one_each(shift_amount_list, len(found)) or [[0, 0]] * len(found)
@@ -75,7 +77,7 @@ class SahiModel(DetectionModel):  # type: ignore[misc, unused-ignore]
             for result, shift, shape in zip(found, shifts, shapes, strict=True)
         ]
 
-    def _object(self, result: Result, i: int, shift: Sequence[int], shape: Sequence[int] | None) -> Any:
+    def _object(self, result: Result, i: int, shift: Sequence[float], shape: Sequence[float] | None) -> Any:
         label = int(result.labels[i])
         masks, names = result.masks, self.category_mapping
         assert names is not None, "since there is a model"

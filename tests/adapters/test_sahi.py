@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from lgd.data.errors import DataError
 from lgd.data.images import read_image
 from tests.adapters.masked import with_masks
 
@@ -63,6 +64,11 @@ def test_slices_are_moved_to_their_places(sahi_model, tiny_model, picture):
     boxes = sorted(tuple(each.bbox.to_xyxy()) for each in found)
     assert len(boxes) == len(expected) > 3
     np.testing.assert_allclose(boxes, sorted(expected), atol=1e-3)
+
+
+def test_a_model_must_be_given():
+    with pytest.raises(DataError, match="give model_path"):
+        SahiModel(device="cpu")
 
 
 def test_masks(tiny_model, picture):
