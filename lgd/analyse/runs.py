@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,10 @@ from lgd.inference.evaluate import detect_on
 from lgd.inference.model import TrainedModel
 from lgd.inspect.sets import lines_of
 from lgd.run.data import open_data
+from lgd.run.output import OutputFolder
 from lgd.run.trained import load
+
+logger = logging.getLogger(__name__)
 
 _LEVELS = 4
 """Folders above a file in which the settings of its run are looked for."""
@@ -63,17 +67,25 @@ def find_run(word: str) -> Path | None:
     """The folder of the run that a folder or a file is of; None where it is of none."""
     path = Path(word).expanduser().absolute()
     folders = [path, *path.parents][:_LEVELS]
-    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+    return next((folder for folder in folders if _is_run(folder)), None)
+
+
+def _is_run(folder: Path) -> bool:
+    output = OutputFolder(folder)
+    signs = (output.best_model, output.final_model, output.checkpoints, folder / "inference")
+    return output.config.is_file() and any(path.exists() for path in signs)
 
 
 def name_runs(words: Sequence[str]) -> list[str]:
-    """Names for runs: as short as they differ."""
-    paths = [Path(word).expanduser().absolute() for word in words]
-    for parts in (1, 2, 3):
-        names = ["/".join(path.parts[-parts:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return list(words)
+    """Names for runs, short where they differ."""
+    names = [_name(Path(word).expanduser().absolute(), find_run(word)) for word in words]
+    return names if len(set(names)) == len(names) else list(words)
+
+
+def _name(path: Path, run: Path | None) -> str:
+    if run is None:
+        return f"{path.parent.name}/{path.name}"
+    return run.name if path == run else f"{run.name}/{path.name}"
 
 
 def open_set(word: str, source: Source, data: str | None, root: Path | None) -> AnnotationIndex:
@@ -99,12 +111,24 @@ def open_set(word: str, source: Source, data: str | None, root: Path | None) -> 
     cfg = load_config(run / "config.yaml")
     if not cfg.datasets.test:
         raise DataError(f"{run} was evaluated on no data set (DATASETS.TEST); say which: --data")
-    name = cfg.datasets.test[0]
+    name = _choose_set(word, run, cfg.datasets.test)
     changes: dict[str, Any] = {"DATASETS.TEST": (name,)}
     if root is not None:
         changes["DATASETS.ROOT"] = str(root)
     trained = source.class_names if isinstance(source, TrainedModel) else ()
     return open_data(with_values(cfg, changes), with_training=False, trained=trained).tests[name]
+
+
+def _choose_set(word: str, run: Path, names: Sequence[str]) -> str:
+    """Of a run's test sets the one that a file of its predictions is of, else the first."""
+    folder = Path(word).expanduser().absolute().parent
+    output = OutputFolder(run)
+    for name in names:
+        if output.predictions(name, "student").parent == folder:
+            return name
+    if len(names) > 1:
+        logger.info("%s is the first of %d test sets; --data takes another", names[0], len(names))
+    return names[0]
 
 
 def detections_of(

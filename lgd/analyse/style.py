@@ -1,7 +1,7 @@
 """How the page looks: dark on light, at the width of a telephone too."""
 
 STYLE = """
-:root{--ink:#1d2433;--soft:#5b6475;--line:#e3e7ee;--paper:#fff;--ground:#f4f6f9}
+:root{color-scheme:light;--ink:#1d2433;--soft:#5b6475;--line:#e3e7ee;--paper:#fff;--ground:#f4f6f9}
 *{box-sizing:border-box}
 body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.5 system-ui,"Segoe UI",Roboto,
 "Noto Sans","DejaVu Sans",sans-serif;-webkit-text-size-adjust:100%}

@@ -9,6 +9,7 @@ import pytest
 import lgd
 from lgd import cli
 from lgd.config.keys import flatten
+from lgd.run.output import OutputFolder
 from tests.analyse.scenes import (
     DOG,
     detection,
@@ -123,7 +124,7 @@ def test_coco_file_of_predict_goes_by_names(analysed, tmp_path):
     data = ("--data", f"{tmp_path}:val")
     one = analysed(write_json(tmp_path / "found.json", plain), *data)[1]
     two = analysed(write_json(tmp_path / "whole" / "found.json", whole), *data)[1]
-    assert one["runs"] == two["runs"]
+    assert one["runs"][0] == two["runs"][0] | {"name": one["runs"][0]["name"]}
     assert "no scores below 0.90" in two["doubts"][0]
     whole["images"].pop(0)
     said = analysed(write_json(tmp_path / "whole" / "found.json", whole), *data)[1]
@@ -151,6 +152,35 @@ def test_a_run_on_its_own_test_set(analysed, tmp_path, tiny_weights):
     assert page.fetched == []
     again = analysed(run / "analysis/predictions.json")[1]
     assert again["runs"][0]["metrics"] == said["runs"][0]["metrics"]
+    assert (said["runs"][0]["name"], again["runs"][0]["name"]) == ("run", "run/predictions.json")
+
+
+def test_saved_predictions_of_a_run_go_with_their_own_test_set(analysed, tmp_path):
+    write_scene(tmp_path / "one")
+    write_scene(tmp_path / "two", count=3)
+    output = OutputFolder(tmp_path / "run")
+    names = [f"coco:{tmp_path / folder}:val" for folder in ("one", "two")]
+    for name, count in zip(names, (8, 3), strict=True):
+        write_json(output.predictions(name, "student"), right_ones(count))
+    write_config(output.config, flatten(tiny_config()) | {"DATASETS.TEST": names})
+    for name in names:
+        code, said, *_ = analysed(output.predictions(name, "student"))
+        assert (code, said["data"]) == (0, name)
+        assert said["runs"][0]["metrics"]["AP"] == pytest.approx(100)
+
+
+def test_the_page_lies_in_the_runs_folder_or_here(tmp_path, monkeypatch, capsys):
+    write_scene(tmp_path)
+    output = OutputFolder(tmp_path / "run")
+    name = f"coco:{tmp_path}:val"
+    inside = write_json(output.predictions(name, "student"), right_ones())
+    write_config(output.config, flatten(tiny_config()) | {"DATASETS.TEST": [name]})
+    loose = write_json(tmp_path / "loose.json", right_ones())
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["analyse", str(inside)]) == cli.main(["analyse", str(loose), "--data", name]) == 0
+    assert (tmp_path / "run/analysis/analysis.html").is_file()
+    assert (tmp_path / "analysis/analysis.html").is_file()
+    assert "AP 100.00  AP50 100.00" in capsys.readouterr().out
 
 
 def write_config(path, settings):
