@@ -41,7 +41,7 @@ COLORS: dict[int, tuple[str, Color]] = {
 """What kinds of detections are called in the legend, and their colours."""
 
 _PANEL_SIDE = 560
-_LEAST_SIDE = 300
+_MOST_ENLARGED = 4.0
 _CROP_SIDE = 260
 _QUALITY = 82
 _LABEL_COLOR: Color = (20, 110, 230)
@@ -50,11 +50,12 @@ _FOUND_COLOR: Color = (214, 40, 40)
 
 @dataclass(frozen=True)
 class Mark:
-    """A box to draw; without a caption its line is thin."""
+    """A box to draw, with a line of so many pixels."""
 
     box: Sequence[float]
     color: Color
     caption: str = ""
+    width: int = 2
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,14 @@ def draw_labels(index: AnnotationIndex, image: int, analysis: Analysis) -> list[
     rows = matches.by_image.get(image, (np.array([], int), np.array([], int)))[1]
     marks = []
     for row in rows.tolist():
-        name = index.class_names[matches.object_labels[row]]
+        name = _name(index, int(matches.object_labels[row]))
         box = matches.object_boxes[row].tolist()
         if matches.crowd[row]:
-            marks.append(Mark(box, CROWD, f"{name}, crowd"))
+            marks.append(Mark(box, CROWD, f"{name} crowd".strip()))
         elif found[row]:
             marks.append(Mark(box, COLORS[RIGHT][1]))
         else:
-            marks.append(Mark(box, MISSED, name))
+            marks.append(Mark(box, MISSED, name, width=3))
     return marks
 
 
@@ -100,9 +101,18 @@ def draw_found(index: AnnotationIndex, image: int, analysis: Analysis) -> list[M
     marks = []
     for row in rows[np.argsort(-matches.scores[rows], kind="stable")].tolist():
         kind = int(matches.kinds[row])
-        name = f"{index.class_names[matches.labels[row]]} {matches.scores[row]:.2f}"
-        marks.append(Mark(matches.boxes[row].tolist(), COLORS[kind][1], "" if kind == RIGHT else name))
+        box, color = matches.boxes[row].tolist(), COLORS[kind][1]
+        if kind == RIGHT:
+            marks.append(Mark(box, color))
+        else:
+            caption = f"{_name(index, int(matches.labels[row]))} {matches.scores[row]:.2f}".strip()
+            marks.append(Mark(box, color, caption, width=3))
     return marks
+
+
+def _name(index: AnnotationIndex, label: int) -> str:
+    """What a class is called on pictures; where there is but one, nothing."""
+    return index.class_names[label] if len(index.class_names) > 1 else ""
 
 
 def draw_panels(index: AnnotationIndex, image: int, panels: Sequence[Sequence[Mark]]) -> list[str]:
@@ -144,7 +154,7 @@ def draw_suspect(index: AnnotationIndex, suspect: Suspect, marks: Sequence[Mark]
     name = index.class_names[suspect.found if suspect.label is None else suspect.label]  # type: ignore[index]
     caption = name if suspect.label is not None else f"{name} {suspect.score:.2f}"
     part = _Part(picture.size, (left, top), scale)
-    return _as_uri(_draw(crop, [Mark(suspect.box, color, caption), *marks], part))
+    return _as_uri(_draw(crop, [Mark(suspect.box, color, caption, width=3), *marks], part))
 
 
 def labels_about(index: AnnotationIndex, suspect: Suspect, analysis: Analysis) -> list[Mark]:
@@ -159,8 +169,8 @@ def _read(index: AnnotationIndex, image: int) -> Image.Image:
 
 
 def _choose_scale(size: tuple[int, int]) -> float:
-    """Small pictures are enlarged, so that captions can be read, large ones reduced."""
-    return min(max(1.0, _LEAST_SIDE / min(size)), _PANEL_SIDE / max(size))
+    """Large pictures are reduced, small ones enlarged, so that captions can be read."""
+    return min(_MOST_ENLARGED, _PANEL_SIDE / max(size))
 
 
 def _draw(picture: Image.Image, marks: Sequence[Mark], part: _Part) -> Image.Image:
@@ -169,7 +179,7 @@ def _draw(picture: Image.Image, marks: Sequence[Mark], part: _Part) -> Image.Ima
     font = load_font(13)
     rectangles = [part.place(mark.box) for mark in marks]
     for mark, rectangle in reversed(list(zip(marks, rectangles, strict=True))):
-        draw.rectangle(rectangle, outline=mark.color, width=3 if mark.caption else 2)
+        draw.rectangle(rectangle, outline=mark.color, width=mark.width)
     plates: list[Rectangle] = []
     for mark, rectangle in zip(marks, rectangles, strict=True):
         if not mark.caption:

@@ -8,7 +8,7 @@ from html import escape
 
 from lgd.analyse.comparison import CONFIDENCE, Comparison, Difference
 from lgd.analyse.drawings import COLORS, CROWD
-from lgd.analyse.findings import DEFAULT_THRESHOLD, Findings, precision_over_recall
+from lgd.analyse.findings import DEFAULT_THRESHOLD, Confusion, Findings, precision_over_recall
 from lgd.analyse.matches import IOU
 from lgd.analyse.plots import (
     PALETTE,
@@ -163,7 +163,10 @@ def _thresholds(findings: Findings) -> str:
             _share(each.calibration_error),
         ]
         for each in findings.classes
+        if each.objects
     ]
+    others = [each.name for each in findings.classes if not each.objects]
+    note = f"<p>Without objects here: {escape(name_some(others, at_most=10))}.</p>" if others else ""
     heads = ["class", "objects", "AP", "AP50", "best threshold", "F1", "precision", "recall", "ECE"]
     return _section(
         "Classes and their best thresholds",
@@ -171,7 +174,7 @@ def _thresholds(findings: Findings) -> str:
         f"precision, recall and F1 are those there. Where nothing is right at any score, {DEFAULT_THRESHOLD} "
         "stands in. "
         "ECE: how far scores are from the share of detections that is right.",
-        _table(heads, rows),
+        _table(heads, rows) + note,
     )
 
 
@@ -210,22 +213,21 @@ def _curves(findings: Findings) -> str:
 
 
 def _confusion(findings: Findings) -> str:
-    confusion = findings.confusion
-    names = confusion.classes
+    names, table_of_counts = _without_empty(findings.confusion)
     pairs = [
         (count, row, column)
-        for row, counts in enumerate(confusion.counts[:-1])
+        for row, counts in enumerate(table_of_counts[:-1])
         for column, count in enumerate(counts[:-1])
         if row != column and count
     ]
     pairs.sort(reverse=True)
     rows = [
-        [names[row], names[column], f"{count:,}", f"{100 * count / sum(confusion.counts[row]):.1f} %"]
+        [names[row], names[column], f"{count:,}", f"{100 * count / sum(table_of_counts[row]):.1f} %"]
         for count, row, column in pairs[:_MOST_CONFUSIONS]
     ]
     table = _table(["labelled", "found as", "times", "of its labels"], rows, words=2)
     kind = "pair" if len(names) <= _MOST_BESIDE else "stack"
-    heatmap = plot_heatmap(names, confusion.counts)
+    heatmap = plot_heatmap(names, table_of_counts)
     return _section(
         "Confusion",
         "What is labelled (rows) and what it is found as (columns), at the thresholds of the classes. The "
@@ -234,6 +236,14 @@ def _confusion(findings: Findings) -> str:
         if rows
         else f'<div class="scroll">{heatmap}</div><p>No class is taken for another.</p>',
     )
+
+
+def _without_empty(confusion: Confusion) -> tuple[list[str], list[list[int]]]:
+    """Names and counts without the classes that are neither labelled nor found."""
+    counts = confusion.counts
+    last = len(counts) - 1
+    kept = [k for k in range(last) if any(counts[k]) or any(row[k] for row in counts)] + [last]
+    return [confusion.classes[k] for k in kept], [[counts[i][k] for k in kept] for i in kept]
 
 
 def _comparison(comparison: Comparison, first: Findings, second: Findings) -> str:

@@ -121,8 +121,8 @@ def plot_intervals(rows: Sequence[tuple[str, float, float, float]]) -> str:
 def plot_heatmap(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     """Plot a square table whose cells are the darker, the more of their row they hold."""
     number = len(names)
-    cell = 58 if number <= 6 else 40 if number <= 12 else 24 if number <= 30 else 12
-    font = 13 if cell >= 24 else 9
+    cell = 58 if number <= 6 else 40 if number <= 12 else 24 if number <= 24 else 18 if number <= 45 else 12
+    font = 13 if cell >= 24 else 11 if cell >= 18 else 9
     margin = 20 + min(120, max(map(len, names)) * font * 0.62)
     with_numbers = cell >= 40
     parts = []

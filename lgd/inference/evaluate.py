@@ -9,6 +9,7 @@ from pathlib import Path
 from lgd.data.catalog import open_dataset
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
+from lgd.data.limits import name_some
 from lgd.data.loader import test_loader
 from lgd.evaluation.coco import Backend, Metrics
 from lgd.evaluation.predictions import Predictions
@@ -75,8 +76,8 @@ def detect_on(
     places = Classes(model.class_names, model.category_ids).places_in(theirs)
     if places is None:
         raise DataError(
-            f"{index.name} has other classes ({', '.join(theirs.names)}) than the model "
-            f"({', '.join(model.class_names)}); give it the model's names where the same is meant"
+            f"{index.name} has other classes ({name_some(theirs.names, at_most=10)}) than the model "
+            f"({name_some(model.class_names, at_most=10)}); give it the model's names where the same is meant"
         )
     category_ids = [index.category_ids[place] for place in places]
     batches = test_loader(
