@@ -6,10 +6,12 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+_MULTIPLIER = "lr_multiplier"
 
 
 def build_optimizer(
@@ -20,8 +22,10 @@ def build_optimizer(
     momentum: float,
     weight_decay: float,
     fused: bool = False,
+    slower: Iterable[nn.Parameter] = (),
+    multiplier: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """Build one side's optimizer: one group, the same lr and weight decay for every parameter.
+    """Build one side's optimizer: all with the same weight decay and, but for `slower`, the same lr.
 
     Args:
         parameters: parameters of the student and adapter, or of the teacher.
@@ -30,18 +34,22 @@ def build_optimizer(
         momentum: SGD's momentum.
         weight_decay: coupled for SGD, decoupled for AdamW.
         fused: one kernel for all parameters (CUDA).
+        slower: more parameters, a group of their own where there are any.
+        multiplier: factor on their learning rate, in every step.
 
     Raises:
         ValueError: unknown `kind`.
     """
-    parameters = list(parameters)
+    groups: list[dict[str, Any]] = [{"params": list(parameters)}]
+    if own := list(slower):
+        groups.append({"params": own, "lr": multiplier * lr, _MULTIPLIER: multiplier})
     if kind == "SGD":
         return torch.optim.SGD(
-            parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused or None
+            groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused or None
         )
     if kind == "ADAMW":
         return torch.optim.AdamW(
-            parameters, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, fused=fused or None
+            groups, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, fused=fused or None
         )
     raise ValueError(f"unknown optimizer {kind!r}; known: SGD, ADAMW")
 
@@ -88,9 +96,9 @@ class LRSchedule:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate of every group, times the group's own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get(_MULTIPLIER, 1.0)
 
 
 def clip_gradients(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lgd.weights.backbones import DETECTRON2_BACKBONE, MSRA_BACKBONE, TORCHVISION_BACKBONE
+from lgd.weights.efficientnet_lite import EFFICIENTNET_LITE
 from lgd.weights.kind import Content, Kind
 from lgd.weights.own import LGD
 from lgd.weights.reference import DETECTRON2_MODEL, REFERENCE
@@ -19,6 +20,7 @@ _IN_ORDER = (
     TORCHVISION_BACKBONE,
     SWIN_BACKBONE,
     TORCHVISION_SWIN,
+    EFFICIENTNET_LITE,
 )
 """A file is of the first kind that knows it."""
 

@@ -14,6 +14,7 @@ from torchvision.models import get_model_weights, list_models
 from lgd.ending import BREAKING
 from lgd.weights.download import download
 from lgd.weights.files import local_file
+from lgd.weights.packages import find_in_package
 from lgd.weights.report import WeightsError
 
 _MODEL_ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
@@ -27,7 +28,8 @@ def fetch_weights(text: str | Path) -> Path:
 
     Args:
         text: a path; `https://...`, with `#sha256=DIGITS` to check it; `detectron2://PATH` of detectron2's
-            model zoo; `torchvision://NAME` or `torchvision://NAME/WEIGHTS` of a torchvision classifier.
+            model zoo; `torchvision://NAME` or `torchvision://NAME/WEIGHTS` of a torchvision classifier;
+            `pip://NAME` of an installed package that holds one weights file.
 
     Returns:
         The file as given, or the one in the cache.
@@ -37,6 +39,8 @@ def fetch_weights(text: str | Path) -> Path:
     """
     if "://" not in str(text):
         return local_file(text)
+    if str(text).startswith("pip://"):
+        return find_in_package(str(text).removeprefix("pip://"))
     url = resolve_url(str(text))
     try:
         parts = urlsplit(url)
@@ -65,7 +69,7 @@ def resolve_url(text: str) -> str:
     hint = ": nothing would show that the file arrived unchanged" if scheme == "http" else ""
     raise WeightsError(
         f"{text}: weights are not fetched by {scheme}://{hint}; "
-        "give a file, https://, detectron2:// or torchvision://"
+        "give a file, https://, detectron2://, torchvision:// or pip://"
     )
 
 
