@@ -17,6 +17,7 @@ from lgd.backbones.backbone import Backbone
 from lgd.backbones.efficientnet_lite import EfficientNetLite
 from lgd.backbones.resnet import ResNet
 from lgd.backbones.swin import SwinTransformer
+from lgd.backbones.timm_features import TimmFeatures
 from lgd.config.schema import Config
 from lgd.config.values import ConfigError
 from lgd.layers.fpn import FPN, TopBlockMaxPool, TopBlockP6P7
@@ -29,7 +30,8 @@ class Record:
     """A backbone that recipes may name.
 
     Attributes:
-        name: in MODEL.BACKBONE.NAME, by itself or as in `build_retinanet_NAME_fpn_backbone`.
+        name: in MODEL.BACKBONE.NAME, by itself (`://` and more behind it is the record's own business) or
+            as in `build_retinanet_NAME_fpn_backbone`.
         build: makes it.
         section: of its settings, for messages.
         p6_from_map: whether RetinaNet's P6 comes from its last map, or from the pyramid's own last level.
@@ -136,6 +138,15 @@ def _plain(name: str, make: Callable[..., Backbone], **options: Any) -> Record:
     return Record(name, build, **options)
 
 
+def _build_timm(cfg: Config) -> TimmFeatures:
+    return TimmFeatures(
+        cfg.model.backbone.name.removeprefix("timm://"),
+        out_features=cfg.model.fpn.in_features,
+        norm=cfg.model.backbone.norm,
+        freeze_at=max(cfg.model.backbone.freeze_at, 0),
+    )
+
+
 _RECORDS = (
     Record("resnet", _build_resnet, section="MODEL.RESNETS", p6_from_map=True),
     Record("swint", _build_swin, section="MODEL.SWINT"),
@@ -144,6 +155,7 @@ _RECORDS = (
     _plain("efficientnet_lite0", partial(EfficientNetLite, 0)),
     _plain("efficientnet_lite1", partial(EfficientNetLite, 1)),
     _plain("efficientnet_lite2", partial(EfficientNetLite, 2)),
+    Record("timm", _build_timm),
 )
 
 BACKBONES: Mapping[str, Record] = {record.name: record for record in _RECORDS}

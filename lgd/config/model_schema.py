@@ -284,7 +284,8 @@ class ModelConfig:
     ] = "RetinaNet"
     weights: Annotated[
         str,
-        "Weights to start from or to evaluate: a file, https://, detectron2://, torchvision://; '' for none.",
+        "Weights to start from or to evaluate: a file, https://, detectron2://, torchvision://, timm:// or "
+        "pip://; '' for none.",
     ] = ""
     weights_ignore_classes: Annotated[
         bool, "Start the layers that depend on NUM_CLASSES anew where WEIGHTS were trained on another number."

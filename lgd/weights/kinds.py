@@ -10,9 +10,11 @@ from lgd.weights.kind import Content, Kind
 from lgd.weights.own import LGD
 from lgd.weights.reference import DETECTRON2_MODEL, REFERENCE
 from lgd.weights.swin import SWIN_BACKBONE, TORCHVISION_SWIN
+from lgd.weights.timm_models import TIMM
 
 _IN_ORDER = (
     LGD,
+    TIMM,
     REFERENCE,
     DETECTRON2_MODEL,
     MSRA_BACKBONE,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import NoneType
-from typing import Any
+from typing import Any, TypeGuard
 
 from lgd.weights.kind import InputConvention, Kind
 from lgd.weights.report import WeightsError
@@ -25,13 +25,13 @@ def _of_config(config: Any) -> InputConvention | None:
         return None
     stride, image_format = config.get("MODEL.RESNETS.STRIDE_IN_1X1"), config["INPUT.FORMAT"]
     pixels = [config["MODEL.PIXEL_MEAN"], config["MODEL.PIXEL_STD"]]
-    is_sound = type(stride) in (bool, NoneType) and type(image_format) is str and all(map(_is_colour, pixels))
+    is_sound = type(stride) in (bool, NoneType) and type(image_format) is str and all(map(is_colour, pixels))
     if not is_sound:
         raise WeightsError("what the file says of the input that it was trained with makes no sense")
     return InputConvention(stride, image_format, tuple(pixels[0]), tuple(pixels[1]))
 
 
-def _is_colour(values: Any) -> bool:
+def is_colour(values: Any) -> TypeGuard[Sequence[float]]:
     """Whether these are three numbers of a sensible size."""
     return (
         isinstance(values, list | tuple)
