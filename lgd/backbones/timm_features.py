@@ -103,7 +103,7 @@ def _freeze_outside(body: Any, name: str, *, after: int | None, until: int) -> N
         inside = [index for index, each in enumerate(names) if each.startswith(module)]
         if not inside:
             raise ValueError(
-                f"where the stages of timm's {name} end is not known; set FREEZE_AT 0 and take its last map too"
+                f"where the stages of timm's {name} end is not known; set FREEZE_AT 0, and take its last map"
             )
         return inside[-1] + 1
 

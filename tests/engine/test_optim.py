@@ -79,3 +79,20 @@ def test_optimizers_have_the_documented_settings():
 def test_unknown_optimizer_is_named():
     with pytest.raises(ValueError, match=r"'LION'.*SGD, ADAMW"):
         build_optimizer([nn.Parameter(torch.ones(1))], kind="LION", lr=1, momentum=0, weight_decay=0)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "ADAMW"])
+def test_slower_parameters_have_their_factor_in_every_step(kind):
+    fast, slow = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    options = {"kind": kind, "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0}
+    optimizer = build_optimizer([fast], slower=[slow], multiplier=0.1, **options)
+    for lr in (0.2, 0.1):
+        set_lr(optimizer, lr)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([lr, 0.1 * lr])
+    fast.grad, slow.grad = torch.ones(2), torch.ones(3)
+    optimizer.step()
+    assert (1 - slow[0]).item() == pytest.approx(0.1 * (1 - fast[0]).item(), rel=1e-4)
+    resumed = build_optimizer([nn.Parameter(torch.ones(2))], slower=[slow], multiplier=0.1, **options)
+    resumed.load_state_dict(optimizer.state_dict())
+    set_lr(resumed, 1.0)
+    assert [group["lr"] for group in resumed.param_groups] == pytest.approx([1.0, 0.1])
