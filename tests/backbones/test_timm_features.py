@@ -69,10 +69,11 @@ def test_frozen_norms_compute_what_norms_compute_in_evaluation(name):
         ("resnet8", {}, "timm has no model 'resnet8'; did you mean resnet18"),
         ("resnet18", {"out_features": ["res3"]}, r"no maps \['res3'\]; choose some of \['stage1', "),
         ("resnet18", {"norm": "GN"}, "choose FrozenBN, BN or SyncBN, not 'GN'"),
-        (
+        pytest.param(
             "vgg11_bn",
             {"freeze_at": 2},
             "where the stages of timm's vgg11_bn end is not known; set FREEZE_AT 0",
+            marks=pytest.mark.slow,
         ),
     ],
 )
