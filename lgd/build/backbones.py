@@ -23,6 +23,7 @@ from lgd.config.values import ConfigError
 from lgd.layers.fpn import FPN, TopBlockMaxPool, TopBlockP6P7
 
 _REFERENCE_NAME = re.compile(r"build_(retinanet_)?(\w+)_fpn_backbone$")
+_TIMM = "timm://"
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,7 @@ class Record:
     """A backbone that recipes may name.
 
     Attributes:
-        name: in MODEL.BACKBONE.NAME, by itself (`://` and more behind it is the record's own business) or
-            as in `build_retinanet_NAME_fpn_backbone`.
+        name: in MODEL.BACKBONE.NAME, by itself or as in `build_retinanet_NAME_fpn_backbone`.
         build: makes it.
         section: of its settings, for messages.
         p6_from_map: whether RetinaNet's P6 comes from its last map, or from the pyramid's own last level.
@@ -65,7 +65,7 @@ def _find(cfg: Config) -> tuple[Record, bool]:
     name = cfg.model.backbone.name
     match = _REFERENCE_NAME.match(name)
     word = match[2] if match else name
-    record = BACKBONES.get(word.partition("://")[0])
+    record = BACKBONES.get(_TIMM if word.startswith(_TIMM) else word)
     if record is None:
         near = difflib.get_close_matches(word[:100], BACKBONES, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -140,7 +140,7 @@ def _plain(name: str, make: Callable[..., Backbone], **options: Any) -> Record:
 
 def _build_timm(cfg: Config) -> TimmFeatures:
     return TimmFeatures(
-        cfg.model.backbone.name.removeprefix("timm://"),
+        cfg.model.backbone.name.removeprefix(_TIMM),
         out_features=cfg.model.fpn.in_features,
         norm=cfg.model.backbone.norm,
         freeze_at=max(cfg.model.backbone.freeze_at, 0),
@@ -155,7 +155,7 @@ _RECORDS = (
     _plain("efficientnet_lite0", partial(EfficientNetLite, 0)),
     _plain("efficientnet_lite1", partial(EfficientNetLite, 1)),
     _plain("efficientnet_lite2", partial(EfficientNetLite, 2)),
-    Record("timm", _build_timm),
+    Record(_TIMM, _build_timm),
 )
 
 BACKBONES: Mapping[str, Record] = {record.name: record for record in _RECORDS}

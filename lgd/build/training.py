@@ -62,7 +62,6 @@ def _build_side(cfg: Config, name: str, parameters: Mapping[str, nn.Parameter], 
         weight_decay=solver.weight_decay,
         fused=fused,
         slower=[parameters[each] for each in slower],
-        multiplier=multiplier,
     )
     schedule = LRSchedule(
         base_lr=solver.base_lr,
@@ -74,7 +73,7 @@ def _build_side(cfg: Config, name: str, parameters: Mapping[str, nn.Parameter], 
         warmup_method=solver.warmup_method,
         max_iter=cfg.solver.max_iter,
     )
-    return Side(name, optimizer, schedule)
+    return Side(name, optimizer, schedule, multiplier)
 
 
 def build_schedule(cfg: Config) -> DistillSchedule:

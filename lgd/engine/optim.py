@@ -11,8 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-_MULTIPLIER = "lr_multiplier"
-
 
 def build_optimizer(
     parameters: Iterable[nn.Parameter],
@@ -23,9 +21,8 @@ def build_optimizer(
     weight_decay: float,
     fused: bool = False,
     slower: Iterable[nn.Parameter] = (),
-    multiplier: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """Build one side's optimizer: all with the same weight decay and, but for `slower`, the same lr.
+    """Build one side's optimizer: all with the same weight decay, and two groups where two rates are.
 
     Args:
         parameters: parameters of the student and adapter, or of the teacher.
@@ -34,15 +31,14 @@ def build_optimizer(
         momentum: SGD's momentum.
         weight_decay: coupled for SGD, decoupled for AdamW.
         fused: one kernel for all parameters (CUDA).
-        slower: more parameters, a group of their own where there are any.
-        multiplier: factor on their learning rate, in every step.
+        slower: more parameters, the second group where there are any; `set_lr` sets its rate.
 
     Raises:
         ValueError: unknown `kind`.
     """
     groups: list[dict[str, Any]] = [{"params": list(parameters)}]
     if own := list(slower):
-        groups.append({"params": own, "lr": multiplier * lr, _MULTIPLIER: multiplier})
+        groups.append({"params": own})
     if kind == "SGD":
         return torch.optim.SGD(
             groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused or None
@@ -95,10 +91,10 @@ class LRSchedule:
         return self.warmup_factor * (1.0 - done) + done
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group, times the group's own factor."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get(_MULTIPLIER, 1.0)
+def set_lr(optimizer: torch.optim.Optimizer, lr: float, multiplier: float = 1.0) -> None:
+    """Set the learning rate of the first group, and `multiplier` times it for the second, if there is one."""
+    for group, factor in zip(optimizer.param_groups, (1.0, multiplier), strict=False):
+        group["lr"] = lr * factor
 
 
 def clip_gradients(

@@ -4,6 +4,7 @@ import torch
 from lgd.backbones.efficientnet_lite import EfficientNetLite
 from lgd.backbones.resnet import ResNet
 from lgd.backbones.swin import SwinTransformer
+from lgd.backbones.timm_features import TimmFeatures
 from lgd.build.backbones import build_backbone
 from lgd.config.load import load_config
 from lgd.config.values import ConfigError
@@ -92,6 +93,27 @@ def test_a_backbone_without_a_section_of_its_own_takes_norm_and_freezing(tmp_pat
     assert isinstance(backbone.res2[0].conv1.norm, torch.nn.BatchNorm2d)
     assert isinstance(backbone.stem.conv1.norm, FrozenBatchNorm2d)
     assert neck.top_block.source == "res5"  # as over every ResNet
+
+
+def test_a_model_of_timm_is_named_with_its_scheme(tmp_path):
+    pytest.importorskip("timm")
+    (tmp_path / "empty.yaml").write_text("")
+    words = (
+        "MODEL.BACKBONE.NAME timm://mobilenetv3_small_050 MODEL.FPN.IN_FEATURES ['stage3','stage4','stage5']"
+    )
+    backbone, neck = build_backbone(load_config(tmp_path / "empty.yaml", words.split()))
+    assert isinstance(backbone, TimmFeatures)
+    maps = neck(backbone(torch.randn(1, 3, 64, 96)))
+    assert {level: x.shape[2:] for level, x in maps.items()} == {
+        f"p{level}": (-(-64 // 2**level), -(-96 // 2**level)) for level in (3, 4, 5, 6, 7)
+    }
+
+
+@pytest.mark.parametrize("name", ["resnet://x", "build_retinanet_timm://x_fpn_backbone", "Resnet", ""])
+def test_other_names_are_refused_with_those_that_there_are(tmp_path, name):
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"^MODEL.BACKBONE.NAME '.*': there is resnet, swint, .*, timm://"):
+        build_backbone(load_config(tmp_path / "empty.yaml", ["MODEL.BACKBONE.NAME", name]))
 
 
 def test_options_of_the_resnet(make_config):

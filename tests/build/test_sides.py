@@ -15,8 +15,9 @@ def sides_of(model, **settings):
 
 def test_the_backbone_may_have_a_rate_of_its_own_and_its_neck_not():
     model = build_model(tiny_config())
-    optimizer = sides_of(model, SOLVER__BACKBONE_MULTIPLIER=0.25)["student"].optimizer
-    set_lr(optimizer, 0.4)
+    side = sides_of(model, SOLVER__BACKBONE_MULTIPLIER=0.25)["student"]
+    optimizer = side.optimizer
+    set_lr(optimizer, 0.4, side.multiplier)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert rates.pop(id(parameter)) == (0.1 if name.startswith("student.backbone.") else 0.4), name
