@@ -115,8 +115,7 @@ def _freeze_outside(body: Any, name: str, *, after: int | None, until: int) -> N
 
 def _settle_norms(body: Any, norm: str) -> None:
     """Freeze all batch norms, or those whose parameters don't train; timm knows its own kinds of them."""
-    from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
-
+    layers = import_timm().layers
     if norm not in ("FrozenBN", "SeparateFrozenBN", "BN", "SyncBN"):
         raise ValueError(f"models of timm have batch norms; choose FrozenBN, BN or SyncBN, not {norm!r}")
     for parent in list(body.modules()):
@@ -124,6 +123,6 @@ def _settle_norms(body: Any, norm: str) -> None:
             is_batch_norm = isinstance(child, nn.modules.batchnorm._BatchNorm)
             trains = "Frozen" not in norm and any(each.requires_grad for each in child.parameters())
             if is_batch_norm and not trains:
-                setattr(parent, name, freeze_batch_norm_2d(child))
+                setattr(parent, name, layers.freeze_batch_norm_2d(child))
     if norm == "SyncBN":
-        convert_sync_batchnorm(body)
+        layers.convert_sync_batchnorm(body)
