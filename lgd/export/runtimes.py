@@ -50,8 +50,10 @@ def open_with_onnxruntime(path: Path, device: torch.device) -> tuple[Function, M
         raise ConfigError(f"this onnxruntime has no {provider}; pip install onnxruntime-gpu, or give cpu")
     content = read_file(path)
     options: Any = (provider, {"device_id": device.index or 0}) if device.type == "cuda" else provider
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
     try:
-        session = onnxruntime.InferenceSession(content, providers=[options])
+        session = onnxruntime.InferenceSession(content, settings, providers=[options])
     except Exception as error:  # its errors have no class of their own
         raise WeightsError(f"{path}: onnxruntime cannot run it: {_shorten(error)}") from error
 
@@ -85,7 +87,8 @@ def open_with_openvino(path: Path, device: torch.device) -> tuple[Function, Mapp
         model = core.read_model(content)
         _keep_order_of_equals(model)
         # Else its plugins compute in bfloat16 where the processor can.
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        how = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        compiled = core.compile_model(model, "CPU", how)
     except WeightsError:
         raise
     except Exception as error:  # its errors are RuntimeErrors of many lines, onnx has some of its own
