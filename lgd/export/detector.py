@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+import torch.fx.experimental._config
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 
@@ -99,7 +100,6 @@ def export_program(
     """
     num_images = batch_size or 2
     coarsest = max(cast(Detector, model.detector).strides.values())
-    # Torch makes a constant of what is 1 in the example: every level has more cells than that.
     height, width = size or (2 * coarsest + multiple, 3 * coarsest + multiple)
     images = torch.zeros(num_images, 3, height, width, dtype=torch.uint8)
     sizes = torch.tensor([[height, width]] * num_images)
@@ -107,7 +107,8 @@ def export_program(
     batch_axis = {} if batch_size else {0: dynamic}
     size_axes = {} if size else {2: dynamic, 3: dynamic}
     shapes = {"images": batch_axis | size_axes, "sizes": batch_axis, "original_sizes": batch_axis}
-    with torch.no_grad():
+    # Else the program refuses canvases on which a level has a single cell.
+    with torch.no_grad(), torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         return torch.export.export(model, (images, sizes, sizes.clone()), dynamic_shapes=shapes, strict=False)
 
 
@@ -122,9 +123,19 @@ def write_program(program: torch.export.ExportedProgram, path: Path, metadata: M
     Raises:
         OSError: the disk is full or the folder read-only.
     """
-    plain = program.run_decompositions({torch.ops.lgd.find_survivors.default: _find_survivors})
+    table = {
+        torch.ops.lgd.find_survivors.default: _find_survivors,
+        torch.ops.aten.topk.default: _take_best,
+    }
+    plain = program.run_decompositions(table)
     with replacing(path) as file:
         torch.export.save(plain, file, extra_files={METADATA_FILE: json.dumps(metadata)})
+
+
+def _take_best(scores: Tensor, limit: int, dim: int = -1) -> tuple[Tensor, Tensor]:
+    """`topk` that takes the first of equals, as ONNX's does."""
+    best, indices = scores.sort(dim=dim, descending=True, stable=True)
+    return best.narrow(dim, 0, limit), indices.narrow(dim, 0, limit)
 
 
 def _find_survivors(

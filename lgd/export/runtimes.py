@@ -120,7 +120,7 @@ def open_with_torch(path: Path, device: torch.device) -> tuple[Function, Mapping
     except Exception as error:  # what a damaged or a foreign archive raises is without limit
         reason = "it is no archive" if not zipfile.is_zipfile(path) else _shorten(error)
         raise WeightsError(f"{path}: torch.export cannot load it: {reason}") from error
-    # Its guards ask for more cells than a small canvas has, which nothing in it needs.
+    # Its guards refuse canvases on which a level has a single cell, for which it is as good as for others.
     module = program.module(check_guards=False)
 
     def run(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
