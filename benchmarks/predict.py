@@ -6,8 +6,9 @@
     python benchmarks/predict.py --folder --data photos --weights outputs/mine
 
 A picture: from uint8 pixels at their size to boxes, scores and labels. The clock is the process's own time,
-the models take turns, figures are medians. Nets have random weights, and class biases that let as many classes
-of cells of the picture pass the threshold as `--candidates` says: a net that finds nothing decodes nothing.
+the models take turns, figures are medians. Nets have random weights, and class biases that let as many
+classes of cells of the picture pass the threshold as `--candidates` says: a net that finds nothing decodes
+nothing.
 
 A folder: from files to detections, on the wall's clock. The plain loop is what people write around
 torchvision's detectors: open a picture with Pillow, to a tensor, to the model, one after the other; beside it

@@ -9,8 +9,8 @@ REPOSITORY = Path(__file__).parents[1]
 PLAN = (
     "exits", "ending", "structures", "files", "notices", "config", "ranks", "ops", "layers", "backbones",
     "detectors", "distill", "data", "evaluation", "weights", "engine", "inference", "inspect", "export",
-    "recipe", "build", "memory", "run", "adapters", "launch", "command", "train", "predict", "analyse", "preflight",
-    "weights.convert", "export.command", "bench", "cli",
+    "recipe", "build", "memory", "run", "adapters", "launch", "command", "train", "predict", "analyse",
+    "preflight", "weights.convert", "export.command", "bench", "cli",
 )  # fmt: skip
 """Each imports only from itself and from those before it. `weights.convert` and `export.command` are commands
 beside their topics."""

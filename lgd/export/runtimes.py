@@ -85,7 +85,6 @@ def open_with_openvino(path: Path, device: torch.device) -> tuple[Function, Mapp
         _require_no_deformed(path, graph)
         core = openvino.Core()
         model = core.read_model(content)
-        _keep_order_of_equals(model)
         # Else its plugins compute in bfloat16 where the processor can.
         how = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         compiled = core.compile_model(model, "CPU", how)
@@ -172,28 +171,6 @@ def _require_no_deformed(path: Path, model: Any) -> None:
     graphs = [model.graph, *model.functions]
     if any(node.op_type == "DeformConv" for graph in graphs for node in graph.node):
         raise WeightsError(f"{path}: has deformable convolutions, which OpenVINO cannot run; give onnx")
-
-
-def _keep_order_of_equals(model: Any) -> None:
-    """Let each sorting of an OpenVINO model leave equals in order, as ONNX demands and OpenVINO forgets."""
-    from openvino import opset11
-
-    for node in model.get_ops():
-        if node.get_type_name() != "TopK":
-            continue
-        said = node.get_attributes()
-        stable = opset11.topk(
-            node.input_value(0),
-            node.input_value(1),
-            said["axis"],
-            said["mode"],
-            "value",
-            said["index_element_type"],
-            stable=True,
-        )
-        for before, after in zip(node.outputs(), stable.outputs(), strict=True):
-            for target in before.get_target_inputs():
-                target.replace_source_output(after)
 
 
 def _times(size: Sequence[int]) -> str:

@@ -40,17 +40,6 @@ def set_winograd(model: nn.Module, enabled: bool) -> None:
             module.winograd = enabled
 
 
-def bake_norms(model: nn.Module) -> None:
-    """Multiply a model's frozen norms into the weights before them for good: it can only predict then."""
-    for module in model.modules():
-        if isinstance(module, ConvNorm) and module.norm_is_folded():
-            weight, bias = module.folded_parameters()
-            assert bias is not None
-            module.weight = nn.Parameter(weight.detach(), requires_grad=False)
-            module.bias = nn.Parameter(bias.detach(), requires_grad=False)
-            module.norm = None
-
-
 class ConvNorm(Conv2d):
     """A convolution that pads to keep the size (at stride 1), and the norm that follows it.
 
