@@ -80,7 +80,9 @@ def test_masks_and_sums():
     masks = torch.zeros(3, 4, 4)
     other = masks.clone()
     other[1, 2, 2] = 0.25
-    found = hold(detections(BOXES, [0.9, 0.8, 0.7], masks=masks), detections(BOXES, [0.9, 0.8, 0.7], masks=other))
+    found = hold(
+        detections(BOXES, [0.9, 0.8, 0.7], masks=masks), detections(BOXES, [0.9, 0.8, 0.7], masks=other)
+    )
     assert found.mask == 0.25
     both = join_comparisons([found, Comparison(2, 5, 1, 3, 0.5, 0.25, 0.125)])
     assert both == Comparison(3, 8, 1, 3, 0.5, 0.25, 0.25)
