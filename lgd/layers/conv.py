@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgd.layers.norm import FrozenBatchNorm2d, frozen_copy, make_norm
+from lgd.layers.pointwise import pointwise_conv, pointwise_pays
 from lgd.layers.winograd import winograd_conv3x3, winograd_pays
 
 
@@ -26,7 +27,13 @@ class Conv2d(nn.Conv2d):
         """Convolve with a weight and bias in place of this layer's own, of the same shapes."""
         if self.winograd and self._is_plain_3x3() and winograd_pays(x, weight):
             return winograd_conv3x3(x, weight, bias)
+        if self._is_pointwise() and pointwise_pays(x):
+            return pointwise_conv(x, weight, bias)
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _is_pointwise(self) -> bool:
+        settings = (self.kernel_size, self.stride, self.padding, self.groups)
+        return settings == ((1, 1), (1, 1), (0, 0), 1)
 
     def _is_plain_3x3(self) -> bool:
         settings = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups)

@@ -1,0 +1,52 @@
+"""1x1 convolutions on one thread of a CPU, which torch computes the slow way.
+
+With one thread and fewer than 16 images torch (2.14, `use_mkldnn` in ATen's Convolution.cpp) leaves them to
+its oldest code, which takes about twice as long as oneDNN's, forward and backward. A 1x1 convolution does not
+know what an image is: cut into 16 or more pieces, the pixels of a few images go the fast way.
+Legend: B images, C channels in, O out.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_MIN_IMAGES, _MAX_PIECES = 16, 64
+
+
+def pointwise_pays(x: Tensor) -> bool:
+    """Whether `pointwise_conv` is the faster way: `x`, (B, C, H, W), lies channels last on a CPU."""
+    return (
+        x.is_cpu
+        and x.dtype == torch.float32
+        and torch.get_num_threads() == 1
+        and x.shape[0] < _MIN_IMAGES
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and _pieces(x) > 0
+    )
+
+
+def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve.
+
+    Args:
+        x: (B, C, H, W) channels last.
+        weight: (O, C, 1, 1).
+        bias: (O,), or None.
+
+    Returns:
+        (B, O, H, W) channels last.
+    """
+    images, channels, height, width = x.shape
+    pixels = x.permute(0, 2, 3, 1).reshape(_pieces(x), 1, -1, channels)
+    found = F.conv2d(pixels.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1)
+    return found.reshape(images, height, width, -1).permute(0, 3, 1, 2)
+
+
+def _pieces(x: Tensor) -> int:
+    """The least number of equal pieces that is enough; 0 where there is none."""
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    return next((n for n in range(_MIN_IMAGES, _MAX_PIECES + 1) if pixels % n == 0), 0)
