@@ -18,11 +18,11 @@ _MIN_IMAGES, _MAX_PIECES = 16, 64
 def pointwise_pays(x: Tensor) -> bool:
     """Whether `pointwise_conv` is the faster way: `x`, (B, C, H, W), lies channels last on a CPU."""
     return (
-        x.is_cpu
+        not torch.compiler.is_compiling()
+        and x.is_cpu
         and x.dtype == torch.float32
         and torch.get_num_threads() == 1
         and x.shape[0] < _MIN_IMAGES
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and x.is_contiguous(memory_format=torch.channels_last)
         and _pieces(x) > 0
