@@ -10,14 +10,14 @@ PLAN = (
     "exits", "ending", "structures", "files", "notices", "config", "ranks", "ops", "layers", "backbones",
     "detectors", "distill", "data", "evaluation", "weights", "engine", "inference", "inspect", "recipe",
     "build", "memory", "run", "adapters", "launch", "command", "train", "predict", "analyse", "preflight",
-    "weights.convert", "bench", "cli",
+    "weights.convert", "bench", "gain", "cli",
 )  # fmt: skip
 """Each imports only from itself and from those before it. `weights.convert` is a command beside its topic."""
 TYPED = {"train", "predict", "launch", "cli", "command"}
 LOOSE = {"__init__", "structures", "files", "notices", "exits", "ending", *TYPED}
 SEES_CONFIG = {
     "config", "recipe", "build", "memory", "run", "command", "train", "analyse", "preflight",
-    "weights.convert", "bench", "cli",
+    "weights.convert", "bench", "gain", "cli",
 }  # fmt: skip
 FILES = sorted(path for folder in ("lgd", "jobs") for path in (REPOSITORY / folder).rglob("*.py"))
 LIBRARY = [path for path in FILES if path.is_relative_to(REPOSITORY / "lgd") and path.parent.name]
