@@ -54,6 +54,7 @@ class ConvNorm(Conv2d):
         dilation: of the convolution.
         groups: of the convolution.
         norm: a name for `make_norm`. The convolution has a bias only without a norm.
+        norm_eps: what the norm adds to variances.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class ConvNorm(Conv2d):
         dilation: int = 1,
         groups: int = 1,
         norm: str = "",
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__(
             in_channels,
@@ -77,7 +79,7 @@ class ConvNorm(Conv2d):
             groups=groups,
             bias=not norm,
         )
-        self.norm = make_norm(norm, out_channels)
+        self.norm = make_norm(norm, out_channels, norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))."""
