@@ -39,7 +39,8 @@ def write_page(path: Path, study: Study, rows: Sequence[Row], about: About) -> N
         "Written by `lgd gain`: what came out, a loss too. AP is the student's on pictures that it was not "
         "trained on, in the mean over the runs, with their sample deviation. Differences are between runs "
         "with the same data, seed and fold; in brackets the middle 95 % of the means of as many differences "
-        "drawn with replacement, which is too narrow for few pairs. An interval that holds 0 shows no difference.",
+        "drawn with replacement, which is too narrow for few pairs. An interval that holds 0 shows no "
+        "difference.",
         "",
         *(f"- {name}: {value}" for name, value in about.facts.items()),
         *_explain(study, rows),
