@@ -20,6 +20,7 @@ from lgd import __version__, exits
 from lgd.bench.machine import machine_facts
 from lgd.config.load import load_config
 from lgd.config.values import ConfigError
+from lgd.data.catalog import open_dataset
 from lgd.ending import last_line
 from lgd.files import write_text_atomically
 from lgd.gain.folds import write_folds
@@ -104,7 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         facts, command = _facts(), f"lgd gain {shlex.join(words)}"
 
         def write() -> list[Row]:
-            rows, about = make_rows(session.results, session.compared), About(command, facts, session.failed)
+            rows, about = (
+                make_rows(session.results, session.compared),
+                About(command, facts, [*map(str, session.failed)]),
+            )
             write_page(page, study, rows, about)
             if arguments.json:
                 content = to_json(study, session.results, rows, about)
@@ -122,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.write(f"{to_table(rows)}\n\n{page}\n")
     if session.failed:
         sys.stderr.write(f"error: {len(session.failed)} trainings failed, the last: {session.failed[-1]}\n")
-        return exits.FAULT
+        mendable = all(error.code == exits.USER_ERROR for error in session.failed)
+        return exits.USER_ERROR if mendable else exits.FAULT
     return exits.DONE
 
 
@@ -158,10 +163,17 @@ def _read_study(arguments: argparse.Namespace) -> Study:
 
 
 def _lines_of(study: Study) -> Callable[[Run], tuple[list[str], list[str]]]:
-    """For a run the lines to train and to validate on; writes the folds, if there are any."""
-    if not study.folds:
-        return lambda run: ([run.data], [test_line(run.data, study.test_split)])
+    """For a run the lines to train and to validate on; writes the folds, if there are any.
+
+    Raises:
+        DataError: a set that cannot be opened or divided.
+    """
     root = Path(load_config(study.recipes[0], study.options).datasets.root)
+    if not study.folds:
+        tests = {line: test_line(line, study.test_split) for line in study.data}
+        for line in (*tests, *tests.values()):
+            open_dataset(line, root)  # better now than in every training
+        return lambda run: ([run.data], [tests[run.data]])
     folds = {
         line: write_folds(
             [line, test_line(line, study.test_split)],
@@ -190,7 +202,7 @@ class Session:
         jobs: trainings at a time.
         results: of the runs that are done, in the order of the study.
         compared: of the runs that are as long in time, the steps of those they are compared with.
-        failed: a line for each that did not come to its end.
+        failed: why, for each that did not come to its end.
     """
 
     study: Study
@@ -198,7 +210,7 @@ class Session:
     jobs: int
     results: dict[Run, dict[str, Any]] = field(default_factory=dict)
     compared: dict[Run, int] = field(default_factory=dict)
-    failed: list[str] = field(default_factory=list)
+    failed: list[TrainingError] = field(default_factory=list)
 
     def train_all(self, timed: str | None, after_each: Callable[[], object]) -> None:
         """Train every run, FGFI's teachers first, and at last the plain ones for as long as `timed`."""
@@ -242,7 +254,7 @@ class Session:
         try:
             found = self.results[run] = result()
         except TrainingError as error:
-            self.failed.append(str(error))
+            self.failed.append(error)
             _say(str(error))
             return
         _say(f"{run.name()}: AP {found['AP']:.2f}, AP50 {found['AP50']:.2f}, {found['seconds']:.3g} s a step")

@@ -23,7 +23,16 @@ _TERMINAL = "terminal.txt"
 
 
 class TrainingError(RuntimeError):
-    """A training that failed; another try may do better."""
+    """A training that did not come to its end.
+
+    Args:
+        message: for the user.
+        code: that its process ended with; see `lgd.exits`.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def train(run: Run, options: Sequence[str], folder: Path, threads: int) -> dict[str, Any]:
@@ -59,7 +68,7 @@ def train(run: Run, options: Sequence[str], folder: Path, threads: int) -> dict[
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
         ).returncode
     if code != exits.DONE:
-        raise TrainingError(f"{run.name()} {exits.describe_end(code)}: see {folder / _TERMINAL}")
+        raise TrainingError(f"{run.name()} {exits.describe_end(code)}: see {folder / _TERMINAL}", code)
     summary = summarise(folder)
     write_text_atomically(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
     return summary

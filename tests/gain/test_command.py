@@ -23,7 +23,9 @@ def trained(monkeypatch):
     def train(run, options, folder, threads):
         runs.append(run)
         if run.seed == 2 and run.method == "fixed":
-            raise TrainingError("a fault")
+            raise TrainingError("a fault", 1)
+        if run.seed == 3:
+            raise TrainingError("a setting", 2)
         ap = AP[run.method] + run.seed
         curve = [[run.steps // 2, ap / 2], [run.steps, ap]]
         seconds = 0.1 if run.method == "plain" else 0.15
@@ -33,19 +35,23 @@ def trained(monkeypatch):
     return runs
 
 
-def run_gain(tmp_path, *arguments):
-    data = ["--data", "coco:some/cells:train", "--recipes", "demo", "--steps", "100", "--out", str(tmp_path)]
-    return cli.main(["gain", *data, "--json", str(tmp_path / "gain.json"), *arguments])
+@pytest.fixture
+def run_gain(small_data, tmp_path):
+    """Runs the command over data called cells."""
+    (tmp_path / "cells").symlink_to(small_data)
+    line = f"coco:{tmp_path / 'cells'}:train"
+    usual = ["--data", line, "--recipes", "demo", "--steps", "100", "--out", str(tmp_path)]
+    return lambda *arguments: cli.main(["gain", *usual, "--json", str(tmp_path / "gain.json"), *arguments])
 
 
-def test_a_page_and_numbers(tmp_path, trained, capsys):
-    assert run_gain(tmp_path, "--methods", "plain", "lgd", "--equal-time", "lgd", "--seeds", "2") == 0
+def test_a_page_and_numbers(tmp_path, run_gain, trained, capsys):
+    assert run_gain("--methods", "plain", "lgd", "--equal-time", "lgd", "--seeds", "2") == 0
     assert [run.steps for run in trained] == [100] * 4 + [150] * 2
     page = (tmp_path / "gain.md").read_text()
     row = "| lgd | 100 | 2 | 29.50 (0.71) | -2.00 [-2.00, -2.00] | 80.00 |  | 0.15 | 100 |"
     assert row in page
     assert "| plain-equal-time | 150 | 2 | 32.00 (0.71) | +0.50 [+0.50, +0.50] |" in page
-    assert "lgd gain --data coco:some/cells:train" in page
+    assert f"lgd gain --data coco:{tmp_path / 'cells'}:train" in page
     assert "(gain-cells-demo-100-steps.svg)" in page
     assert (tmp_path / "gain-cells-demo-100-steps.svg").read_text().count("<polyline") == 2
     numbers = json.loads((tmp_path / "gain.json").read_text())
@@ -54,8 +60,8 @@ def test_a_page_and_numbers(tmp_path, trained, capsys):
     assert row in capsys.readouterr().out
 
 
-def test_a_training_that_fails_is_told_and_the_others_count(tmp_path, trained, capsys):
-    assert run_gain(tmp_path, "--methods", "plain", "fixed", "--seeds", "2") == 1
+def test_a_training_that_fails_is_told_and_the_others_count(tmp_path, run_gain, trained, capsys):
+    assert run_gain("--methods", "plain", "fixed", "--seeds", "2") == 1
     assert capsys.readouterr().err.endswith("error: 1 trainings failed, the last: a fault\n")
     page = (tmp_path / "gain.md").read_text()
     assert "| fixed | 100 | 1 | 32.00 | +1.00 (one pair) |" in page
@@ -70,14 +76,20 @@ def test_a_training_that_fails_is_told_and_the_others_count(tmp_path, trained, c
         (["--equal-time", "fixed"], "--equal-time needs plain and fixed among --methods"),
         (["--recipes", "demo", "./demo"], "--recipes: two of them are called alike"),
         (["SOLVER.BASE_LRR", "1"], "SOLVER.BASE_LRR is not a setting"),
+        (["--test-split", "exam"], "exam"),
     ],
 )
-def test_what_the_user_can_mend_is_told_before_any_training(arguments, says, tmp_path, trained, capsys):
-    assert run_gain(tmp_path, *arguments) == 2
+def test_what_the_user_can_mend_is_told_before_any_training(arguments, says, run_gain, trained, capsys):
+    assert run_gain(*arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert says in line
     assert not trained
+
+
+def test_failures_that_the_user_can_mend(run_gain, trained, capsys):
+    assert run_gain("--methods", "plain", "--seeds", "3") == 2
+    assert capsys.readouterr().err.endswith("error: 1 trainings failed, the last: a setting\n")
 
 
 def small_study(data, out):
