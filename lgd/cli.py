@@ -28,6 +28,12 @@ def _convert(arguments: Sequence[str], is_program: bool) -> int:
     return convert.main(arguments)
 
 
+def _export(arguments: Sequence[str], is_program: bool) -> int:
+    from lgd.export import command
+
+    return command.main(arguments)
+
+
 def _predict(arguments: Sequence[str], is_program: bool) -> int:
     from lgd import predict
 
@@ -76,6 +82,7 @@ COMMANDS: Mapping[str, tuple[Callable[[Sequence[str], bool], int], str]] = {
     "preflight": (_preflight, "look at the machines of a job before it trains"),
     "bench": (_bench, "time a recipe's training step and its loader on this machine"),
     "gain": (_gain, "train plain and with distillation, and say what it gains: a page and numbers"),
+    "export": (_export, "write a trained detector for other runtimes"),
     "convert": (_convert, "write weights of one kind as another"),
 }
 """Each imports its torch only when it is called, since `train` catches signals first."""

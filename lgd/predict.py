@@ -29,8 +29,8 @@ from lgd.run.trained import load
 
 logger = logging.getLogger("lgd.predict")
 
-_BACKENDS = {"torch": load}
-"""What runs the model, and how it is loaded."""
+_BACKENDS = ("torch", "compile", "onnx", "openvino")
+"""What runs the model."""
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -41,7 +41,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=f"Exit codes: {exits.DONE} done, {exits.USER_ERROR} what you can mend (files that could not "
         f"be read are named and left out, which ends with {exits.USER_ERROR} too), {exits.CTRL_C} Ctrl-C.",
     )
-    parser.add_argument("weights", metavar="WEIGHTS", help="a file of weights, or the folder of a run")
+    parser.add_argument(
+        "weights", metavar="WEIGHTS", help="a file of weights, the folder of a run, or what lgd export wrote"
+    )
     parser.add_argument(
         "sources",
         nargs="+",
@@ -70,7 +72,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--ids", type=Path, metavar="JSON", help="COCO file whose image ids predictions.json takes"
     )
-    parser.add_argument("--backend", choices=sorted(_BACKENDS), default="torch", help="what runs the model")
+    parser.add_argument(
+        "--backend",
+        choices=_BACKENDS,
+        help="what runs the model: torch or compile for weights; onnx or openvino for ONNX files",
+    )
     parser.add_argument("--json", action="store_true", help="a line of JSON for each picture on stdout")
     arguments = parser.parse_args(argv)
     if arguments.out is None and not arguments.json:
@@ -91,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     try:
         return _predict(arguments)
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, ImportError) as error:
         return _complain(str(error))
     except ValueError as error:  # a class that there is not
         return _complain(str(error))
@@ -106,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     sources = find_sources(arguments.sources, leave_out=arguments.out)
     image_ids = read_image_ids(arguments.ids, [each.name for each in sources]) if arguments.ids else None
-    model: TrainedModel = _BACKENDS[arguments.backend](arguments.weights, arguments.device)
+    model = load(arguments.weights, arguments.device, arguments.backend)
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         clear_leftovers(arguments.out)

@@ -1,8 +1,8 @@
 """The tensors that pass between the rooms of the library: batches, targets, detections.
 
 Legend: B images of a batch, padded bottom and right to one canvas H x W; N object slots per image
-(the largest count of the batch, at least 1); E edges of an outline; D detections of one image. All boxes
-are xyxy pixels.
+(the largest count of the batch, at least 1); E edges of an outline; D detections of one image, or slots
+for them. All boxes are xyxy pixels.
 """
 
 from __future__ import annotations
@@ -132,3 +132,35 @@ class Detections:
         """Return a copy on `device`."""
         masks = None if self.masks is None else self.masks.to(device)
         return Detections(self.boxes.to(device), self.scores.to(device), self.labels.to(device), masks)
+
+
+@dataclass(frozen=True)
+class PaddedDetections:
+    """What a detector found on the images of a batch, in D slots of each: no size depends on a value.
+
+    Attributes:
+        boxes: (B, D, 4) float, xyxy, pixels of the original image, clipped to it; zeros in the unused slots.
+        scores: (B, D) float in [0, 1], descending; zeros in the unused slots.
+        labels: (B, D) int64 in [0, num_classes); zeros in the unused slots.
+        valid: (B, D) bool, which slots are used: the first ones.
+        masks: (B, D, M, M) as in `Detections`, zeros in the unused slots; None where the detector makes none.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    valid: Tensor
+    masks: Tensor | None = None
+
+    def cut(self) -> list[Detections]:
+        """Part the images and leave out the unused slots: one host sync."""
+        counts: list[int] = self.valid.sum(dim=1).tolist()
+        return [
+            Detections(
+                self.boxes[image, :count],
+                self.scores[image, :count],
+                self.labels[image, :count],
+                None if self.masks is None else self.masks[image, :count],
+            )
+            for image, count in enumerate(counts)
+        ]

@@ -95,6 +95,7 @@ def _build_roi_heads(cfg: Config, strides: Mapping[str, int], channels: int) -> 
         score_thresh_test=options.score_thresh_test,
         nms_thresh_test=options.nms_thresh_test,
         detections_per_image=cfg.test.detections_per_image,
+        reference_order=cfg.model.rpn.reference_order,
     )
 
 

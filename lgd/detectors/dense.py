@@ -1,42 +1,39 @@
 """What the detectors that predict at every cell of the feature maps share.
 
 Legend: B images, P positions that predict (anchors or locations) of one level, A of all levels, K classes,
-T candidates.
+T candidates of each image.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from lgd.detectors.detections import keep_best_of_images, rows_to_images, to_original_sizes
-from lgd.structures import Batch, Detections, Features
+from lgd.ops.predictions import take_above, take_best, take_rows
+from lgd.structures import Features
+
+_ROUNDING = 1e-3
+"""More than a threshold's logit may differ from that of a score by rounding."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The best scores of a batch: image by image, within it level by level, within that best first.
+    """The best scores of each image of a batch: level by level, within it best first, then the unused slots.
 
     Attributes:
-        counts: of each of the B images.
-        positions: (T,) int64 in [0, A).
-        labels: (T,) int64 in [0, K).
-        scores: (T,) in [0, 1].
+        positions: (B, T) int64 in [0, A).
+        labels: (B, T) int64 in [0, K).
+        logits: (B, T) of the scores; -inf in the unused slots. They tell apart what rounds to the same score.
     """
 
-    counts: Sequence[int]
     positions: Tensor
     labels: Tensor
-    scores: Tensor
-
-    @property
-    def images(self) -> Tensor:
-        """(T,) int64 in [0, B), the image of each."""
-        return rows_to_images(self.counts, self.scores.device)
+    logits: Tensor
 
 
 def init_head(head: nn.Module, cls_score: nn.Conv2d, prior_prob: float) -> None:
@@ -65,74 +62,80 @@ def join_pyramids(pyramids: Sequence[Features]) -> Features:
 
 
 def select_candidates(
-    levels: Iterable[Tensor], *, score_threshold: float, limits: Sequence[int], stable: bool = True
+    levels: Sequence[Tensor], *, score_threshold: float, limits: Sequence[int]
 ) -> Candidates:
-    """Choose the best scores of each level of each image, with one host sync a level and one more.
+    """Choose the best scores of each level of each image.
+
+    Equals come by position and label. They are common where the teacher's features are flat, and NMS keeps
+    the first of them. No size depends on a value, and nothing waits for a device; on the CPU, where that
+    costs nothing, there are only slots that are used by some image.
 
     Args:
-        levels: (B, P, K) scores of each level.
-        score_threshold: only scores above it.
+        levels: (B, P, K) logits of each level.
+        score_threshold: only scores above it, in [0, 1); the other slots stay unused.
         limits: of each level, at most so many of an image.
-        stable: equals by position and label; else as torch's quicker sort leaves them. They are common where
-            the teacher's features are flat, and NMS keeps the first of them.
     """
-    above, bounds, offset = [], [], 0
-    for scores in levels:
-        images, positions, labels = (scores > score_threshold).nonzero(as_tuple=True)
-        above.append((positions + offset, labels, scores[images, positions, labels]))
-        bounds.append(torch.searchsorted(images, torch.arange(len(scores) + 1, device=images.device)))
-        offset += scores.shape[1]
-    parts = []
-    for ends in torch.stack(bounds, dim=1).unfold(0, 2, 1).tolist():
-        for (positions, labels, scores), (start, stop), limit in zip(above, ends, limits, strict=True):
-            order = scores[start:stop].sort(descending=True, stable=stable).indices[:limit] + start
-            parts.append((positions[order], labels[order], scores[order]))
-    return _join(parts, len(limits))
+    parts, offset = [], 0
+    for logits, limit in zip(levels, limits, strict=True):
+        num_positions, num_classes = logits.shape[1:]
+        if logits.is_cpu and score_threshold > 0 and not torch.compiler.is_compiling():
+            best, pairs = _take_likely(logits, score_threshold, limit)
+        else:
+            best, pairs = _take_of_best_positions(logits, limit)
+        best = torch.where(best.sigmoid() > score_threshold, best, -torch.inf)
+        parts.append((pairs // num_classes + offset, pairs % num_classes, best))
+        offset += num_positions
+    return Candidates(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
+
+
+def _take_likely(logits: Tensor, score_threshold: float, limit: int) -> tuple[Tensor, Tensor]:
+    """The best logits (B, T) that may be above the threshold, and their pairs of position and class."""
+    least = math.log(score_threshold / (1 - score_threshold))
+    likely, pairs = take_above(logits.flatten(1), least - _ROUNDING)
+    best, order = take_best(likely, limit)
+    return best, pairs.gather(1, order)
+
+
+def _take_of_best_positions(logits: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """The best logits (B, T) and their pairs of position and class.
+
+    The best pairs lie at the positions whose best pairs are the best: most are never sorted.
+    """
+    num_classes = logits.shape[2]
+    rows = take_best(logits.amax(dim=2), limit)[1].sort(dim=1).values
+    best, places = take_best(take_rows(logits, rows).flatten(1), limit)
+    return best, rows.gather(1, places // num_classes) * num_classes + places % num_classes
 
 
 def select_as_reference(
-    levels: Iterable[Tensor], *, score_threshold: float, limits: Sequence[int]
+    levels: Sequence[Tensor], *, score_threshold: float, limits: Sequence[int], sort_all: bool
 ) -> Candidates:
-    """`select_candidates` with the order of equal scores that the reference's FCOS leaves.
+    """`select_candidates` with the order of equal scores that torch's unstable sort leaves to the reference.
 
-    It sorts all scores of the level, unstably, and applies the threshold to the best of them.
-    """
-    every = list(levels)
-    parts = []
-    for image in range(len(every[0])):
-        offset = 0
-        for scores, limit in zip(every, limits, strict=True):
-            chosen, order = scores[image].flatten().sort(descending=True)
-            chosen, order = chosen[:limit], order[:limit]
-            above = chosen > score_threshold
-            chosen, order = chosen[above], order[above]
-            num_classes = scores.shape[2]
-            parts.append((order // num_classes + offset, order % num_classes, chosen))
-            offset += scores.shape[1]
-    return _join(parts, len(limits))
-
-
-def _join(parts: Sequence[tuple[Tensor, Tensor, Tensor]], num_levels: int) -> Candidates:
-    """Candidates from the positions, labels and scores of each level of each image."""
-    counts = [len(scores) for _, _, scores in parts]
-    per_image = [sum(counts[start : start + num_levels]) for start in range(0, len(counts), num_levels)]
-    return Candidates(per_image, *(torch.cat(columns) for columns in zip(*parts, strict=True)))
-
-
-def suppress(
-    boxes: Tensor, candidates: Candidates, batch: Batch, *, nms_threshold: float | None, limit: int
-) -> list[Detections]:
-    """Suppress the candidates within each image and class, and bring them to their image's original size.
+    For comparisons: it waits for the device at every level of every image.
 
     Args:
-        boxes: (T, 4) xyxy, pixels of the canvas.
-        candidates: whose boxes they are.
-        batch: with the sizes.
-        nms_threshold: overlap within a class above which the worse box goes; None keeps all.
-        limit: at most so many detections of an image, before boxes outside the image are dropped.
+        levels: as there.
+        score_threshold: as there.
+        limits: as there.
+        sort_all: sort all scores and apply the threshold to the best of them, as the reference's FCOS; its
+            RetinaNet sorts the scores above the threshold.
     """
-    scores, labels = candidates.scores, candidates.labels
-    kept, counts = keep_best_of_images(
-        boxes, scores, labels, candidates.counts, nms_threshold=nms_threshold, limit=limit
-    )
-    return to_original_sizes(Detections(boxes[kept], scores[kept], labels[kept]), counts, batch)
+    images = []
+    for image in range(len(levels[0])):
+        parts, offset = [], 0
+        for level, limit in zip(levels, limits, strict=True):
+            logits, num_classes = level[image].flatten(), level.shape[2]
+            scores = logits.sigmoid()
+            above = scores > score_threshold
+            chosen = (
+                torch.arange(len(scores), device=scores.device) if sort_all else above.nonzero().squeeze(1)
+            )
+            chosen = chosen[scores[chosen].sort(descending=True).indices[:limit]]
+            chosen = chosen[above[chosen]]
+            parts.append((chosen // num_classes + offset, chosen % num_classes, logits[chosen]))
+            offset += level.shape[1]
+        images.append([torch.cat(columns) for columns in zip(*parts, strict=True)])
+    columns = [list(column) for column in zip(*images, strict=True)]
+    fillings = (0, 0, -torch.inf)
+    return Candidates(*(pad_sequence(*x) for x in zip(columns, [True] * 3, fillings, strict=True)))

@@ -1,91 +1,88 @@
-"""From the boxes found in a batch to the detections of each image.
+"""From the boxes of a batch's candidates to the detections of each image.
 
-On an accelerator every look at a number costs a wait for all that is under way, so the images are parted as
-late and as few times as possible.
-
-Legend: B images, R boxes of all of them, image by image.
+Legend: B images, T candidates of each, D slots of each for detections.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lgd.ops.boxes import clip_boxes, scale_boxes
-from lgd.ops.nms import nms_per_class
-from lgd.structures import Batch, Detections
+from lgd.ops.nms import keep_best, keep_best_by_image
+from lgd.ops.predictions import take_best, take_rows
+from lgd.structures import Batch, PaddedDetections
 
 
-def keep_best_of_images(
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    counts: Sequence[int],
-    *,
-    nms_threshold: float | None,
-    limit: int,
-) -> tuple[Tensor, list[int]]:
-    """Choose each image's best boxes: a host sync an image, in torchvision's NMS.
+@dataclass(frozen=True)
+class SelectionLimits:
+    """What becomes of candidates.
 
-    (One call for all images would move their boxes apart by offsets that cost the float32 coordinates of many
-    images and classes their last digits.)
+    Attributes:
+        num_classes: K.
+        nms_threshold: overlap within a class above which the worse box goes; None keeps all.
+        num_detections: D, at most so many of an image, before boxes outside the image are dropped.
+        reference_order: leave the order of equal scores to torchvision's sorting, as the reference.
+    """
+
+    num_classes: int
+    nms_threshold: float | None
+    num_detections: int
+    reference_order: bool = False
+
+
+def keep_detections(
+    boxes: Tensor, scores: Tensor, labels: Tensor, limits: SelectionLimits
+) -> PaddedDetections:
+    """Suppress the candidates within each image and class and keep the best; boxes stay where they are.
 
     Args:
-        boxes: (R, 4) xyxy.
-        scores: (R,).
-        labels: (R,) int64.
-        counts: rows of each of the B images.
-        nms_threshold: overlap within an image and class above which the worse box goes; None keeps all.
-        limit: at most so many of an image.
+        boxes: (B, T, 4) xyxy, pixels of the canvas; those with a NaN don't count.
+        scores: (B, T), or their logits; -inf for candidates that don't count.
+        labels: (B, T) int64.
+        limits: which to keep.
 
     Returns:
-        Indices in [0, R) of those to keep, image by image, best first; and how many each image keeps.
+        The detections, boxes in pixels of the canvas and not clipped, scores as they were given; D is the
+        smaller of num_detections and T.
     """
-    kept = []
-    for start, stop in pairwise([0, *accumulate(counts)]):
-        if nms_threshold is None:
-            best = scores[start:stop].argsort(descending=True, stable=True)
-        else:
-            best = nms_per_class(boxes[start:stop], scores[start:stop], labels[start:stop], nms_threshold)
-        kept.append(start + best[:limit])
-    return torch.cat(kept), [len(each) for each in kept]
+    scores = torch.where(boxes.isnan().any(dim=-1), -torch.inf, scores)
+    keep = keep_best_by_image if limits.reference_order else keep_best
+    indices, valid = keep(
+        boxes, scores, labels, limits.num_classes, limits.nms_threshold, limits.num_detections
+    )
+    found = PaddedDetections(
+        take_rows(boxes, indices), scores.gather(1, indices), labels.gather(1, indices), valid
+    )
+    return _empty_unused(found)
 
 
-def to_original_sizes(found: Detections, counts: Sequence[int], batch: Batch) -> list[Detections]:
-    """Bring boxes to their image's original size, drop those outside of it, and part the images.
-
-    Args:
-        found: R detections, boxes in pixels of the canvas.
-        counts: rows of each of the B images.
-        batch: with the sizes.
-
-    Returns:
-        The detections of each of the B images, in their order.
-    """
-    images = rows_to_images(counts, found.boxes.device)
+def to_original_sizes(found: PaddedDetections, batch: Batch) -> PaddedDetections:
+    """Bring boxes from the canvas to their image's original size, clip them, and drop those outside of it."""
     scale = batch.original_sizes.to(found.boxes.dtype) / batch.sizes.to(found.boxes.dtype)
-    boxes = clip_boxes(scale_boxes(found.boxes, scale[images]), batch.original_sizes[images])
-    rows = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1).nonzero().squeeze(1)
-    bounds = pairwise([0, *accumulate(count_rows(images[rows], len(counts)))])
-    masks = None if found.masks is None else found.masks[rows]
-    boxes, scores, labels = boxes[rows], found.scores[rows], found.labels[rows]
-    return [
-        Detections(boxes[a:b], scores[a:b], labels[a:b], None if masks is None else masks[a:b])
-        for a, b in bounds
-    ]
+    boxes = clip_boxes(scale_boxes(found.boxes, scale[:, None]), batch.original_sizes[:, None])
+    valid = found.valid & ((boxes[..., 2:] - boxes[..., :2]) > 0).all(dim=-1)
+    # Those dropped leave gaps. The sorting closes them; the order of the others is that of their scores.
+    scores, order = take_best(torch.where(valid, found.scores, -torch.inf), found.scores.shape[1])
+    masks = found.masks
+    if masks is not None:
+        masks = masks[torch.arange(masks.shape[0], device=order.device)[:, None], order]
+    return _empty_unused(
+        PaddedDetections(
+            take_rows(boxes, order), scores, found.labels.gather(1, order), scores > -torch.inf, masks
+        )
+    )
 
 
-def rows_to_images(counts: Sequence[int], device: torch.device) -> Tensor:
-    """(R,) int64, the image of each row; the opposite of `count_rows`."""
-    parts = [torch.full((count,), image, device=device) for image, count in enumerate(counts)]
-    return torch.cat(parts)
-
-
-def count_rows(images: Tensor, num_images: int) -> list[int]:
-    """How many rows each image has, where `images` (R,) int64 are ascending: one host sync."""
-    bounds = torch.searchsorted(images, torch.arange(num_images + 1, device=images.device))
-    counts: list[int] = bounds.diff().tolist()
-    return counts
+def _empty_unused(found: PaddedDetections) -> PaddedDetections:
+    """Zeros in the unused slots."""
+    valid, masks = found.valid, found.masks
+    return PaddedDetections(
+        boxes=torch.where(valid[..., None], found.boxes, 0),
+        scores=torch.where(valid, found.scores, 0),
+        labels=torch.where(valid, found.labels, 0),
+        valid=valid,
+        masks=None if masks is None else torch.where(valid[..., None, None], masks, 0),
+    )

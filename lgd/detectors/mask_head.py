@@ -69,7 +69,7 @@ class MaskHead(nn.Module):
             x = F.relu(self.get_submodule(name)(x))
         logits = promote(self.predictor(F.relu(self.deconv(x))))
         channels = labels if self.num_classes > 1 else torch.zeros_like(labels)
-        return logits[torch.arange(len(logits), device=logits.device), channels]
+        return logits[torch.arange(logits.shape[0], device=logits.device), channels]
 
 
 def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:

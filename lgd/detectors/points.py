@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from functools import partial
+from typing import Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgd.detectors.dense import join_pyramids, select_as_reference, select_candidates, suppress
+from lgd.detectors.dense import join_pyramids, select_as_reference, select_candidates
+from lgd.detectors.detections import SelectionLimits, keep_detections, to_original_sizes
 from lgd.detectors.point_head import PointHead, PointPredictions, join_levels, split_images
 from lgd.layers.fpn import FPN
 from lgd.layers.pixels import PixelNormalizer
 from lgd.ops.locations import boxes_around, centerness, grid_locations, side_distances
 from lgd.ops.losses import giou_loss, sigmoid_focal_loss
+from lgd.ops.predictions import take_rows
 from lgd.ranks.process_group import all_reduce_sum, get_world_size
-from lgd.structures import Batch, Detections, Features, Targets
+from lgd.structures import Batch, Detections, Features, PaddedDetections, Targets
 
 _MAX_PAIRS = 2**22
 """Pairs of object and location held at a time, so that crowded images don't exhaust the memory."""
@@ -218,26 +221,32 @@ class PointDetector(nn.Module):
         )
 
     @torch.no_grad()
-    def detect(self, features: Features, batch: Batch) -> list[Detections]:
-        """See `Detector.detect`."""
+    def decode(self, features: Features, batch: Batch) -> PaddedDetections:
+        """See `Detector.decode`."""
         predictions, levels = self._predict(features), self._make_levels(features)
-        select = select_as_reference if self.reference_order else select_candidates
+        select = partial(select_as_reference, sort_all=True) if self.reference_order else select_candidates
         # By the class score alone.
         found = select(
-            (level.logits.sigmoid() for level in predictions),
+            [level.logits for level in predictions],
             score_threshold=self.score_thresh_test,
-            limits=[min(self.topk_candidates_test, len(level.locations)) for level in levels],
+            limits=[_smaller(self.topk_candidates_test, level.locations.shape[0]) for level in levels],
         )
+        scores = found.logits.sigmoid()
         central = [level.centerness for level in predictions if level.centerness is not None]
         if central:
-            factors = torch.cat(central, dim=1)[found.images, found.positions].sigmoid()
-            found = replace(found, scores=(found.scores * factors).sqrt())
+            scores = (scores * torch.cat(central, dim=1).gather(1, found.positions).sigmoid()).sqrt()
+        scores = torch.where(found.logits > -torch.inf, scores, -torch.inf)
         locations = torch.cat([level.locations for level in levels])[found.positions]
         distances = torch.cat([level.distances for level in predictions], dim=1)
-        boxes = boxes_around(locations, distances[found.images, found.positions])
-        return suppress(
-            boxes, found, batch, nms_threshold=self.nms_thresh_test, limit=self.detections_per_image
+        boxes = boxes_around(locations, take_rows(distances, found.positions))
+        limits = SelectionLimits(
+            self.num_classes, self.nms_thresh_test, self.detections_per_image, self.reference_order
         )
+        return to_original_sizes(keep_detections(boxes, scores, found.labels, limits), batch)
+
+    def detect(self, features: Features, batch: Batch) -> list[Detections]:
+        """See `Detector.detect`."""
+        return self.decode(features, batch).cut()
 
     def backbone_parameters(self) -> Iterable[nn.Parameter]:
         """See `Detector.backbone_parameters`."""
@@ -245,7 +254,7 @@ class PointDetector(nn.Module):
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.head.cls_score.weight.dtype
+        return torch.promote_types(self.head.cls_score.weight.dtype, torch.float32)
 
     def _predict(self, features: Features) -> list[PointPredictions]:
         """Predictions by level, the distances in pixels."""
@@ -310,3 +319,8 @@ def object_chunks(targets: Targets, num_locations: int) -> Iterator[slice]:
     num_images, num_slots = targets.valid.shape
     size = max(1, _MAX_PAIRS // (num_images * num_locations))
     return (slice(start, start + size) for start in range(0, num_slots, size))
+
+
+def _smaller(a: int, b: int) -> int:
+    """Of two sizes; what is exported then knows of both."""
+    return cast(int, torch.sym_min(a, b))

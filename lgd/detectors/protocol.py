@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from lgd.structures import Batch, Detections, Features
+from lgd.structures import Batch, Detections, Features, PaddedDetections
 
 Assignment = Any
 """A detector's own record of which prediction answers for which object; opaque to the others."""
@@ -61,8 +61,16 @@ class Detector(Protocol):
         """
         ...
 
+    def decode(self, features: Features, batch: Batch) -> PaddedDetections:
+        """Run the head on `features`; detections in original pixels, in slots of a fixed number.
+
+        The one way to detections, for evaluation, prediction and export. Where it is exported
+        (`torch.compiler.is_exporting`) no size depends on a value.
+        """
+        ...
+
     def detect(self, features: Features, batch: Batch) -> list[Detections]:
-        """Run the head on `features`; one `Detections` per image, in original pixels."""
+        """Give what `decode` gives, one `Detections` per image."""
         ...
 
     def backbone_parameters(self) -> Iterable[nn.Parameter]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from lgd.detectors.roi_heads import RoIHeads
 from lgd.detectors.rpn import RPN
 from lgd.layers.fpn import FPN
 from lgd.layers.pixels import PixelNormalizer
-from lgd.structures import Batch, Detections, Features
+from lgd.structures import Batch, Detections, Features, PaddedDetections
 
 
 class RCNN(nn.Module):
@@ -53,7 +54,7 @@ class RCNN(nn.Module):
 
     def extract_features(self, batch: Batch) -> Features:
         """See `Detector.extract_features`."""
-        dtype = self.roi_heads.box_predictor.cls_score.weight.dtype
+        dtype = torch.promote_types(self.roi_heads.box_predictor.cls_score.weight.dtype, torch.float32)
         features: Features = self.neck(self.backbone(self.normalize(batch, dtype)))
         return features
 
@@ -71,10 +72,14 @@ class RCNN(nn.Module):
         losses, proposals = self.proposal_generator.compute_losses(features, batch)
         return losses | self.roi_heads.compute_losses(features, proposals, batch.targets), None
 
+    def decode(self, features: Features, batch: Batch) -> PaddedDetections:
+        """See `Detector.decode`."""
+        proposals = self.proposal_generator.propose(features, batch)
+        return self.roi_heads.decode(features, proposals, batch)
+
     def detect(self, features: Features, batch: Batch) -> list[Detections]:
         """See `Detector.detect`."""
-        proposals = self.proposal_generator.propose(features, batch)
-        return self.roi_heads.detect(features, proposals, batch)
+        return self.decode(features, batch).cut()
 
     def backbone_parameters(self) -> Iterable[nn.Parameter]:
         """See `Detector.backbone_parameters`."""

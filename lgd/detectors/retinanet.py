@@ -7,12 +7,14 @@ C channels, R anchors of one cell.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from lgd.detectors.dense import init_head, join_pyramids, select_candidates, suppress
+from lgd.detectors.dense import init_head, join_pyramids, select_as_reference, select_candidates
+from lgd.detectors.detections import SelectionLimits, keep_detections, to_original_sizes
 from lgd.layers.conv import Conv2d
 from lgd.layers.fpn import FPN
 from lgd.layers.pixels import PixelNormalizer
@@ -20,9 +22,9 @@ from lgd.ops.anchors import level_cells, pyramid_anchors
 from lgd.ops.boxes import decode_deltas, encode_deltas
 from lgd.ops.losses import reference_focal_loss, sigmoid_focal_loss, smooth_l1_loss
 from lgd.ops.matching import FOREGROUND, IGNORED, match_anchors
-from lgd.ops.predictions import flatten_predictions, promote
+from lgd.ops.predictions import flatten_predictions, promote, take_rows
 from lgd.ranks.process_group import all_reduce_sum, get_world_size
-from lgd.structures import Batch, Detections, Features, Targets
+from lgd.structures import Batch, Detections, Features, PaddedDetections, Targets
 
 
 @dataclass(frozen=True)
@@ -202,24 +204,30 @@ class RetinaNet(nn.Module):
         return AnchorAssignment(labels, encode_deltas(anchors, matched_boxes, self.box_reg_weights))
 
     @torch.no_grad()
-    def detect(self, features: Features, batch: Batch) -> list[Detections]:
-        """See `Detector.detect`."""
+    def decode(self, features: Features, batch: Batch) -> PaddedDetections:
+        """See `Detector.decode`."""
         logits, deltas = self._predict(features)
-        found = select_candidates(
-            (level.sigmoid() for level in logits),
+        select = (
+            partial(select_as_reference, sort_all=False) if self.reference_normalizer else select_candidates
+        )
+        found = select(
+            logits,
             score_threshold=self.score_thresh_test,
             limits=[self.topk_candidates_test] * len(logits),
-            stable=not self.reference_normalizer,
         )
         anchors = torch.cat(self._make_anchors(features))[found.positions]
-        chosen = torch.cat(deltas, dim=1)[found.images, found.positions]
-        return suppress(
-            decode_deltas(anchors, chosen, self.box_reg_weights),
-            found,
-            batch,
-            nms_threshold=self.nms_thresh_test,
-            limit=self.detections_per_image,
+        chosen = take_rows(torch.cat(deltas, dim=1), found.positions)
+        boxes = decode_deltas(anchors, chosen, self.box_reg_weights)
+        limits = SelectionLimits(
+            self.num_classes, self.nms_thresh_test, self.detections_per_image, self.reference_normalizer
         )
+        kept = keep_detections(boxes, found.logits, found.labels, limits)
+        scores = torch.where(kept.valid, kept.scores.sigmoid(), 0)
+        return to_original_sizes(replace(kept, scores=scores), batch)
+
+    def detect(self, features: Features, batch: Batch) -> list[Detections]:
+        """See `Detector.detect`."""
+        return self.decode(features, batch).cut()
 
     def backbone_parameters(self) -> Iterable[nn.Parameter]:
         """See `Detector.backbone_parameters`."""

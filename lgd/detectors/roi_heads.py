@@ -7,15 +7,16 @@ R regions of the whole batch, K classes, C channels, M the side of a region's ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgd.detectors.detections import count_rows, keep_best_of_images, to_original_sizes
+from lgd.detectors.detections import SelectionLimits, keep_detections, to_original_sizes
 from lgd.detectors.mask_head import MaskHead, mask_loss
 from lgd.detectors.rpn import Proposals
 from lgd.layers.conv import ConvNorm
@@ -23,10 +24,10 @@ from lgd.ops.boxes import clip_boxes, decode_deltas, encode_foreground
 from lgd.ops.losses import smooth_l1_loss
 from lgd.ops.matching import BACKGROUND, FOREGROUND, match_anchors
 from lgd.ops.polygons import rasterize_in_boxes
-from lgd.ops.predictions import promote, take_rows
+from lgd.ops.predictions import promote, take_above, take_best, take_rows
 from lgd.ops.roi_align import multilevel_roi_align
 from lgd.ops.sampling import sample_balanced
-from lgd.structures import Batch, Detections, Features, Outlines, Targets
+from lgd.structures import Batch, Features, Outlines, PaddedDetections, Targets
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class BoxPredictor(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(R, in_channels) -> logits (R, K + 1), background last, and deltas (R, K or 1, 4)."""
-        return self.cls_score(x), self.bbox_pred(x).view(len(x), -1, 4)
+        return self.cls_score(x), self.bbox_pred(x).view(x.shape[0], -1, 4)
 
 
 class RoIHeads(nn.Module):
@@ -146,6 +147,8 @@ class RoIHeads(nn.Module):
         score_thresh_test: detections score more than this.
         nms_thresh_test: overlap within a class above which the worse box goes.
         detections_per_image: at most so many.
+        reference_order: leave the order of equal scores to torchvision's sorting, as the reference. Off: the
+            first proposal wins.
 
     Raises:
         ValueError: strides that don't double.
@@ -169,6 +172,7 @@ class RoIHeads(nn.Module):
         score_thresh_test: float = 0.05,
         nms_thresh_test: float = 0.5,
         detections_per_image: int = 100,
+        reference_order: bool = False,
     ) -> None:
         super().__init__()
         if any(coarse != 2 * fine for fine, coarse in pairwise(strides.values())):
@@ -188,6 +192,7 @@ class RoIHeads(nn.Module):
         self.score_thresh_test = score_thresh_test
         self.nms_thresh_test = nms_thresh_test
         self.detections_per_image = detections_per_image
+        self.reference_order = reference_order
 
     def compute_losses(self, features: Features, proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
         """Give "loss_cls", "loss_box_reg" and, with a mask head, "loss_mask".
@@ -237,31 +242,48 @@ class RoIHeads(nn.Module):
         return Regions(take_rows(boxes, samples.indices), labels, objects)
 
     @torch.no_grad()
-    def detect(self, features: Features, proposals: Proposals, batch: Batch) -> list[Detections]:
-        """Detect objects among the proposals; one `Detections` per image, in original pixels."""
+    def decode(self, features: Features, proposals: Proposals, batch: Batch) -> PaddedDetections:
+        """Detect objects among the proposals; see `Detector.decode`."""
         logits, deltas = self._predict_boxes(features, proposals.boxes)
         scores = logits.softmax(dim=-1)[..., :-1]
         sure = (scores > self.score_thresh_test) & proposals.valid[..., None]
-        images, rows, labels = sure.nonzero(as_tuple=True)
-        column = labels if deltas.shape[2] > 1 else torch.zeros_like(labels)
-        boxes = decode_deltas(
-            proposals.boxes[images, rows], deltas[images, rows, column], self.box_reg_weights
+        scores, pairs = self._select(torch.where(sure, scores, -torch.inf))
+        rows, labels = pairs // self.num_classes, pairs % self.num_classes
+        if deltas.shape[2] > 1:
+            deltas = take_rows(deltas.flatten(1, 2), pairs)
+        else:
+            deltas = take_rows(deltas.squeeze(2), rows)
+        boxes = decode_deltas(take_rows(proposals.boxes, rows), deltas, self.box_reg_weights)
+        boxes = clip_boxes(boxes, batch.sizes[:, None])
+        limits = SelectionLimits(
+            self.num_classes, self.nms_thresh_test, self.detections_per_image, self.reference_order
         )
-        boxes, scores = clip_boxes(boxes, batch.sizes[images]), scores[images, rows, labels]
-        kept, counts = keep_best_of_images(
-            boxes,
-            scores,
-            labels,
-            count_rows(images, len(batch.sizes)),
-            nms_threshold=self.nms_thresh_test,
-            limit=self.detections_per_image,
-        )
-        boxes, scores, labels, images = (x[kept] for x in (boxes, scores, labels, images))
-        masks = None
+        found = keep_detections(boxes, scores, labels, limits)
         if self.mask_head is not None:
-            pooled = self._pool(self.mask_head, features, boxes, images)
-            masks = self.mask_head(pooled, labels).sigmoid()
-        return to_original_sizes(Detections(boxes, scores, labels, masks), counts, batch)
+            found = replace(found, masks=self._predict_masks(self.mask_head, features, found))
+        return to_original_sizes(found, batch)
+
+    def _select(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (B, T) of all pairs of row and class that count, and the pairs, of (B, P, K); then -inf."""
+        if torch.compiler.is_exporting():
+            # A row's scores sum up to 1: no more of them are above the threshold.
+            above = math.ceil(1 / self.score_thresh_test) if self.score_thresh_test > 0 else self.num_classes
+            return take_best(scores.flatten(1), scores.shape[1] * min(above, self.num_classes))
+        return take_above(scores.flatten(1), -torch.inf)  # few of very many count
+
+    def _predict_masks(self, mask_head: MaskHead, features: Features, found: PaddedDetections) -> Tensor:
+        """(B, D, M, M) probabilities in boxes that lie on the canvas."""
+        num_images, num_slots = found.valid.shape
+        rows = torch.arange(num_images * num_slots, device=found.valid.device)
+        if not torch.compiler.is_exporting():
+            # A host sync: the mask head is costly, so it gets the detections there are.
+            rows = rows[found.valid.flatten()]
+        images, boxes = rows // num_slots, found.boxes.flatten(0, 1)[rows]
+        pooled = self._pool(mask_head, features, boxes, images)
+        masks: Tensor = mask_head(pooled, found.labels.flatten()[rows]).sigmoid()
+        side = masks.shape[-1]
+        every = masks.new_zeros(num_images * num_slots, side, side).index_put((rows,), masks)
+        return every.view(num_images, num_slots, side, side)
 
     def _box_losses(self, features: Features, regions: Regions, targets: Targets) -> dict[str, Tensor]:
         logits, deltas = self._predict_boxes(features, regions.boxes)

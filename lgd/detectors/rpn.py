@@ -181,7 +181,7 @@ class RPN(nn.Module):
 
     def _make_anchors(self, features: Features) -> list[Tensor]:
         """[(h_l * w_l * R, 4)] of every level, in the model's dtype."""
-        cells = self.cell_anchors.to(self.rpn_head.conv.weight.dtype)
+        cells = self.cell_anchors.to(torch.promote_types(self.rpn_head.conv.weight.dtype, torch.float32))
         return pyramid_anchors(cells, features, self.strides, self.anchor_offset)
 
     def _hold_against(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lgd.data.canvases import Canvas, tight_canvas
+from lgd.data.canvases import Canvas, fit_canvas, tight_canvas
 from lgd.data.collate import Layout, collate
 from lgd.data.images import DEFAULT_DECODING, Decoding, read_image, read_picture, read_size
 from lgd.data.images import Picture as ReducedPicture
@@ -46,6 +46,8 @@ class InputRule:
         layout: of the images of a batch.
         batch_size: images of a batch in evaluations.
         decoding: how files become pixels.
+        canvas: the only one (height, width) that the model takes, pixels, into which pictures are shrunk that
+            came out larger; None for any.
     """
 
     min_size: int
@@ -54,10 +56,14 @@ class InputRule:
     layout: Layout
     batch_size: int = 1
     decoding: Decoding = DEFAULT_DECODING
+    canvas: Canvas | None = None
 
     def view(self, window: Window) -> View:
         """How the model sees a part of a picture."""
         size = resized_size(window.height, window.width, self.min_size, self.max_size)
+        if self.canvas is not None:
+            factor = min(1.0, self.canvas[0] / size[0], self.canvas[1] / size[1])
+            size = max(1, int(size[0] * factor + 0.5)), max(1, int(size[1] * factor + 0.5))
         return View(window, size, False, self.image_format)
 
 
@@ -283,7 +289,8 @@ class TrainedModel:
         groups: dict[Canvas, list[tuple[int, int]]] = defaultdict(list)
         for i, look in enumerate(looks):
             for j, sample in enumerate(look.samples):
-                groups[tight_canvas([sample.size], self.rule.layout.size_divisibility)].append((i, j))
+                tight = tight_canvas([sample.size], self.rule.layout.size_divisibility)
+                groups[fit_canvas(tight, self.rule.layout.canvases)].append((i, j))
         found: dict[tuple[int, int], Detections] = {}
         for group in groups.values():
             for start in range(0, len(group), request.batch):

@@ -14,6 +14,7 @@ from lgd.data.index import AnnotationIndex
 from lgd.distill.distiller import LabelGuidedDistiller, PlainStudent
 from lgd.inference.detect import Example, Inference, detect
 from lgd.inference.draw import draw_detections
+from lgd.layers.prediction import for_prediction
 from lgd.notices import follow
 from lgd.ranks import process_group
 from lgd.structures import Batch
@@ -68,7 +69,7 @@ def detect_on_test_sets(
         model.eval()
         with closing(follow_batches(test_set.make_batches(), index)) as batches:
             inference = detect(
-                model.student,
+                for_prediction(model.student),
                 batches,
                 index.category_ids,
                 device=device,

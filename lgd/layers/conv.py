@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgd.layers.norm import FrozenBatchNorm2d, make_norm
+from lgd.layers.norm import FrozenBatchNorm2d, frozen_copy, make_norm
 from lgd.layers.winograd import winograd_conv3x3, winograd_pays
 
 
@@ -86,20 +86,39 @@ class ConvNorm(Conv2d):
         weight, bias = self.folded_parameters()
         return self.apply_unfolded_norm(self.convolve(x, weight, bias))
 
+    def fold_norm(self) -> None:
+        """Multiply a norm that no longer changes into the weight, in place; others stay.
+
+        Constant are frozen batch norms, and batch norms in evaluation mode.
+        """
+        norm = self.norm
+        if (
+            isinstance(norm, nn.modules.batchnorm._BatchNorm)
+            and not norm.training
+            and norm.track_running_stats
+        ):
+            norm = frozen_copy(norm)
+        if not isinstance(norm, FrozenBatchNorm2d) or not norm.folds:
+            return
+        scale, shift = norm.scale_and_shift()
+        self.weight = nn.Parameter(self.weight * scale[:, None, None, None], requires_grad=False)
+        self.bias = nn.Parameter(shift, requires_grad=False)
+        self.norm = None
+
     def folded_parameters(self) -> tuple[Tensor, Tensor | None]:
         """The convolution's weight and bias, with a frozen norm multiplied in."""
-        norm = self._norm_to_fold()
-        if norm is None:
+        if not isinstance(self.norm, FrozenBatchNorm2d) or not self.norm_is_folded():
             return self.weight, self.bias
-        scale, shift = norm.scale_and_shift()
+        scale, shift = self.norm.scale_and_shift()
         return self.weight * scale[:, None, None, None], shift
 
     def apply_unfolded_norm(self, x: Tensor) -> Tensor:
         """Apply the norm, unless `folded_parameters` holds it already."""
-        if self.norm is None or self._norm_to_fold() is not None:
+        if self.norm is None or self.norm_is_folded():
             return x
         normalized: Tensor = self.norm(x)
         return normalized
 
-    def _norm_to_fold(self) -> FrozenBatchNorm2d | None:
-        return self.norm if isinstance(self.norm, FrozenBatchNorm2d) and self.norm.folds else None
+    def norm_is_folded(self) -> bool:
+        """Whether `folded_parameters` holds the norm."""
+        return isinstance(self.norm, FrozenBatchNorm2d) and self.norm.folds

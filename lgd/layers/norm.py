@@ -92,10 +92,12 @@ def freeze(module: nn.Module) -> None:
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.modules.batchnorm._BatchNorm):
-                setattr(parent, name, _frozen_copy(child))
+                setattr(parent, name, frozen_copy(child))
 
 
-def _frozen_copy(norm: nn.modules.batchnorm._BatchNorm) -> FrozenBatchNorm2d:
-    frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
+def frozen_copy(norm: nn.modules.batchnorm._BatchNorm) -> FrozenBatchNorm2d:
+    """A frozen batch norm with the numbers of one that trains."""
+    assert norm.running_mean is not None
+    frozen = FrozenBatchNorm2d(norm.num_features, norm.eps).to(norm.running_mean)
     frozen.load_state_dict({name: norm.state_dict()[name] for name in frozen.state_dict()})
     return frozen

@@ -95,7 +95,7 @@ class _Grid:
 
     @classmethod
     def of(cls, x: Tensor) -> _Grid:
-        return cls(len(x), -(-x.shape[-2] // _STEP), -(-x.shape[-1] // _STEP))
+        return cls(x.shape[0], -(-x.shape[-2] // _STEP), -(-x.shape[-1] // _STEP))
 
     def blocks(self) -> Iterator[tuple[int, slice]]:
         """Yield (image, rows of tiles), each of about `_MAX_TILES`."""

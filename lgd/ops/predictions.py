@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 def flatten_predictions(x: Tensor, width: int) -> Tensor:
@@ -27,10 +28,47 @@ def take_best(scores: Tensor, limit: int, stable: bool = True) -> tuple[Tensor, 
     Args:
         scores: (B, A).
         limit: how many at most.
-        stable: of equal scores the first comes first; else as torch's quicker sort leaves them.
+        stable: of equal scores the first comes first, and NaN counts as -inf; else as torch's quicker sort
+            leaves them.
 
     Returns:
         (B, min(limit, A)) scores, descending, and their int64 indices in [0, A).
     """
+    if stable:
+        scores = torch.where(scores.isnan(), -torch.inf, scores)
+    if torch.compiler.is_exporting():
+        # ONNX's TopK takes the first of equals; torch's, which is not asked here, takes any.
+        return scores.topk(torch.sym_min(limit, scores.shape[1]), dim=1)
+    if stable and scores.shape[1] > 2 * limit:
+        chosen = _find_best(scores, limit)
+        best, order = scores.gather(1, chosen).sort(dim=1, descending=True, stable=True)
+        return best, chosen.gather(1, order)
     scores, indices = scores.sort(dim=1, descending=True, stable=stable)
     return scores[:, :limit], indices[:, :limit]
+
+
+def take_above(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Take the few candidates of each image that score enough: a host sync.
+
+    Args:
+        scores: (B, A).
+        threshold: only those above it.
+
+    Returns:
+        (B, T) scores in the order of the indices, then -inf; and their int64 indices in [0, A), then 0. T is
+        the most that an image has.
+    """
+    images, indices = (scores > threshold).nonzero(as_tuple=True)
+    counts = torch.bincount(images, minlength=len(scores))
+    padded = pad_sequence(list(torch.split(indices, counts.tolist())), batch_first=True)
+    used = torch.arange(padded.shape[1], device=scores.device) < counts[:, None]
+    return torch.where(used, scores.gather(1, padded), -torch.inf), padded
+
+
+def _find_best(scores: Tensor, limit: int) -> Tensor:
+    """(B, limit) indices of the best, ascending: sorting all to take the first of equals costs far more."""
+    worst = scores.topk(limit, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    better, equal = scores > worst, scores == worst
+    room = limit - better.sum(dim=1, keepdim=True)
+    chosen = better | (equal & (equal.cumsum(dim=1) <= room))
+    return torch.nonzero_static(chosen, size=len(scores) * limit)[:, 1].view(-1, limit)

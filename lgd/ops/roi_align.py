@@ -61,8 +61,11 @@ def multilevel_roi_align(
     if boxes.is_cpu:
         boxes, mark = replace_non_finite(boxes, rows=True)
     levels = assign_levels(boxes, strides)
+    rois = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)
+    if torch.compiler.is_exporting():
+        return _pool_from_all(features, strides, rois, levels, resolution, sampling_ratio)
     order = levels.argsort()
-    rois = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)[order]
+    rois = rois[order]
     pooled = [
         roi_align(x, part, resolution, 1 / stride, sampling_ratio, aligned=True)
         for x, stride, part in zip(
@@ -79,3 +82,27 @@ def _count(levels: Tensor, num_levels: int) -> list[int]:
     """Regions of each level: a host sync, so that each level is asked for its own regions only."""
     counts: list[int] = (levels[:, None] == torch.arange(num_levels, device=levels.device)).sum(0).tolist()
     return counts
+
+
+def _pool_from_all(
+    features: Sequence[Tensor],
+    strides: Sequence[int],
+    rois: Tensor,
+    levels: Tensor,
+    resolution: int,
+    sampling_ratio: int,
+) -> Tensor:
+    """Pool every region (R, 5) from every level and take that of its own: no size depends on a value.
+
+    From the other levels it pools a single cell, which costs least; so it does for regions without area, of
+    which some runtimes make NaN.
+    """
+    has_area = (rois[:, 3:] > rois[:, 1:3]).all(dim=1)
+    result = features[0].new_zeros(())
+    for level, (x, stride) in enumerate(zip(features, strides, strict=True)):
+        cell = rois.new_tensor([0.0, 0.0, 0.0, stride, stride])
+        mine = (levels == level) & has_area
+        part = torch.where(mine[:, None], rois, cell)
+        pooled = roi_align(x, part, resolution, 1 / stride, sampling_ratio, aligned=True)
+        result = torch.where(mine[:, None, None, None], pooled, result)
+    return result

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 
 from lgd.build import build_model
 from lgd.build.training import build_decoding
@@ -16,9 +18,12 @@ from lgd.config.load import load_config
 from lgd.config.schema import Config
 from lgd.config.values import ConfigError
 from lgd.data.collate import Layout
+from lgd.detectors.protocol import Detector
 from lgd.distill.distiller import PlainStudent
 from lgd.engine.checkpoint import load_newest
+from lgd.export.load import is_exported, load_exported, run_compiled
 from lgd.inference.model import InputRule, TrainedModel, run_eagerly
+from lgd.layers.prediction import for_prediction
 from lgd.run.output import OutputFolder
 from lgd.weights.classes import Classes
 from lgd.weights.files import LoadedWeights, read_checkpoint_file
@@ -28,31 +33,86 @@ from lgd.weights.sources import fetch_weights
 
 logger = logging.getLogger(__name__)
 
-_EXPORTED = (".onnx", ".pt2", ".xml")
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """What `lgd.load` and `lgd export` make of weights.
+
+    Attributes:
+        cfg: the settings, without distillation.
+        classes: what its labels mean.
+        detector: it, on the CPU, in evaluation mode.
+        rule: how it wants pictures.
+    """
+
+    cfg: Config
+    classes: Classes
+    detector: Detector
+    rule: InputRule
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device | None = None) -> TrainedModel:
+def load(
+    path: str | os.PathLike[str], device: str | torch.device | None = None, backend: str | None = None
+) -> TrainedModel:
     """Load a trained model to predict with; of one that was distilled, the student alone.
 
     Args:
         path: `model_best.pth`, `model_final.pth` or a checkpoint of a run; a student as safetensors, as
-            `lgd convert` writes it; or the folder of a run, of which the best model is taken, else the final
-            one, else the newest checkpoint.
-        device: where it shall run, "cpu", "cuda" or "cuda:1"; None for CUDA where there is one.
+            `lgd convert` writes it; the folder of a run, of which the best model is taken, else the final
+            one, else the newest checkpoint; or a file that `lgd export` wrote.
+        device: where it shall run, "cpu", "cuda" or "cuda:1"; None for CUDA where there is one, and for the
+            CPU of an exported file.
+        backend: what runs it: "torch" or "compile" (torch.compile) for weights, "onnx" (onnxruntime) or
+            "openvino" for an ONNX file, "torch" for one of torch.export; None for the first of these.
 
     Raises:
-        WeightsError: there is no such file, or it is no trained model, or does not say how it is built.
+        WeightsError: there is no such file, or it is no trained model, or does not say how it is built, or
+            `backend` does not run it.
         ConfigError: its settings are none of ours, or torch does not see the device.
+        ImportError: the runtime is not there; the message names the extra.
     """
+    file = Path(os.fspath(path)).expanduser()
+    if is_exported(file):
+        return load_exported(file, _choose_device(device or "cpu"), backend)
+    if backend not in (None, "torch", "compile"):
+        raise WeightsError(
+            f"{path}: weights are run by torch or compile, not by {backend}; write a file for it: "
+            f"lgd export {path} model.onnx, and give that"
+        )
     place = _choose_device(device)
+    student = read_student(path)
+    module = cast(nn.Module, student.detector).to(place)
+    if student.cfg.train.channels_last:
+        module.to(memory_format=torch.channels_last)
+    run = run_compiled if backend == "compile" else run_eagerly
+    return TrainedModel(
+        run(for_prediction(student.detector), place, mixed_precision=student.cfg.solver.amp.enabled),
+        student.rule,
+        class_names=student.classes.names,
+        category_ids=student.classes.category_ids,
+        with_masks=student.cfg.model.mask_on,
+        device=place,
+    )
+
+
+def read_student(path: str | os.PathLike[str], num_detections: int | None = None) -> TrainedStudent:
+    """Build the student of a file or folder, as `load` takes it, with its weights.
+
+    Args:
+        path: weights or the folder of a run.
+        num_detections: at most so many of an image; None for as many as its settings say.
+
+    Raises:
+        WeightsError: see `load`.
+        ConfigError: see `load`.
+    """
     file = _find_file(path)
     weights = read_checkpoint_file(file)
     cfg = _config_of(file, weights)
+    if num_detections is not None:
+        cfg = replace(cfg, test=replace(cfg.test, detections_per_image=num_detections))
     classes = _classes_of(file, weights, cfg)
     del weights  # with optimizers and teacher, much larger than the student
-    student = _build_student(cfg, file).to(place)
-    if cfg.train.channels_last:
-        student = student.to(memory_format=torch.channels_last)
     rule = InputRule(
         cfg.input.min_size_test,
         cfg.input.max_size_test,
@@ -61,14 +121,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device | None = None)
         cfg.test.ims_per_batch,
         build_decoding(cfg),
     )
-    return TrainedModel(
-        run_eagerly(student.eval().student, place, mixed_precision=cfg.solver.amp.enabled),
-        rule,
-        class_names=classes.names,
-        category_ids=classes.category_ids,
-        with_masks=cfg.model.mask_on,
-        device=place,
-    )
+    return TrainedStudent(cfg, classes, _build_student(cfg, file).eval().student, rule)
 
 
 def _choose_device(device: str | torch.device | None) -> torch.device:
@@ -89,7 +142,7 @@ def _find_file(path: str | os.PathLike[str]) -> Path:
     """The file of weights that is meant."""
     text = os.fspath(path)
     folder = Path(text).expanduser()
-    if folder.suffix.lower() in _EXPORTED:
+    if is_exported(folder) or folder.suffix.lower() == ".xml":
         raise WeightsError(f"{text}: an exported model; give the weights that it was made of")
     if not folder.is_dir():
         return fetch_weights(text)

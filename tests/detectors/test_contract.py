@@ -198,7 +198,7 @@ def test_unused_slots_and_padding_count_for_nothing(detector):
 def test_no_host_sync_in_training(name, make_detector):
     """Tensors without data: asking one for a value raises."""
     detector = make_detector().to("meta")
-    batch = make_batch([2, 1], dtype=torch.float32).to("meta")
+    batch = with_masks(make_batch([2, 1], dtype=torch.float32)).to("meta")
     if name in NEEDS_HOST:
         with pytest.raises((RuntimeError, NotImplementedError)):
             compute_losses(detector, batch)

@@ -221,7 +221,7 @@ def test_detections_by_a_slow_loop(agnostic, limit):
     heads = make_heads(agnostic, masks=True, detections_per_image=limit, score_thresh_test=0.2).eval()
     features, batch = make_features(), make_batch([3, 1])
     proposals = make_proposals(batch)
-    detections = heads.detect(features, proposals, batch)
+    detections = heads.decode(features, proposals, batch).cut()
     for image, found in enumerate(detections):
         expected = detect_slowly(heads, features, proposals, batch, image)
         assert len(found.scores) == len(expected) > 5
@@ -236,7 +236,7 @@ def test_detections_by_a_slow_loop(agnostic, limit):
 
 def test_nothing_found():
     heads, batch = make_heads(masks=True, score_thresh_test=1.0), make_batch([1, 1])
-    for found in heads.detect(make_features(), make_proposals(batch), batch):
+    for found in heads.decode(make_features(), make_proposals(batch), batch).cut():
         assert found.boxes.shape == (0, 4)
         assert found.masks.shape == (0, 10, 10)
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from lgd.ops import nms
 from lgd.ops.boxes import box_iou
 from lgd.ops.nms import keep_best, keep_best_by_image, nms_per_class
 
@@ -73,3 +74,32 @@ def test_of_equal_scores_the_first_wins():
     indices, valid = keep_best(boxes, torch.zeros(1, 1000), torch.zeros(1000).long(), 1, 0.5, 20)
     assert valid.all()
     assert indices.tolist() == [list(range(20))]
+
+
+@pytest.mark.parametrize("num_others", [0, 1500])
+def test_an_infinite_box_and_negative_coordinates_change_nothing_for_others(num_others):
+    """Torchvision's `batched_nms` moves classes apart by the largest coordinate, from 0."""
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [-90, 0, 5, 5], [-torch.inf, 0, 9, torch.inf]])
+    others = 1000 + 20.0 * torch.arange(num_others)[:, None].expand(-1, 4) + torch.tensor([0.0, 0, 9, 9])
+    groups = torch.cat([torch.tensor([0, 0, 1, 1]), torch.zeros(num_others).long()])
+    scores = torch.linspace(1, 0.1, 4 + num_others)[None]
+    indices, valid = keep_best(torch.cat([boxes, others])[None], scores, groups, 2, 0.5, 9999)
+    assert indices[valid].tolist() == [0, 2, 3, *range(4, 4 + num_others)]
+
+
+def test_many_boxes_are_suppressed_as_few_are(monkeypatch):
+    boxes, scores, groups = make_candidates()
+    scores[1, ::3] = -torch.inf
+    together = keep_best(boxes, scores, groups, 4, 0.4, 100)
+    monkeypatch.setattr(nms, "_MAX_TOGETHER_ON_CPU", 50)
+    for a, b in zip(keep_best(boxes, scores, groups, 4, 0.4, 100), together, strict=True):
+        assert torch.equal(a, b)
+    by_image = keep_best(boxes, scores, groups.expand(3, -1), 4, 0.4, 100)
+    assert torch.equal(by_image[1], together[1])
+    assert not together[1].all()
+
+
+def test_the_operator_says_what_it_gives_without_data():
+    arguments = (*make_candidates(), 4, 0.4, 100)
+    boxes, scores, groups, *rest = arguments
+    torch.library.opcheck(nms.find_survivors, (boxes, scores, groups.expand_as(scores).contiguous(), *rest))

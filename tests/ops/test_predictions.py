@@ -1,6 +1,6 @@
 import torch
 
-from lgd.ops.predictions import flatten_predictions, promote, take_best, take_rows
+from lgd.ops.predictions import flatten_predictions, promote, take_above, take_best, take_rows
 
 
 def test_predictions_go_by_row_column_anchor():
@@ -32,3 +32,22 @@ def test_the_best_come_first_and_of_equals_the_first():
     assert indices.tolist() == [[1, 3, 0], [3, 0, 1]]
     assert take_best(scores, 9)[0].shape == (2, 4)
     assert torch.equal(take_best(scores, 3, stable=False)[0], best)
+
+
+def test_few_of_many_are_those_that_a_sorting_of_all_takes_first():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 30, (3, 500), generator=generator).float()
+    scores[1] = -torch.inf
+    scores[2, ::3] = torch.nan
+    best, indices = take_best(scores, 60)
+    expected = scores.nan_to_num(nan=-torch.inf, neginf=-torch.inf).sort(dim=1, descending=True, stable=True)
+    assert torch.equal(best, expected.values[:, :60])
+    assert torch.equal(indices, expected.indices[:, :60])
+
+
+def test_what_scores_enough_stays_in_order():
+    scores = torch.tensor([[0.0, 3.0, 1.0, 2.0], [0.0, torch.nan, 5.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    above, indices = take_above(scores, 1.0)
+    assert above.tolist() == [[3.0, 2.0], [5.0, -torch.inf], [-torch.inf, -torch.inf]]
+    assert indices.tolist() == [[1, 3], [2, 0], [0, 0]]
+    assert take_above(scores, 9.0)[1].shape == (3, 0)

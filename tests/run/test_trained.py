@@ -221,7 +221,7 @@ def test_what_is_missing_is_named(tmp_path):
         "nothing.pth": "does not say how its model is built; .* lgd convert",
         "two.pth": "names 2 classes, but its NUM_CLASSES is 3",
         "empty.pth": "empty.pth",
-        "model.onnx": "an exported model",
+        "model.onnx": "model.onnx: No such file",
     }.items():
         with pytest.raises(WeightsError, match=says):
             lgd.load(tmp_path / name)
