@@ -153,11 +153,14 @@ def _train(
 
 
 def _gain(name: str, data: Path, scratch: Path) -> Stage:
+    stage = f"gain-{name}"
     command = (
-        str(BENCHMARKS / "gain.py"), "--data", f"coco:{data / name}:train", "--detectors", "retinanet",
-        "--methods", "plain,lgd", "--seeds", "1", "--bf16", "--workers", "8", "--out", str(scratch / "gain"),
+        "-m", "lgd.cli", "gain", "--data", f"coco:{data / name}:train", "--recipes", "examples/bccd_small",
+        "--methods", "plain", "lgd", "--seeds", "1", "--out", str(scratch / "gain"),
+        "--json", str(scratch / f"{stage}.json"),
+        "SOLVER.IMS_PER_BATCH", "8", "SOLVER.AMP.ENABLED", "True", "DATALOADER.NUM_WORKERS", "8",
     )  # fmt: skip
-    return Stage(f"gain-{name}", 240, command)
+    return Stage(stage, 240, command)
 
 
 def run_stage(stage: Stage, seconds: float, log: Path, scratch: Path) -> Outcome:

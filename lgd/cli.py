@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -51,6 +52,15 @@ def _bench(arguments: Sequence[str], is_program: bool) -> int:
     return command.main(arguments)
 
 
+def _gain(arguments: Sequence[str], is_program: bool) -> int:
+    from lgd.ending import end
+    from lgd.gain import command
+
+    if is_program:  # the trainings end with it, and go on from their checkpoints when it is given again
+        signal.signal(signal.SIGTERM, lambda number, frame: end(exits.RUN_AGAIN))
+    return command.main(arguments)
+
+
 def _recipes(arguments: Sequence[str], is_program: bool) -> int:
     from lgd.config import command
 
@@ -71,6 +81,7 @@ COMMANDS: Mapping[str, tuple[Callable[[Sequence[str], bool], int], str]] = {
     "data": (_data, "say what is in data sets, and what to set for them"),
     "preflight": (_preflight, "look at the machines of a job before it trains"),
     "bench": (_bench, "time a recipe's training step and its loader on this machine"),
+    "gain": (_gain, "train plain and with distillation, and say what it gains: a page and numbers"),
     "export": (_export, "write a trained detector for other runtimes"),
     "convert": (_convert, "write weights of one kind as another"),
 }

@@ -72,11 +72,11 @@ def make_pair(make_detector, backend="aot_eager", **options):
     return eager, compiled
 
 
-def take_step(model, batch, distill=True):
+def take_step(model, batch, distill=True, **phase):
     """Losses and gradients; random draws are the same every time."""
     torch.manual_seed(0)
     model.zero_grad(set_to_none=True)
-    losses = model(batch, distill=distill)
+    losses = model(batch, distill=distill, **phase)
     torch.stack(list(losses.values())).sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {name: loss.detach() for name, loss in losses.items()}, gradients
@@ -133,6 +133,19 @@ def test_every_phase(frozen, distill):
     expected, found = take_step(eager, batch, distill), take_step(compiled, batch, distill)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
     assert any("backbone" in name for name in found[1]) is not frozen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_every_share_of_the_head(name):
+    eager, compiled = make_pair(DETECTORS[name])
+    batch = make_batch([2, 1])
+    for share in (0.0, 0.25, 1.0):
+        expected, found = (take_step(model, batch, head_share=share) for model in (eager, compiled))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    before = num_graphs()
+    take_step(compiled, batch, head_share=0.5)
+    assert num_graphs() == before
 
 
 @pytest.mark.slow

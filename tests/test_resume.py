@@ -130,3 +130,19 @@ def test_an_earlier_run_is_set_aside(small_data, tmp_path):
     assert (aside / "model_final.pth").exists()
     assert (aside / "metrics.jsonl").exists()
     assert len(list(output.glob("events.out.tfevents.*"))) == 1
+
+
+def test_a_slow_head_goes_on_to_the_bit(small_data, tmp_path):
+    """What stands in for the head under the teacher's features is no part of the model, and is saved too."""
+    changes = {"MODEL__DISTILLATOR__HEAD__MODE": "averaged", "SOLVER__MAX_ITER": 6}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run_alone(small_settings(small_data, whole, **changes), tmp_path / "whole.txt")
+    settings = small_settings(small_data, parts, **changes)
+    first = Forked(settings, log=tmp_path / "first.txt")
+    first.wait_for(parts / "checkpoints" / "step_0000003.json", "sha256")
+    first.signal(signal.SIGKILL)
+    first.wait()
+    assert "resumed from" in run_alone(settings, tmp_path / "second.txt", "--resume")
+    assert_same_run(whole, parts)
+    names = final_model(parts)
+    assert not [name for name in names if "slow" in name]

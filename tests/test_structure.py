@@ -10,7 +10,7 @@ PLAN = (
     "exits", "ending", "structures", "files", "notices", "config", "ranks", "ops", "layers", "backbones",
     "detectors", "distill", "data", "evaluation", "weights", "engine", "inference", "inspect", "export",
     "recipe", "build", "memory", "run", "adapters", "launch", "command", "train", "predict", "analyse",
-    "preflight", "weights.convert", "export.command", "bench", "cli",
+    "preflight", "weights.convert", "export.command", "bench", "gain", "cli",
 )  # fmt: skip
 """Each imports only from itself and from those before it. `weights.convert` and `export.command` are commands
 beside their topics."""
@@ -18,7 +18,7 @@ TYPED = {"train", "predict", "launch", "cli", "command"}
 LOOSE = {"__init__", "structures", "files", "notices", "exits", "ending", *TYPED}
 SEES_CONFIG = {
     "config", "recipe", "build", "memory", "run", "command", "train", "analyse", "preflight",
-    "weights.convert", "export.command", "bench", "cli",
+    "weights.convert", "export.command", "bench", "gain", "cli",
 }  # fmt: skip
 FILES = sorted(path for folder in ("lgd", "jobs") for path in (REPOSITORY / folder).rglob("*.py"))
 LIBRARY = [path for path in FILES if path.is_relative_to(REPOSITORY / "lgd") and path.parent.name]

@@ -162,5 +162,6 @@ def make_step(cfg: Config, batch: Batch, device: torch.device, *, freeze_backbon
     for parameter in model.student.backbone_parameters():
         parameter.requires_grad_(parameter.requires_grad and not freeze_backbone)
     dtype = torch.bfloat16 if cfg.solver.amp.enabled else torch.float32
-    losses = partial(model, batch, distill=True)
+    head_share = 0.0 if cfg.model.distillator.head.mode == "fixed" else 1.0
+    losses = partial(model, batch, distill=True, head_share=head_share)
     return Step(model, losses, optimizers, device, dtype, compiles(cfg, device))

@@ -14,7 +14,9 @@ from lgd.build.retinanet import build_retinanet
 from lgd.config.schema import Config
 from lgd.config.values import ConfigError
 from lgd.detectors.protocol import Detector
+from lgd.distill.comparison import distillation_loss, divergence_loss
 from lgd.distill.distiller import Adapter, LabelGuidedDistiller, PlainStudent
+from lgd.distill.head import SlowHead
 from lgd.distill.reference_order import ReferenceOrderTeacher
 from lgd.distill.teacher import DynamicTeacher
 from lgd.engine.compile import compile_parts, require_compiler
@@ -29,6 +31,8 @@ DETECTORS: Mapping[str, Callable[[Config], Detector]] = {
     "POTO": build_poto,
     "GeneralizedRCNN": build_rcnn,
 }
+
+_LOSSES = {"squared": distillation_loss, "jensen_shannon": divergence_loss}
 
 
 def build_model(cfg: Config) -> Model:
@@ -113,6 +117,8 @@ def build_label_guided_distiller(cfg: Config, student: Detector) -> LabelGuidedD
             ),
             adapter=Adapter(student.channels),
             weight=distillator.lambda_,
+            loss=_LOSSES[distillator.loss],
+            slow_head=SlowHead(distillator.head.decay) if distillator.head.mode == "averaged" else None,
             head_once=cfg.train.head_once,
         )
     except ValueError as error:

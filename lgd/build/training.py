@@ -78,17 +78,26 @@ def _build_side(cfg: Config, name: str, parameters: Mapping[str, nn.Parameter], 
 
 def build_schedule(cfg: Config) -> DistillSchedule:
     """Build the phases of LGD; a plain student has none."""
-    distillator = cfg.model.distillator
+    distillator, last = cfg.model.distillator, cfg.solver.max_iter
     if not distillator.enabled:
-        return DistillSchedule(
-            pre_nondistill=0, post_nondistill=0, pre_freeze=0, max_iter=cfg.solver.max_iter
-        )
+        return DistillSchedule(pre_nondistill=0, post_nondistill=0, pre_freeze=0, max_iter=last)
+    head = distillator.head
     return DistillSchedule(
         pre_nondistill=distillator.pre_nondistill_iters,
         post_nondistill=distillator.post_nondistill_iters,
         pre_freeze=distillator.pre_freeze_student_backbone_iters,
-        max_iter=cfg.solver.max_iter,
+        max_iter=last,
+        head_fixed=last if head.mode == "fixed" else head.fixed_iters,
+        head_ramp=head.ramp_iters,
+        weight_steps=_weight_steps(cfg),
+        weight_gamma=distillator.lambda_gamma,
     )
+
+
+def _weight_steps(cfg: Config) -> tuple[int, ...]:
+    """Where the distillation's weight changes: as set, or where the student's rate falls."""
+    steps = cfg.model.distillator.lambda_steps
+    return resolve_solver(cfg, "student").steps if steps is None else steps
 
 
 def build_loop_options(cfg: Config) -> LoopOptions:

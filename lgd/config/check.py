@@ -83,6 +83,16 @@ def _solver_complaints(cfg: Config) -> Iterator[str]:
         gamma = values[f"{solver}.GAMMA"] or cfg.solver.gamma
         if len(steps) * math.log10(gamma) > _MOST_DIGITS:
             yield f"{solver}.GAMMA {gamma} at each of {len(steps)} STEPS is more than a number can be"
+    lgd = cfg.model.distillator
+    if lgd.lambda_gamma != 1 and lgd.lambda_steps is None:
+        kind = lgd.student.solver.lr_scheduler_name or cfg.solver.lr_scheduler_name
+        if kind != "WarmupMultiStepLR":
+            yield (
+                f"MODEL.DISTILLATOR.LAMBDA_GAMMA {lgd.lambda_gamma} acts nowhere: {kind} has no STEPS; "
+                "set MODEL.DISTILLATOR.LAMBDA_STEPS"
+            )
+    if len(lgd.lambda_steps or cfg.solver.steps) * math.log10(lgd.lambda_gamma) > _MOST_DIGITS:
+        yield f"MODEL.DISTILLATOR.LAMBDA_GAMMA {lgd.lambda_gamma} becomes more than a number can be"
     batch, parts = cfg.solver.ims_per_batch, cfg.train.accumulate_steps
     if batch % parts:
         yield f"SOLVER.IMS_PER_BATCH {batch} must be a multiple of TRAIN.ACCUMULATE_STEPS {parts}"
@@ -140,6 +150,12 @@ def _without_effect(settings: Mapping[str, Setting]) -> Iterator[str]:
 def _needless(cfg: Config) -> Iterator[str]:
     if cfg.datasets.other_classes == "ignore" and not cfg.datasets.classes:
         yield "DATASETS.OTHER_CLASSES ignore has no effect while DATASETS.CLASSES names no classes"
+    head = cfg.model.distillator.head
+    if head.mode != "shared" and (head.fixed_iters or head.ramp_iters):
+        yield (
+            "MODEL.DISTILLATOR.HEAD.FIXED_ITERS and RAMP_ITERS have no effect while "
+            f"MODEL.DISTILLATOR.HEAD.MODE is {head.mode}"
+        )
 
 
 def _shadowed(cfg: Config, settings: Mapping[str, Setting]) -> Iterator[str]:

@@ -107,6 +107,25 @@ class LabelEncoderConfig:
 
 
 @dataclass(frozen=True)
+class HeadConfig:
+    """MODEL.DISTILLATOR.HEAD: how the teacher's losses meet the student's head, through which they go.
+
+    "shared" is the paper's way: they train it as the student's losses do. "fixed": it stays as it is for
+    them, and they train teacher and features alone. "averaged": a moving average of it stands in.
+    """
+
+    mode: Annotated[
+        Literal["shared", "fixed", "averaged"],
+        "The teacher's losses train the student's head; leave it as it is; go through its moving average.",
+    ] = "shared"
+    fixed_iters: Annotated[NonNegativeInt, "First iterations in which they leave a shared head as it is."] = 0
+    ramp_iters: Annotated[
+        NonNegativeInt, "Iterations after these until they train it wholly, by a share that rises."
+    ] = 0
+    decay: Annotated[UnitFloat, "Of the moving average, an iteration."] = 0.999
+
+
+@dataclass(frozen=True)
 class DistillatorConfig:
     """MODEL.DISTILLATOR: label-guided self-distillation."""
 
@@ -119,7 +138,17 @@ class DistillatorConfig:
     teacher: TeacherConfig = TeacherConfig()
     adapter: AdapterConfig = AdapterConfig()
     label_encoder: LabelEncoderConfig = LabelEncoderConfig()
+    head: HeadConfig = HeadConfig()
+    loss: Annotated[
+        Literal["squared", "jensen_shannon"],
+        "Squared difference of the features, or the root of their Jensen-Shannon divergence (SSSD).",
+    ] = "squared"
     lambda_: Annotated[NonNegativeFloat, "Weight of the distillation loss."] = 1.0
+    lambda_steps: Annotated[
+        tuple[PositiveInt, ...] | None,
+        "Iterations at which LAMBDA is multiplied by LAMBDA_GAMMA; None where the student's rate falls.",
+    ] = None
+    lambda_gamma: Annotated[PositiveFloat, "Factor at each of LAMBDA_STEPS; above 1 in SSSD."] = 1.0
     pre_nondistill_iters: Annotated[NonNegativeInt, "First iterations that do not distill."] = 40_000
     post_nondistill_iters: Annotated[NonNegativeInt, "Last iterations that do not distill."] = 0
     pre_freeze_student_backbone_iters: Annotated[

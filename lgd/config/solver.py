@@ -85,6 +85,9 @@ def _scaled(values: dict[str, Any], scale: float) -> dict[str, Any]:
         "MODEL.DISTILLATOR.PRE_NONDISTILL_ITERS",
         "MODEL.DISTILLATOR.POST_NONDISTILL_ITERS",
         "MODEL.DISTILLATOR.PRE_FREEZE_STUDENT_BACKBONE_ITERS",
+        "MODEL.DISTILLATOR.HEAD.FIXED_ITERS",
+        "MODEL.DISTILLATOR.HEAD.RAMP_ITERS",
+        "MODEL.DISTILLATOR.LAMBDA_STEPS",
     ]
     scaled = {"SOLVER.IMS_PER_BATCH": round(values["SOLVER.IMS_PER_BATCH"] * scale)}
     scaled |= {name: values[name] * scale for name in rates if values[name] is not None}

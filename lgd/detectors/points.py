@@ -117,6 +117,7 @@ class PointDetector(nn.Module):
     """
 
     static_parts = ("extract_features", "_predict_joined", "_hold_against")
+    head_parts = ("head",)
 
     def __init__(
         self,

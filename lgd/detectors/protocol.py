@@ -36,6 +36,11 @@ class Detector(Protocol):
         """Methods in which no size depends on values and nothing asks the host: what may be compiled."""
         ...
 
+    @property
+    def head_parts(self) -> Sequence[str]:
+        """Submodules that read features; `extract_features` uses nothing of them."""
+        ...
+
     def extract_features(self, batch: Batch) -> Features:
         """Normalise the images, run backbone and neck: {level: (B, C, H_l, W_l)}."""
         ...

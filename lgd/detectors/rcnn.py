@@ -30,6 +30,7 @@ class RCNN(nn.Module):
     """
 
     static_parts = ("extract_features",)
+    head_parts = ("proposal_generator", "roi_heads")
 
     def __init__(
         self,

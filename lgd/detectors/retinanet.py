@@ -103,6 +103,7 @@ class RetinaNet(nn.Module):
     """
 
     static_parts = ("extract_features", "_sum_losses")
+    head_parts = ("head",)
     cell_anchors: Tensor
     loss_normalizer: Tensor
 

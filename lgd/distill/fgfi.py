@@ -84,13 +84,17 @@ class FeatureImitation(PlainStudent):
         self._teacher.eval()
         return self
 
-    def forward(self, batch: Batch, *, distill: bool) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Batch, *, distill: bool, head_share: float = 1.0, weight_factor: float = 1.0
+    ) -> dict[str, Tensor]:
         """Compute the losses of one step.
 
         Args:
             batch: images and targets.
             distill: whether the student learns from the imitation loss. If not, the loss has the same value,
                 and only the adapter learns from it.
+            head_share: changes nothing; the teacher's losses are LGD's.
+            weight_factor: of the imitation loss, beside `weight`.
 
         Returns:
             Scalars: the student's losses and "loss_distill".
@@ -103,7 +107,7 @@ class FeatureImitation(PlainStudent):
         if not distill:
             features = {level: x.detach() for level, x in features.items()}
         adapted = {level: self.adapter(x) for level, x in features.items()}
-        losses["loss_distill"] = self.weight * imitation_loss(adapted, taught, cells)
+        losses["loss_distill"] = self.weight * weight_factor * imitation_loss(adapted, taught, cells)
         return losses
 
     def near_objects(self, features: Features, targets: Targets) -> dict[str, Tensor]:

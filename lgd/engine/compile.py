@@ -132,7 +132,7 @@ class CompileWatch:
     def __init__(self, enabled: bool, watch: Watch | None = None) -> None:
         self.enabled = enabled
         self._watch = watch or Watch()
-        self._seen: set[tuple[torch.Size, Phase]] = set()
+        self._seen: set[tuple[torch.Size, bool, bool, int]] = set()
         self._seconds: float | None = None
 
     @contextmanager
@@ -151,7 +151,9 @@ class CompileWatch:
             return
         height, width = batch.images.shape[-2:]
         where = f"canvas {height} x {width}" + (", backbone frozen" if phase.freeze_backbone else "")
-        key = (batch.images.shape, phase)
+        # Nothing, some or all of the teacher's gradient for the head: one code for every share between.
+        head = (phase.head_share > 0) + (phase.head_share == 1)
+        key = (batch.images.shape, phase.freeze_backbone, phase.distill, head)
         is_new = key not in self._seen
         if is_new:
             logger.info("compiling for %s ...", where)

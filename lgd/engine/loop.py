@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lgd.data.prefetch import prefetch
 from lgd.distill.distiller import LabelGuidedDistiller, PlainStudent
+from lgd.distill.head import SlowHead, head_parameters
 from lgd.distill.schedule import DistillSchedule, Phase
 from lgd.engine.compile import CompileWatch
 from lgd.engine.metrics import StepRecord, measure_memory
@@ -110,6 +111,7 @@ class TrainState:
             "progress": self.progress.state(),
             "best": dict(self.best),
             "owes_evaluation": self.owes_evaluation,
+            **({"slow_head": dict(self.slow_head.weights)} if self.slow_head else {}),
         }
 
     def load_state_dict(self, step: int, state: Mapping[str, Any]) -> None:
@@ -120,7 +122,14 @@ class TrainState:
         self.progress.load_state(state["progress"])
         self.best = dict(state["best"])
         self.owes_evaluation = bool(state.get("owes_evaluation", False))
+        if self.slow_head is not None and state.get("slow_head"):
+            self.slow_head.load(state["slow_head"], head_parameters(self.model.student))
         self.step = step
+
+    @property
+    def slow_head(self) -> SlowHead | None:
+        """What stands in for the head under the teacher's features, where something does."""
+        return self.model.slow_head if isinstance(self.model, LabelGuidedDistiller) else None
 
 
 def train(
@@ -171,6 +180,7 @@ def train(
             del module  # an old wrapper's hooks must be gone before the new one sets its own
             module = _wrap(state.model, backbone, frozen, device)
         _seed_step(options.seed, step)
+        state.model.begin_step(step)
         for side in state.sides:
             set_lr(side.optimizer, side.schedule.at(step), side.multiplier)
         losses, image_ids, num_skipped = _accumulate_gradients(
@@ -246,7 +256,12 @@ def _accumulate_gradients(
         skips = micro_step + 1 < options.accumulate_steps
         with _no_sync(module, skips), compile_watch.step(batch, phase):
             with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision):
-                losses = module(batch, distill=phase.distill)
+                losses = module(
+                    batch,
+                    distill=phase.distill,
+                    head_share=phase.head_share,
+                    weight_factor=phase.weight_factor,
+                )
                 total = torch.stack(list(losses.values())).sum() / options.accumulate_steps
             total.backward()  # type: ignore[no-untyped-call]
         for name, value in {**losses, "total_loss": total * options.accumulate_steps}.items():

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from lgd.inspect.advice import Anchors, Sides, Size, choose_anchors, choose_detections, choose_sides
 from lgd.inspect.contents import Contents
 from lgd.recipe.machine import Machine
-from lgd.recipe.schedule import Method, Schedule, choose_schedule, drops, period
+from lgd.recipe.schedule import LGD_PAYS_FROM, Method, Schedule, choose_schedule, drops, period
 
 Detector = Literal["retinanet", "fcos", "atss", "poto", "faster_rcnn", "mask_rcnn"]
 DETECTORS: tuple[Detector, ...] = get_args(Detector)
@@ -248,6 +248,9 @@ def _distillation(detector: Detector, size: Size, schedule: Schedule) -> list[Ch
         Choice("MODEL.DISTILLATOR.PRE_FREEZE_STUDENT_BACKBONE_ITERS", freeze),
         Choice("MODEL.DISTILLATOR.TEACHER.DETACH_APPEARANCE_EMBED", two_stage or size == "base"),
     ]
+    if steps < LGD_PAYS_FROM:
+        why = "in so few steps a head that the teacher's losses train too falls behind"
+        choices.append(Choice("MODEL.DISTILLATOR.HEAD.MODE", "fixed", why))
     if detector == "retinanet":
         choices.append(Choice("MODEL.DISTILLATOR.TEACHER.ADD_CONTEXT_BOX", True))
     if detector == "mask_rcnn":

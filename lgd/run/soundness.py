@@ -120,6 +120,7 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "share": _is_share,
     "data": _are_records,
     "data_changes": lambda value: value is None or _is_list(value, lambda each: isinstance(each, Mapping)),
+    "slow_head": lambda value: value is None or _is_table(value, lambda each: isinstance(each, Tensor)),
     "unwritten_metrics": lambda value: value is None or _is_list(value, _is_text),
 }
 """What each part must be. Those that may be None were not there before the versions that write them."""

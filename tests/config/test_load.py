@@ -277,6 +277,17 @@ def test_phases_beyond_the_end_are_told(empty: Path, caplog: pytest.LogCaptureFi
     assert not caplog.records
 
 
+def test_a_head_that_is_never_shared_has_no_phases(empty: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = ["MODEL.DISTILLATOR.HEAD.FIXED_ITERS", "9", "SOLVER.MAX_ITER", "90000"]
+    load_config(empty, settings)
+    assert not caplog.records
+    load_config(empty, [*settings, "MODEL.DISTILLATOR.HEAD.MODE", "fixed"])
+    assert [record.message for record in caplog.records] == [
+        "MODEL.DISTILLATOR.HEAD.FIXED_ITERS and RAMP_ITERS have no effect while MODEL.DISTILLATOR.HEAD.MODE "
+        "is fixed"
+    ]
+
+
 @pytest.mark.parametrize(("post", "told"), [("60000", False), ("60001", True)])
 def test_distillation_reaches_to_the_iteration_at_the_end_less_the_last_ones(
     post: str, told: bool, empty: Path, caplog: pytest.LogCaptureFixture

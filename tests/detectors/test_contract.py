@@ -12,6 +12,7 @@ from lgd.build.model import build_detector
 from lgd.config.load import load_config
 from lgd.detectors.protocol import OneStageDetector
 from lgd.detectors.rcnn import RCNN
+from lgd.distill.head import head_parameters
 from tests.detectors.small import DETECTORS, excite_head, make_batch, with_masks
 from tests.training import REPOSITORY
 
@@ -215,6 +216,11 @@ def test_backbone_parameters_are_the_backbone_without_the_neck(detector):
     names = {parameter: name for name, parameter in detector.named_parameters()}
     backbone = {names[parameter] for parameter in detector.backbone_parameters()}
     assert backbone == {name for name in names.values() if name.startswith("backbone.")}
+
+
+def test_the_head_is_what_is_neither_backbone_nor_neck(detector):
+    names = {name for name, _ in detector.named_parameters()}
+    assert set(head_parameters(detector)) == {n for n in names if not n.startswith(("backbone.", "neck."))}
 
 
 def test_every_parameter_is_initialized(make_detector):

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -5,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lgd.distill.comparison import distillation_loss, divergence_loss
 from lgd.distill.distiller import (
     Adapter,
     LabelGuidedDistiller,
     PlainStudent,
     canvas_cells,
-    distillation_loss,
 )
 from lgd.distill.teacher import DynamicTeacher
 from tests.detectors.small import make_batch, make_retinanet
@@ -197,3 +198,56 @@ def test_a_canvas_that_fills_the_images_changes_no_loss():
     named = distiller(replace(batch, canvas=torch.tensor([64, 96])), distill=True)
     for name, loss in distiller(batch, distill=True).items():
         assert torch.allclose(named[name], loss, rtol=1e-12)
+
+
+def test_weight_factor():
+    distiller, batch = make_distiller(weight=3.0), make_batch([2, 1])
+    one, two = (distiller(batch, distill=True, weight_factor=x)["loss_distill"] for x in (1.0, 2.0))
+    assert torch.allclose(2 * one, two)
+
+
+def test_divergence_loss_by_hand():
+    """Two cells of 1 and -1 have the shares s and 1 - s; turned round, 1 - s and s."""
+    level = torch.tensor([[[[1.0, -1.0]]]], dtype=torch.float64)
+    share = 1 / (1 + math.exp(-2 / math.sqrt(1 + 1e-5)))
+    divergence = share * math.log(2 * share) + (1 - share) * math.log(2 * (1 - share))
+    adapted = {"p3": level, "p4": level}
+    loss = divergence_loss(adapted, {"p3": 1 - level, "p4": level})
+    assert loss.item() == pytest.approx(math.sqrt(divergence) / 2, rel=1e-9)  # the second level is equal
+
+
+def test_divergence_loss_of_two_by_two():
+    generator = torch.Generator().manual_seed(1)
+    adapted, taught = (
+        {"p3": torch.randn(2, 3, 2, 2, generator=generator, dtype=torch.float64)} for _ in range(2)
+    )
+    roots = []
+    for ours, theirs in zip(adapted["p3"].flatten(0, 1), taught["p3"].flatten(0, 1), strict=True):
+        p, q = (torch.softmax(F.instance_norm(x[None, None]).flatten(), 0).tolist() for x in (ours, theirs))
+        pairs = list(zip(p, q, strict=True))
+        entropies = [
+            sum(x * math.log(x / ((x + y) / 2)) for x, y in each)
+            for each in (pairs, [(y, x) for x, y in pairs])
+        ]
+        roots.append(math.sqrt(sum(entropies) / 2))
+    assert divergence_loss(adapted, taught).item() == pytest.approx(sum(roots) / 6, rel=1e-9)
+
+
+def test_equal_features_have_no_divergence_and_no_slope():
+    for shape in [(1, 2, 3, 3), (1, 2, 1, 1)]:
+        x = torch.randn(*shape, requires_grad=True)
+        loss = divergence_loss({"p3": x}, {"p3": x.detach().clone()})
+        loss.backward()
+        assert loss.item() == 0
+        assert x.grad.abs().max() == 0
+
+
+def test_cells_that_are_not_counted_have_no_divergence():
+    padded = [torch.randn(2, 4, 6, 8, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    cells = torch.zeros(6, 8, dtype=torch.bool)
+    cells[:4, :5] = True
+    loss = divergence_loss({"p3": padded[0]}, {"p3": padded[1]}, {"p3": cells})
+    expected = divergence_loss(*({"p3": x[..., :4, :5]} for x in padded))
+    assert torch.allclose(loss, expected, rtol=1e-12)
+    found, wanted = (torch.autograd.grad(x, padded[0])[0] for x in (loss, expected))
+    assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-15)

@@ -92,6 +92,13 @@ def test_short_trainings_are_plain_and_long_ones_have_lgd(contents):
     assert (short.batch, short.steps, short.method) == (4, 2990, "plain")
     assert (long.steps, long.method) == (3000, "lgd")
     assert chosen(contents, epochs=1, method="lgd").schedule.method == "lgd"
+    modes = [
+        {each.key: each.value for each in chosen(contents, epochs=n, method="lgd").choices}.get(
+            "MODEL.DISTILLATOR.HEAD.MODE", "shared"
+        )
+        for n in (1, 299, 300)
+    ]
+    assert modes == ["fixed", "fixed", "shared"]
 
 
 def test_the_machine_decides_size_batch_and_workers(contents):

@@ -1,0 +1,1 @@
+"""What distillation gains: many trainings, paired, and what comes out of them as a page."""
