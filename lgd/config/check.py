@@ -83,6 +83,13 @@ def _solver_complaints(cfg: Config) -> Iterator[str]:
         gamma = values[f"{solver}.GAMMA"] or cfg.solver.gamma
         if len(steps) * math.log10(gamma) > _MOST_DIGITS:
             yield f"{solver}.GAMMA {gamma} at each of {len(steps)} STEPS is more than a number can be"
+    if cfg.train.ema.enabled and cfg.train.ema.decay == 1:
+        yield "TRAIN.EMA.DECAY 1 would leave the average as it begins for ever; set one below, such as 0.9998"
+    if cfg.test.patience and not cfg.test.eval_period:
+        yield (
+            f"TEST.PATIENCE {cfg.test.patience} counts evaluations during the training, of which "
+            "TEST.EVAL_PERIOD 0 makes none; set it"
+        )
     batch, parts = cfg.solver.ims_per_batch, cfg.train.accumulate_steps
     if batch % parts:
         yield f"SOLVER.IMS_PER_BATCH {batch} must be a multiple of TRAIN.ACCUMULATE_STEPS {parts}"

@@ -29,7 +29,7 @@ TIMING_KEYS = frozenset({"time", "data_time", "images_per_second", "memory", "et
 """The keys of metrics.jsonl that depend on the machine; all others repeat bit by bit."""
 
 ModelMetrics = Mapping[str, Mapping[str, Mapping[str, float | None] | None]]
-""""student" or "teacher" -> "bbox", "segm", ... -> metric -> percent."""
+""""student", "teacher" or "ema" -> "bbox", "segm", ... -> metric -> percent."""
 
 _TEACHER_SUFFIX = ".tea"
 _PERIODS_FOR_ETA = 10
@@ -51,6 +51,7 @@ class StepRecord:
         memory: MiB, as from `measure_memory`.
         skipped_images: unreadable images that were replaced since the run began.
         phase: what held during the last step.
+        skipped_steps: steps that were left out, since their losses were no numbers, since the run began.
     """
 
     iteration: int
@@ -64,6 +65,7 @@ class StepRecord:
     memory: float
     skipped_images: int
     phase: Phase
+    skipped_steps: int = 0
 
     @property
     def distills(self) -> bool:
@@ -209,6 +211,8 @@ def format_progress(record: StepRecord, max_iter: int, eta_seconds: float) -> st
     ]
     if record.skipped_images:
         fields.append(f"skipped {record.skipped_images}")
+    if record.skipped_steps:
+        fields.append(f"left out {record.skipped_steps} step(s)")
     return "  ".join(fields)
 
 
@@ -248,6 +252,7 @@ def _flatten(record: StepRecord) -> dict[str, Any]:
         "grad_norm": record.grad_norm,
         "phase": record.phase_name,
         "skipped_images": record.skipped_images,
+        "skipped_steps": record.skipped_steps,
         "time": record.seconds,
         "data_time": record.data_seconds,
         "images_per_second": record.images_per_second,
@@ -353,6 +358,7 @@ def _scalars(record: StepRecord) -> Iterator[Scalar]:
     yield "student", "speed/data_seconds_per_iteration", record.data_seconds
     yield "student", "system/memory_MiB", record.memory
     yield "student", "system/skipped_images", float(record.skipped_images)
+    yield "student", "system/skipped_steps", float(record.skipped_steps)
 
 
 def _evaluation_scalars(dataset: str, results: ModelMetrics) -> Iterator[Scalar]:

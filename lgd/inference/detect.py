@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lgd.detectors.protocol import Detector
 from lgd.evaluation.predictions import Predictions
@@ -47,8 +47,8 @@ class Inference:
     """What a pass over a test set gave.
 
     Attributes:
-        found: detections by model ("student" and, with a teacher, "teacher"), of all ranks, in the order of
-            the image ids whatever the number of ranks.
+        found: detections by model ("student" and, where there are such, "teacher" and "ema", the student with
+            averaged weights), of all ranks, in the order of the image ids whatever the number of ranks.
         with_masks: whether they have masks.
         examples: images to draw.
         num_skipped: unreadable images that were left out, over all ranks.
@@ -68,6 +68,7 @@ def detect(
     *,
     device: torch.device,
     teach: Teach | None = None,
+    averages: Mapping[str, Tensor] | None = None,
     mixed_precision: bool = False,
     num_examples: int = 0,
     shall_abandon: Callable[[], bool] = lambda: False,
@@ -82,6 +83,7 @@ def detect(
         category_ids: the data set's category id of each class, by label.
         device: where the model lies.
         teach: the teacher; None evaluates the student alone.
+        averages: other weights of the student by name, with which it is evaluated too.
         mixed_precision: run under bfloat16 autocast.
         num_examples: images of rank 0 to keep for drawing.
         shall_abandon: asked before every batch; True on one rank makes all of them raise `Interrupted`.
@@ -92,7 +94,8 @@ def detect(
     Raises:
         Interrupted: on every rank, because one of them was asked to leave.
     """
-    names = ["student"] if teach is None else ["student", "teacher"]
+    others = {"teacher": teach, "ema": averages}
+    names = ["student", *(name for name, other in others.items() if other is not None)]
     found: dict[str, list[Predictions]] = {name: [] for name in names}
     examples: list[Example] = []
     with_masks, num_skipped, abandons = False, 0, False
@@ -103,7 +106,7 @@ def detect(
         num_skipped += len(host_batch.skipped)
         batch = host_batch.to(device, non_blocking=True)
         with _without_trials(), torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
-            detections = dict(zip(names, _detect_batch(student, teach, batch), strict=True))
+            detections = dict(_detect_batch(student, teach, averages, batch))
         for name in names:
             found[name].append(collect_predictions(detections[name], host_batch, category_ids))
         with_masks |= any(each.masks is not None for each in detections["student"])
@@ -138,12 +141,28 @@ def _without_trials() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def _detect_batch(student: Detector, teach: Teach | None, batch: Batch) -> Iterator[list[Detections]]:
-    """Yield the student's detections, then the teacher's."""
+def _detect_batch(
+    student: Detector, teach: Teach | None, averages: Mapping[str, Tensor] | None, batch: Batch
+) -> Iterator[tuple[str, list[Detections]]]:
+    """Yield the student's detections, then the teacher's, then those with averaged weights."""
     features = student.extract_features(batch)
-    yield student.detect(features, batch)
+    yield "student", student.detect(features, batch)
     if teach is not None:
-        yield student.detect(teach(features, batch), batch)
+        yield "teacher", student.detect(teach(features, batch), batch)
+    if averages is not None:
+        weights = {f"student.{name}": weight for name, weight in averages.items()}
+        yield "ema", torch.func.functional_call(_Detecting(student), weights, (batch,))
+
+
+class _Detecting(nn.Module):
+    """Detecting as the forward pass of a module, which is what weights can be replaced for."""
+
+    def __init__(self, student: Detector) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, batch: Batch) -> list[Detections]:
+        return self.student.detect(self.student.extract_features(batch), batch)
 
 
 def _example(batch: Batch, index: int, detections: Detections) -> Example:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -44,6 +44,7 @@ def detect_on_test_sets(
     *,
     device: torch.device,
     with_teacher: bool,
+    averages: Mapping[str, Tensor] | None = None,
     mixed_precision: bool,
     num_examples: int,
     shall_abandon: Callable[[], bool] = lambda: False,
@@ -55,6 +56,7 @@ def detect_on_test_sets(
         test_sets: where to evaluate.
         device: where the model lies.
         with_teacher: detect with the teacher too, where the model has one and the set has labels.
+        averages: see `detect`.
         mixed_precision: detect under bfloat16 autocast.
         num_examples: images to keep for drawing.
         shall_abandon: asked before every batch, see `detect`.
@@ -73,6 +75,7 @@ def detect_on_test_sets(
                 index.category_ids,
                 device=device,
                 teach=teach if with_teacher and index.has_annotations else None,
+                averages=averages,
                 mixed_precision=mixed_precision,
                 num_examples=num_examples,
                 shall_abandon=shall_abandon,
