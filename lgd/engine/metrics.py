@@ -31,6 +31,9 @@ TIMING_KEYS = frozenset({"time", "data_time", "images_per_second", "memory", "et
 ModelMetrics = Mapping[str, Mapping[str, Mapping[str, float | None] | None]]
 """"student", "teacher" or "ema" -> "bbox", "segm", ... -> metric -> percent."""
 
+Losses = Mapping[str, Mapping[str, float]]
+""""student" or "teacher" -> loss -> mean over the images of a test set."""
+
 _TEACHER_SUFFIX = ".tea"
 _PERIODS_FOR_ETA = 10
 
@@ -151,6 +154,16 @@ class MetricsWriter:
         lines, board = self._files
         lines.write({"iteration": iteration, "eval": {dataset: results}})
         board.add_scalars(iteration, _evaluation_scalars(dataset, results))
+
+    def log_losses(self, iteration: int, dataset: str, losses: Losses) -> None:
+        """Write the losses on a test set, as an evaluation's are, to metrics.jsonl and TensorBoard."""
+        if self._files is None:
+            return
+        lines, board = self._files
+        lines.write({"iteration": iteration, "eval_losses": {dataset: losses}})
+        points = [(model, name, value) for model, each in losses.items() for name, value in each.items()]
+        tag = f"validation_loss/{_flat(dataset)}/"
+        board.add_scalars(iteration, ((model, tag + name, value) for model, name, value in points))
 
     def hold(self) -> None:
         """Keep back the log periods that come now: an evaluation before them is still being scored."""
@@ -327,8 +340,9 @@ def _drop_lines_after(path: Path, iteration: int, with_evaluation: bool) -> None
                 entry = json.loads(line)
                 if type(entry["iteration"]) is not int or entry["iteration"] < 0:
                     raise ValueError("no count of steps")
-                is_evaluation_again = with_evaluation and entry["iteration"] == iteration and "eval" in entry
-                if entry["iteration"] <= iteration and not is_evaluation_again:
+                is_evaluation = "eval" in entry or "eval_losses" in entry
+                is_again = with_evaluation and entry["iteration"] == iteration and is_evaluation
+                if entry["iteration"] <= iteration and not is_again:
                     kept.append(line + b"\n")
         except (ValueError, KeyError, TypeError, RecursionError):
             num_damaged += 1

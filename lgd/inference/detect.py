@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lgd.detectors.protocol import Detector
 from lgd.evaluation.predictions import Predictions
 from lgd.inference.collect import collect_predictions
+from lgd.inference.losses import LossMeter, average_losses
 from lgd.ranks import process_group
 from lgd.ranks.interruption import Interrupted
 from lgd.structures import Batch, Detections, Features, Outlines
@@ -52,12 +53,14 @@ class Inference:
         with_masks: whether they have masks.
         examples: images to draw.
         num_skipped: unreadable images that were left out, over all ranks.
+        losses: of "student" and perhaps "teacher" by name, where they were asked for.
     """
 
     found: dict[str, Predictions]
     with_masks: bool = False
     examples: list[Example] = field(default_factory=list)
     num_skipped: int = 0
+    losses: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -69,6 +72,7 @@ def detect(
     device: torch.device,
     teach: Teach | None = None,
     averages: Mapping[str, Tensor] | None = None,
+    with_losses: bool = False,
     mixed_precision: bool = False,
     num_examples: int = 0,
     shall_abandon: Callable[[], bool] = lambda: False,
@@ -84,6 +88,7 @@ def detect(
         device: where the model lies.
         teach: the teacher; None evaluates the student alone.
         averages: other weights of the student by name, with which it is evaluated too.
+        with_losses: hold features against the labels, too, see `LossMeter`.
         mixed_precision: run under bfloat16 autocast.
         num_examples: images of rank 0 to keep for drawing.
         shall_abandon: asked before every batch; True on one rank makes all of them raise `Interrupted`.
@@ -97,6 +102,7 @@ def detect(
     others = {"teacher": teach, "ema": averages}
     names = ["student", *(name for name, other in others.items() if other is not None)]
     found: dict[str, list[Predictions]] = {name: [] for name in names}
+    meter = LossMeter(student) if with_losses else None
     examples: list[Example] = []
     with_masks, num_skipped, abandons = False, 0, False
     for host_batch in batches:
@@ -106,7 +112,7 @@ def detect(
         num_skipped += len(host_batch.skipped)
         batch = host_batch.to(device, non_blocking=True)
         with _without_trials(), torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
-            detections = dict(_detect_batch(student, teach, averages, batch))
+            detections = dict(_detect_batch(student, teach, averages, batch, meter))
         for name in names:
             found[name].append(collect_predictions(detections[name], host_batch, category_ids))
         with_masks |= any(each.masks is not None for each in detections["student"])
@@ -117,16 +123,16 @@ def detect(
     if process_group.any_rank(abandons, device):
         raise Interrupted("asked to leave: the evaluation is abandoned")
     mine = {name: Predictions.join(parts) for name, parts in found.items()}
-    ranks = process_group.gather_objects((mine, with_masks, num_skipped))
+    losses = meter.read() if meter is not None else {}
+    ranks = process_group.gather_objects((mine, with_masks, num_skipped, losses))
     if ranks is None:
         return None
     return Inference(
-        found={
-            name: Predictions.join([part[name] for part, _, _ in ranks]).sort_by_image() for name in names
-        },
-        with_masks=any(with_masks for _, with_masks, _ in ranks),
+        found={name: Predictions.join([part[name] for part, *_ in ranks]).sort_by_image() for name in names},
+        with_masks=any(with_masks for _, with_masks, *_ in ranks),
         examples=examples,
-        num_skipped=sum(skipped for _, _, skipped in ranks),
+        num_skipped=sum(skipped for _, _, skipped, _ in ranks),
+        losses=average_losses(losses for *_, losses in ranks),
     )
 
 
@@ -142,13 +148,20 @@ def _without_trials() -> Iterator[None]:
 
 
 def _detect_batch(
-    student: Detector, teach: Teach | None, averages: Mapping[str, Tensor] | None, batch: Batch
+    student: Detector,
+    teach: Teach | None,
+    averages: Mapping[str, Tensor] | None,
+    batch: Batch,
+    meter: LossMeter | None,
 ) -> Iterator[tuple[str, list[Detections]]]:
     """Yield the student's detections, then the teacher's, then those with averaged weights."""
-    features = student.extract_features(batch)
-    yield "student", student.detect(features, batch)
+    pyramids = {"student": student.extract_features(batch)}
     if teach is not None:
-        yield "teacher", student.detect(teach(features, batch), batch)
+        pyramids["teacher"] = teach(pyramids["student"], batch)
+    for name, features in pyramids.items():
+        yield name, student.detect(features, batch)
+    if meter is not None:
+        meter.add(pyramids, batch)
     if averages is not None:
         weights = {f"student.{name}": weight for name, weight in averages.items()}
         yield "ema", torch.func.functional_call(_Detecting(student), weights, (batch,))

@@ -15,7 +15,7 @@ from lgd.data.errors import DataError
 from lgd.engine.averaging import weights_by_model
 from lgd.engine.checkpoint import amend_checkpoint, attempt, write_file
 from lgd.engine.loop import TrainState
-from lgd.engine.metrics import MetricsWriter
+from lgd.engine.metrics import Losses, MetricsWriter
 from lgd.engine.progress import NonFiniteError
 from lgd.evaluation.coco import Backend
 from lgd.evaluation.results import Results, headline, write_predictions, write_results_json
@@ -109,6 +109,7 @@ class Evaluator:
         self._channel.meet(f"the evaluation after step {step}")
         for test_set, inference in self._detect():
             self.watch.again("scoring", may_take_long=True)
+            self._report_losses(step, test_set.name, inference.losses, metrics)
             if metrics is not None:
                 examples = draw_examples(test_set, inference, self._image_format)
                 metrics.log_images(test_set.name, step, examples)
@@ -124,6 +125,13 @@ class Evaluator:
                 self.refused.note(path, reason)
             self._report(step, name, each.scores, metrics)
         return self._write({name: each.scores for name, each in found.items()})
+
+    def _report_losses(self, step: int, name: str, losses: Losses, metrics: MetricsWriter | None) -> None:
+        if metrics is not None and losses:
+            metrics.log_losses(step, name, losses)
+        for model, values in losses.items():
+            total, *parts = (f"{loss} {value:.4f}" for loss, value in values.items())
+            logger.info("%s at step %d, %s: %s (%s)", name, step, model, total, "  ".join(parts))
 
     def _report(self, step: int, name: str, scores: Scores, metrics: MetricsWriter | None) -> None:
         if metrics is not None:

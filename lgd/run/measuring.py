@@ -69,6 +69,7 @@ def make_evaluator(
         device=context.device,
         with_teacher=cfg.model.distillator.eval_teacher,
         averages=None if average is None else average.tensors,
+        with_losses=cfg.test.losses,
         mixed_precision=cfg.solver.amp.enabled,
         num_examples=cfg.test.vis_images,
         shall_abandon=partial(_shall_abandon, context),
