@@ -207,7 +207,7 @@ class TestConfig:
         NonNegativeFloat, "By how much BEST_METRIC must be better, in its own unit, to count for PATIENCE."
     ] = 0.0
     losses: Annotated[
-        bool, "Student's and teacher's losses on the test sets, too: up to half as long again as detecting."
+        bool, "Student's and teacher's losses on the test sets too: as much as two thirds of the detecting."
     ] = False
 
 

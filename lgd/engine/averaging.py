@@ -37,16 +37,16 @@ class WeightAverage:
         self.num_updates = 0
         self._values = {name: value.detach() for name, value in detector.state_dict().items()}
         self.tensors = {name: value.clone() for name, value in self._values.items()}
+        self._floating = [name for name, value in self._values.items() if value.is_floating_point()]
+        self._others = [name for name in self._values if name not in set(self._floating)]
 
     def follow(self) -> None:
         """Take in the weights as they are after a step; asks nothing of the device."""
         self.num_updates += 1
         decay = warmed_up_decay(self.decay, self.num_updates, self.warmup)
-        floating = [name for name, value in self._values.items() if value.is_floating_point()]
-        move_averages(
-            [self.tensors[name] for name in floating], [self._values[name] for name in floating], decay
-        )
-        for name in self._values.keys() - set(floating):
+        averages = [self.tensors[name] for name in self._floating]
+        move_averages(averages, [self._values[name] for name in self._floating], decay)
+        for name in self._others:
             self.tensors[name].copy_(self._values[name])
 
     def begin_anew(self) -> None:
