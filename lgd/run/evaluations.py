@@ -217,8 +217,8 @@ class TrainingEvaluations:
         step, measures, state = self._state.step, self._evaluator.measures, self._state
         if step == self._last_step or measures.patience:
             self._take(step, self._evaluator.evaluate(step, self._metrics), state.weights())
-            is_out = step < self._last_step and is_over(state.patience, measures.patience)
-            state.stops = process_group.broadcast_object(is_out)
+            if step < self._last_step:
+                state.stops = process_group.broadcast_object(is_over(state.patience, measures.patience))
             return
         if process_group.is_main() and self._process is None:
             self._process = ScoringProcess()  # is ready by the time that something is found
