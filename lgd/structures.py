@@ -95,6 +95,19 @@ class Batch:
         """Return a copy on `device`."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    def image(self, index: int) -> Batch:
+        """One image as a batch of its own, on the same canvas."""
+        part = slice(index, index + 1)
+        return replace(
+            self,
+            images=self.images[part],
+            sizes=self.sizes[part],
+            original_sizes=self.original_sizes[part],
+            image_ids=self.image_ids[part],
+            targets=self.targets.map(lambda tensor: tensor[part]),
+            skipped=(),
+        )
+
     def pin_memory(self) -> Batch:
         """Return a copy in page-locked memory (called by the data loader)."""
         return self.map(Tensor.pin_memory)

@@ -55,16 +55,16 @@ def uninterrupted(small_data, tmp_path_factory):
     return output
 
 
-def run_ranks(settings, folder, *flags):
+def run_ranks(settings, folder, *flags, before=None):
     """Run two ranks to the end; return what the first says."""
-    ranks = start_ranks(settings, *flags, folder=folder)
+    ranks = start_ranks(settings, *flags, folder=folder, before=before)
     assert [rank.wait() for rank in ranks] == [0, 0]
     return ranks[0].log.read_text()
 
 
-def kill_ranks_when(settings, folder, path, text):
+def kill_ranks_when(settings, folder, path, text, before=None):
     """Start two ranks and SIGKILL both as soon as a file holds `text`."""
-    ranks = start_ranks(settings, folder=folder)
+    ranks = start_ranks(settings, folder=folder, before=before)
     ranks[0].wait_for(path, text)
     for rank in ranks:
         rank.signal(signal.SIGKILL)

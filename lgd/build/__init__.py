@@ -2,6 +2,7 @@
 
 from lgd.build.model import Model, build_model, compile_model, compiles, place_model
 from lgd.build.training import (
+    build_average,
     build_loop_options,
     build_schedule,
     build_sides,
@@ -14,6 +15,7 @@ from lgd.build.training import (
 
 __all__ = [
     "Model",
+    "build_average",
     "build_loop_options",
     "build_model",
     "build_schedule",

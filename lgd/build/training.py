@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from lgd.data.transforms import Crop
 from lgd.distill.distiller import LabelGuidedDistiller
 from lgd.distill.fgfi import FeatureImitation
 from lgd.distill.schedule import DistillSchedule
+from lgd.engine.averaging import WeightAverage
 from lgd.engine.loop import LoopOptions, Side
 from lgd.engine.optim import LRSchedule, build_optimizer
 from lgd.evaluation.coco import require_backend
@@ -74,6 +76,14 @@ def _build_side(cfg: Config, name: str, parameters: Mapping[str, nn.Parameter], 
         max_iter=cfg.solver.max_iter,
     )
     return Side(name, optimizer, schedule, multiplier)
+
+
+def build_average(cfg: Config, model: Model) -> WeightAverage | None:
+    """Begin the moving average of the student's weights, if there shall be one."""
+    ema = cfg.train.ema
+    if not ema.enabled:
+        return None
+    return WeightAverage(cast(nn.Module, model.student), decay=ema.decay, warmup=ema.warmup_iters)
 
 
 def build_schedule(cfg: Config) -> DistillSchedule:

@@ -93,6 +93,13 @@ def _solver_complaints(cfg: Config) -> Iterator[str]:
             )
     if len(lgd.lambda_steps or cfg.solver.steps) * math.log10(lgd.lambda_gamma) > _MOST_DIGITS:
         yield f"MODEL.DISTILLATOR.LAMBDA_GAMMA {lgd.lambda_gamma} becomes more than a number can be"
+    if cfg.train.ema.enabled and cfg.train.ema.decay == 1:
+        yield "TRAIN.EMA.DECAY 1 would leave the average as it begins for ever; set one below, such as 0.9998"
+    if cfg.test.patience and not cfg.test.eval_period:
+        yield (
+            f"TEST.PATIENCE {cfg.test.patience} counts evaluations during the training, of which "
+            "TEST.EVAL_PERIOD 0 makes none; set it"
+        )
     batch, parts = cfg.solver.ims_per_batch, cfg.train.accumulate_steps
     if batch % parts:
         yield f"SOLVER.IMS_PER_BATCH {batch} must be a multiple of TRAIN.ACCUMULATE_STEPS {parts}"

@@ -200,12 +200,35 @@ class TestConfig:
     best_metric: Annotated[
         str, "Metric of the student on the first test set that chooses model_best.pth: AP, AP50, segm/AP, ..."
     ] = "AP"
+    patience: Annotated[
+        NonNegativeInt, "Evaluations without a better BEST_METRIC after which the training ends; 0: never."
+    ] = 0
+    min_delta: Annotated[
+        NonNegativeFloat, "By how much BEST_METRIC must be better, in its own unit, to count for PATIENCE."
+    ] = 0.0
+    losses: Annotated[
+        bool, "Student's and teacher's losses on the test sets too: as much as two thirds of the detecting."
+    ] = False
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """TRAIN.EMA: the exponential moving average of the student's weights, evaluated and kept beside them."""
+
+    enabled: Annotated[bool, "Keep the average, evaluate it too, and let the best model be the better."] = (
+        False
+    )
+    decay: Annotated[UnitFloat, "What an iteration leaves of the average, after the warm-up."] = 0.9998
+    warmup_iters: Annotated[
+        NonNegativeInt, "w of the warm-up: the decay is DECAY * (1 - exp(-n / w)) at iteration n; 0: none."
+    ] = 2000
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """TRAIN: how the training runs on the machine; none of it changes what is learnt."""
+    """TRAIN: how the training runs; but for EMA and ON_NONFINITE, none of it changes what is learnt."""
 
+    ema: EmaConfig = EmaConfig()
     accumulate_steps: Annotated[PositiveInt, "Forward and backward passes that make up one step."] = 1
     keep_checkpoints: Annotated[PositiveInt, "Newest checkpoints kept beside the best."] = 3
     channels_last: Annotated[bool, "NHWC memory layout: faster convolutions on CUDA."] = True
@@ -246,6 +269,17 @@ class TrainConfig:
     stall_timeout: Annotated[
         NonNegativeInt, "Seconds without a step after which the run ends and says where it stands; 0: never."
     ] = 1800
+    on_nonfinite: Annotated[
+        Literal["abort", "skip", "rollback"],
+        "A loss that is no number: end, leave the step out, or go on after it from the last checkpoint.",
+    ] = "abort"
+    max_nonfinite: Annotated[
+        PositiveInt, "Such steps in a row (rollback: since the checkpoint) that are borne; one more ends it."
+    ] = 10
+    loss_jump: Annotated[
+        NonNegativeFloat,
+        "Median deviations above the median of recent losses from which a loss is warned of; 0: never.",
+    ] = 20.0
     eval_backend: Annotated[Literal["hotcoco", "pycocotools"], "What computes the COCO metrics."] = "hotcoco"
 
 

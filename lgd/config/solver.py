@@ -82,6 +82,7 @@ def _scaled(values: dict[str, Any], scale: float) -> dict[str, Any]:
         "SOLVER.CHECKPOINT_PERIOD",
         "TEST.EVAL_PERIOD",
         *(f"{solver}.{key}" for solver in solvers for key in ("STEPS", "WARMUP_ITERS")),
+        *(["TRAIN.EMA.WARMUP_ITERS"] if values["TRAIN.EMA.ENABLED"] else []),
         "MODEL.DISTILLATOR.PRE_NONDISTILL_ITERS",
         "MODEL.DISTILLATOR.POST_NONDISTILL_ITERS",
         "MODEL.DISTILLATOR.PRE_FREEZE_STUDENT_BACKBONE_ITERS",
@@ -91,6 +92,8 @@ def _scaled(values: dict[str, Any], scale: float) -> dict[str, Any]:
     ]
     scaled = {"SOLVER.IMS_PER_BATCH": round(values["SOLVER.IMS_PER_BATCH"] * scale)}
     scaled |= {name: values[name] * scale for name in rates if values[name] is not None}
+    if values["TRAIN.EMA.ENABLED"]:  # as many images leave as much ("How to Scale Your EMA", 2307.13813)
+        scaled["TRAIN.EMA.DECAY"] = values["TRAIN.EMA.DECAY"] ** scale
     return scaled | {name: _shorten(values[name], scale) for name in durations}
 
 

@@ -276,8 +276,13 @@ class RetinaNet(nn.Module):
 
     @torch.no_grad()
     def _update_normalizer(self, foreground: Tensor, first_call: bool) -> Tensor:
-        """Advance the moving average of the number of foreground anchors; return this rank's divisor."""
-        if self.training and (first_call or self.reference_normalizer):
+        """Advance the moving average of the number of foreground anchors; return this rank's divisor.
+
+        In evaluation batches are others than those of the average: each has its own number.
+        """
+        if not self.training:
+            return foreground.sum().to(self.loss_normalizer.dtype).clamp(min=1)
+        if first_call or self.reference_normalizer:
             num_foreground = foreground.sum().to(self.loss_normalizer.dtype)
             if not self.reference_normalizer:
                 num_foreground = all_reduce_sum(num_foreground)

@@ -222,8 +222,12 @@ def attempt(write: Callable[[], object]) -> bool:
     return True
 
 
-def load_newest(folder: Path) -> Checkpoint | None:
+def load_newest(folder: Path, *, period: int = 1) -> Checkpoint | None:
     """Read the newest whole checkpoint; a damaged one is named in the log and passed over.
+
+    Args:
+        folder: where they lie.
+        period: look at those of multiples of so many steps alone.
 
     Returns:
         The checkpoint, or None where the folder holds none at all.
@@ -232,7 +236,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
         CheckpointError: there are checkpoints, but not one of them is whole.
     """
     damaged: list[str] = []
-    for path in _steps_on_disk(folder):
+    for path in [path for path in _steps_on_disk(folder) if _step_of(path) % period == 0]:
         problem = check_seal(path)
         if problem is None:
             state = read_file(path) | read_amendments(path)
@@ -255,7 +259,7 @@ def _name_weights(output: Path) -> str:
     return next((f" {path}" for path in found if path.is_file()), "")
 
 
-def find_newest(folder: Path) -> Checkpoint | None:
+def find_newest(folder: Path, *, period: int = 1) -> Checkpoint | None:
     """`load_newest` on rank 0, and the same file on the other ranks.
 
     Raises:
@@ -265,7 +269,7 @@ def find_newest(folder: Path) -> Checkpoint | None:
     problem: CheckpointError | None = None
     if process_group.is_main():
         try:
-            found = load_newest(folder)
+            found = load_newest(folder, period=period)
         except CheckpointError as error:
             problem = error
     path, amended, problem = process_group.broadcast_object(

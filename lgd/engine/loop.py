@@ -17,8 +17,10 @@ from lgd.data.prefetch import prefetch
 from lgd.distill.distiller import LabelGuidedDistiller, PlainStudent
 from lgd.distill.head import SlowHead, head_parameters
 from lgd.distill.schedule import DistillSchedule, Phase
+from lgd.engine.averaging import WeightAverage, weights_by_model
 from lgd.engine.compile import CompileWatch
 from lgd.engine.metrics import StepRecord, measure_memory
+from lgd.engine.nonfinite import NonFinitePolicy, StepGuard
 from lgd.engine.optim import LRSchedule, clip_gradients, set_lr
 from lgd.engine.progress import Progress
 from lgd.ranks import process_group
@@ -91,6 +93,10 @@ class TrainState:
         step: steps done.
         best: the metric that chooses the best model, by its name, and the "step"; empty before the first.
         owes_evaluation: the evaluation that is due after `step` was abandoned, to leave in time.
+        average: the moving average of the student's weights; None without one.
+        patience: the metric that the next evaluations must better, by its name, and how many "evaluations"
+            have not; empty before the first.
+        stops: the evaluation after `step` was one too many without a better metric: training ends.
     """
 
     model: LabelGuidedDistiller | PlainStudent
@@ -99,6 +105,9 @@ class TrainState:
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     owes_evaluation: bool = False
+    average: WeightAverage | None = None
+    patience: dict[str, float] = field(default_factory=dict)
+    stops: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact resume needs, as tensors and plain containers.
@@ -110,21 +119,44 @@ class TrainState:
             "optimizers": {side.name: side.optimizer.state_dict() for side in self.sides},
             "progress": self.progress.state(),
             "best": dict(self.best),
+            "patience": dict(self.patience),
             "owes_evaluation": self.owes_evaluation,
             **({"slow_head": dict(self.slow_head.weights)} if self.slow_head else {}),
+            **({} if self.average is None else {"ema": self.average.state_dict()}),
         }
 
     def load_state_dict(self, step: int, state: Mapping[str, Any]) -> None:
         """Restore everything as it was after `step` steps."""
+        self.load_weights(state)
+        self.progress.load_state(state["progress"])
+        self.best = dict(state["best"])
+        self.patience = dict(state.get("patience") or {})
+        self.owes_evaluation = bool(state.get("owes_evaluation", False))
+        self.step = step
+
+    def load_weights(self, state: Mapping[str, Any]) -> None:
+        """Restore what a step changes: model, optimizers and average, which begins anew if there was none."""
         self.model.load_state_dict(state["model"])
         for side in self.sides:
             side.optimizer.load_state_dict(state["optimizers"][side.name])
-        self.progress.load_state(state["progress"])
-        self.best = dict(state["best"])
-        self.owes_evaluation = bool(state.get("owes_evaluation", False))
         if self.slow_head is not None and state.get("slow_head"):
             self.slow_head.load(state["slow_head"], head_parameters(self.model.student))
-        self.step = step
+        if self.average is not None and state.get("ema") is not None:
+            self.average.load_state_dict(state["ema"])
+        elif self.average is not None:
+            self.average.begin_anew()
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """See `weights_by_model`."""
+        averages = None if self.average is None else self.average.tensors
+        return weights_by_model(self.model.state_dict(), averages)
+
+    def update(self) -> None:
+        """Make the step that the gradients ask for."""
+        for side in self.sides:
+            side.optimizer.step()
+        if self.average is not None:
+            self.average.follow()
 
     @property
     def slow_head(self) -> SlowHead | None:
@@ -144,8 +176,9 @@ def train(
     save: Callable[[TrainState, bool], None],
     shall_leave: Callable[[], bool] = lambda: False,
     watch: Watch | None = None,
+    nonfinite: NonFinitePolicy | None = None,
 ) -> None:
-    """Train `state` from its step to `options.max_iter`.
+    """Train `state` from its step to `options.max_iter`, or until it `stops`.
 
     Args:
         state: model, optimizers and step; changed in place.
@@ -159,10 +192,11 @@ def train(
             then, and after the last step, it returns once the checkpoint is on the disk, or raises on all.
         shall_leave: called on every rank after every step but the last; the answer is the same on all.
         watch: is told where the loop is.
+        nonfinite: what to do about a loss that becomes NaN or infinite; None to raise.
 
     Raises:
         Interrupted: the run was asked to leave; a checkpoint is saved.
-        NonFiniteError: a loss became NaN or infinite.
+        NonFiniteError: a loss became NaN or infinite, and nothing else was to be done about it.
     """
     watch = watch or Watch()
     backbone = [p for p in state.model.student.backbone_parameters() if p.requires_grad]
@@ -172,8 +206,12 @@ def train(
         _finish_step(state, options, evaluate, save, shall_leave, watch)
     batches = prefetch(batches, device)
     clock, compile_watch = _Clock(watch), CompileWatch(options.compiled, watch)
+    guard = StepGuard(nonfinite or NonFinitePolicy(), state.model, state.progress)
     for step in range(state.step, options.max_iter):
+        if state.stops:
+            break
         watch.at(step + 1, "beginning")
+        guard.begin(after_checkpoint=_is_due(step, options.checkpoint_period))
         phase = schedule.phase(step)
         if phase.freeze_backbone != frozen:
             frozen = phase.freeze_backbone
@@ -193,9 +231,10 @@ def train(
             limit=options.clip_limit,
             norm_type=options.clip_norm_type,
         )
-        state.progress.add(step, losses, image_ids, num_skipped)
+        if guard.allows(step, losses, image_ids, num_skipped):
+            state.progress.add(step, losses, image_ids, num_skipped)
+            state.update()
         for side in state.sides:
-            side.optimizer.step()
             side.optimizer.zero_grad(set_to_none=True)
         state.step = step + 1
         last = state.step == options.max_iter
@@ -225,6 +264,7 @@ def _finish_step(
             state.owes_evaluation = False
         except Interrupted:
             leaves = True
+    last = last or state.stops
     watch.at(state.step, "agreeing with the other ranks on whether to leave")
     leaves = leaves or (not last and shall_leave())
     if leaves or last or _is_due(state.step, options.checkpoint_period):
@@ -323,6 +363,7 @@ def _make_record(
         images_per_second=num_steps * options.images_per_step / seconds,
         memory=measure_memory(device),
         skipped_images=state.progress.skipped_images,
+        skipped_steps=state.progress.skipped_steps,
         phase=phase,
     )
 

@@ -29,7 +29,10 @@ TIMING_KEYS = frozenset({"time", "data_time", "images_per_second", "memory", "et
 """The keys of metrics.jsonl that depend on the machine; all others repeat bit by bit."""
 
 ModelMetrics = Mapping[str, Mapping[str, Mapping[str, float | None] | None]]
-""""student" or "teacher" -> "bbox", "segm", ... -> metric -> percent."""
+""""student", "teacher" or "ema" -> "bbox", "segm", ... -> metric -> percent."""
+
+Losses = Mapping[str, Mapping[str, float]]
+""""student" or "teacher" -> loss -> mean over the images of a test set."""
 
 _TEACHER_SUFFIX = ".tea"
 _PERIODS_FOR_ETA = 10
@@ -51,6 +54,7 @@ class StepRecord:
         memory: MiB, as from `measure_memory`.
         skipped_images: unreadable images that were replaced since the run began.
         phase: what held during the last step.
+        skipped_steps: steps that were left out, since their losses were no numbers, since the run began.
     """
 
     iteration: int
@@ -64,6 +68,7 @@ class StepRecord:
     memory: float
     skipped_images: int
     phase: Phase
+    skipped_steps: int = 0
 
     @property
     def distills(self) -> bool:
@@ -150,6 +155,16 @@ class MetricsWriter:
         lines.write({"iteration": iteration, "eval": {dataset: results}})
         board.add_scalars(iteration, _evaluation_scalars(dataset, results))
 
+    def log_losses(self, iteration: int, dataset: str, losses: Losses) -> None:
+        """Write the losses on a test set, as an evaluation's are, to metrics.jsonl and TensorBoard."""
+        if self._files is None:
+            return
+        lines, board = self._files
+        lines.write({"iteration": iteration, "eval_losses": {dataset: losses}})
+        points = [(model, name, value) for model, each in losses.items() for name, value in each.items()]
+        tag = f"validation_loss/{_flat(dataset)}/"
+        board.add_scalars(iteration, ((model, tag + name, value) for model, name, value in points))
+
     def hold(self) -> None:
         """Keep back the log periods that come now: an evaluation before them is still being scored."""
         if self._files is not None:
@@ -209,6 +224,8 @@ def format_progress(record: StepRecord, max_iter: int, eta_seconds: float) -> st
     ]
     if record.skipped_images:
         fields.append(f"skipped {record.skipped_images}")
+    if record.skipped_steps:
+        fields.append(f"left out {record.skipped_steps} step(s)")
     return "  ".join(fields)
 
 
@@ -248,6 +265,7 @@ def _flatten(record: StepRecord) -> dict[str, Any]:
         "grad_norm": record.grad_norm,
         "phase": record.phase_name,
         "skipped_images": record.skipped_images,
+        "skipped_steps": record.skipped_steps,
         "time": record.seconds,
         "data_time": record.data_seconds,
         "images_per_second": record.images_per_second,
@@ -322,8 +340,9 @@ def _drop_lines_after(path: Path, iteration: int, with_evaluation: bool) -> None
                 entry = json.loads(line)
                 if type(entry["iteration"]) is not int or entry["iteration"] < 0:
                     raise ValueError("no count of steps")
-                is_evaluation_again = with_evaluation and entry["iteration"] == iteration and "eval" in entry
-                if entry["iteration"] <= iteration and not is_evaluation_again:
+                is_evaluation = "eval" in entry or "eval_losses" in entry
+                is_again = with_evaluation and entry["iteration"] == iteration and is_evaluation
+                if entry["iteration"] <= iteration and not is_again:
                     kept.append(line + b"\n")
         except (ValueError, KeyError, TypeError, RecursionError):
             num_damaged += 1
@@ -353,6 +372,7 @@ def _scalars(record: StepRecord) -> Iterator[Scalar]:
     yield "student", "speed/data_seconds_per_iteration", record.data_seconds
     yield "student", "system/memory_MiB", record.memory
     yield "student", "system/skipped_images", float(record.skipped_images)
+    yield "student", "system/skipped_steps", float(record.skipped_steps)
 
 
 def _evaluation_scalars(dataset: str, results: ModelMetrics) -> Iterator[Scalar]:

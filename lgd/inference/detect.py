@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lgd.detectors.protocol import Detector
 from lgd.evaluation.predictions import Predictions
 from lgd.inference.collect import collect_predictions
+from lgd.inference.losses import LossMeter, average_losses
 from lgd.ranks import process_group
 from lgd.ranks.interruption import Interrupted
 from lgd.structures import Batch, Detections, Features, Outlines
@@ -47,17 +48,19 @@ class Inference:
     """What a pass over a test set gave.
 
     Attributes:
-        found: detections by model ("student" and, with a teacher, "teacher"), of all ranks, in the order of
-            the image ids whatever the number of ranks.
+        found: detections by model ("student" and, where there are such, "teacher" and "ema", the student with
+            averaged weights), of all ranks, in the order of the image ids whatever the number of ranks.
         with_masks: whether they have masks.
         examples: images to draw.
         num_skipped: unreadable images that were left out, over all ranks.
+        losses: of "student" and perhaps "teacher" by name, where they were asked for.
     """
 
     found: dict[str, Predictions]
     with_masks: bool = False
     examples: list[Example] = field(default_factory=list)
     num_skipped: int = 0
+    losses: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -68,6 +71,8 @@ def detect(
     *,
     device: torch.device,
     teach: Teach | None = None,
+    averages: Mapping[str, Tensor] | None = None,
+    with_losses: bool = False,
     mixed_precision: bool = False,
     num_examples: int = 0,
     shall_abandon: Callable[[], bool] = lambda: False,
@@ -82,6 +87,8 @@ def detect(
         category_ids: the data set's category id of each class, by label.
         device: where the model lies.
         teach: the teacher; None evaluates the student alone.
+        averages: other weights of the student by name, with which it is evaluated too.
+        with_losses: hold features against the labels, too, see `LossMeter`.
         mixed_precision: run under bfloat16 autocast.
         num_examples: images of rank 0 to keep for drawing.
         shall_abandon: asked before every batch; True on one rank makes all of them raise `Interrupted`.
@@ -92,8 +99,10 @@ def detect(
     Raises:
         Interrupted: on every rank, because one of them was asked to leave.
     """
-    names = ["student"] if teach is None else ["student", "teacher"]
+    others = {"teacher": teach, "ema": averages}
+    names = ["student", *(name for name, other in others.items() if other is not None)]
     found: dict[str, list[Predictions]] = {name: [] for name in names}
+    meter = LossMeter(student) if with_losses else None
     examples: list[Example] = []
     with_masks, num_skipped, abandons = False, 0, False
     for host_batch in batches:
@@ -103,7 +112,7 @@ def detect(
         num_skipped += len(host_batch.skipped)
         batch = host_batch.to(device, non_blocking=True)
         with _without_trials(), torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
-            detections = dict(zip(names, _detect_batch(student, teach, batch), strict=True))
+            detections = dict(_detect_batch(student, teach, averages, batch, meter))
         for name in names:
             found[name].append(collect_predictions(detections[name], host_batch, category_ids))
         with_masks |= any(each.masks is not None for each in detections["student"])
@@ -114,16 +123,16 @@ def detect(
     if process_group.any_rank(abandons, device):
         raise Interrupted("asked to leave: the evaluation is abandoned")
     mine = {name: Predictions.join(parts) for name, parts in found.items()}
-    ranks = process_group.gather_objects((mine, with_masks, num_skipped))
+    losses = meter.read() if meter is not None else {}
+    ranks = process_group.gather_objects((mine, with_masks, num_skipped, losses))
     if ranks is None:
         return None
     return Inference(
-        found={
-            name: Predictions.join([part[name] for part, _, _ in ranks]).sort_by_image() for name in names
-        },
-        with_masks=any(with_masks for _, with_masks, _ in ranks),
+        found={name: Predictions.join([part[name] for part, *_ in ranks]).sort_by_image() for name in names},
+        with_masks=any(with_masks for _, with_masks, *_ in ranks),
         examples=examples,
-        num_skipped=sum(skipped for _, _, skipped in ranks),
+        num_skipped=sum(skipped for _, _, skipped, _ in ranks),
+        losses=average_losses(losses for *_, losses in ranks),
     )
 
 
@@ -138,12 +147,35 @@ def _without_trials() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def _detect_batch(student: Detector, teach: Teach | None, batch: Batch) -> Iterator[list[Detections]]:
-    """Yield the student's detections, then the teacher's."""
-    features = student.extract_features(batch)
-    yield student.detect(features, batch)
+def _detect_batch(
+    student: Detector,
+    teach: Teach | None,
+    averages: Mapping[str, Tensor] | None,
+    batch: Batch,
+    meter: LossMeter | None,
+) -> Iterator[tuple[str, list[Detections]]]:
+    """Yield the student's detections, then the teacher's, then those with averaged weights."""
+    pyramids = {"student": student.extract_features(batch)}
     if teach is not None:
-        yield student.detect(teach(features, batch), batch)
+        pyramids["teacher"] = teach(pyramids["student"], batch)
+    for name, features in pyramids.items():
+        yield name, student.detect(features, batch)
+    if meter is not None:
+        meter.add(pyramids, batch)
+    if averages is not None:
+        weights = {f"student.{name}": weight for name, weight in averages.items()}
+        yield "ema", torch.func.functional_call(_Detecting(student), weights, (batch,))
+
+
+class _Detecting(nn.Module):
+    """Detecting as the forward pass of a module, which is what weights can be replaced for."""
+
+    def __init__(self, student: Detector) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, batch: Batch) -> list[Detections]:
+        return self.student.detect(self.student.extract_features(batch), batch)
 
 
 def _example(batch: Batch, index: int, detections: Detections) -> Example:

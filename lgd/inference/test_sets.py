@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -45,6 +45,8 @@ def detect_on_test_sets(
     *,
     device: torch.device,
     with_teacher: bool,
+    averages: Mapping[str, Tensor] | None = None,
+    with_losses: bool = False,
     mixed_precision: bool,
     num_examples: int,
     shall_abandon: Callable[[], bool] = lambda: False,
@@ -56,6 +58,8 @@ def detect_on_test_sets(
         test_sets: where to evaluate.
         device: where the model lies.
         with_teacher: detect with the teacher too, where the model has one and the set has labels.
+        averages: see `detect`.
+        with_losses: see `detect`; where the set has labels.
         mixed_precision: detect under bfloat16 autocast.
         num_examples: images to keep for drawing.
         shall_abandon: asked before every batch, see `detect`.
@@ -74,6 +78,8 @@ def detect_on_test_sets(
                 index.category_ids,
                 device=device,
                 teach=teach if with_teacher and index.has_annotations else None,
+                averages=averages,
+                with_losses=with_losses and index.has_annotations,
                 mixed_precision=mixed_precision,
                 num_examples=num_examples,
                 shall_abandon=shall_abandon,

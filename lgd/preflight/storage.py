@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lgd.build import build_model
+from lgd.build import build_average, build_model
 from lgd.config.schema import Config
 from lgd.config.solver import resolve_solver
 from lgd.config.values import ConfigError
@@ -114,7 +114,7 @@ def measure_model(cfg: Config, num_classes: int) -> tuple[int, int, int]:
 
     Returns:
         Bytes of a checkpoint, of a model file, and of the gradients of one step. Estimates: parameters and
-        buffers, and what the optimizer keeps of each parameter.
+        buffers, their moving average if there is one, and what the optimizer keeps of each parameter.
     """
     if cfg.num_classes == 0:
         cfg = replace(cfg, num_classes=num_classes)
@@ -123,7 +123,9 @@ def measure_model(cfg: Config, num_classes: int) -> tuple[int, int, int]:
     states = {"SGD": 1, "ADAMW": 2}.get(resolve_solver(cfg, "student").optimizer.upper(), 2)
     model_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    return model_bytes + states * trained, model_bytes, trained
+    average = build_average(cfg, model)
+    averages = sum(tensor.nbytes for tensor in average.tensors.values()) if average else 0
+    return model_bytes + averages + states * trained, model_bytes, trained
 
 
 def try_output(folder: Path) -> tuple[str, str, str]:

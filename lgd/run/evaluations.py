@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,22 +11,21 @@ from typing import Any
 
 from torch import Tensor
 
-from lgd.config.values import ConfigError
 from lgd.data.errors import DataError
-from lgd.data.index import AnnotationIndex
-from lgd.engine.checkpoint import FORMAT, amend_checkpoint, attempt, write_file
+from lgd.engine.averaging import weights_by_model
+from lgd.engine.checkpoint import amend_checkpoint, attempt, write_file
 from lgd.engine.loop import TrainState
-from lgd.engine.metrics import MetricsWriter
+from lgd.engine.metrics import Losses, MetricsWriter
 from lgd.engine.progress import NonFiniteError
 from lgd.evaluation.coco import Backend
 from lgd.evaluation.results import Results, headline, write_predictions, write_results_json
-from lgd.evaluation.score import is_better, name_scores
+from lgd.evaluation.score import is_better
 from lgd.inference.detect import Inference
 from lgd.inference.test_sets import TestSet, draw_examples
 from lgd.ranks import process_group
 from lgd.ranks.interruption import Interrupted
+from lgd.run.best import file_content, find_best, is_over, wait_on
 from lgd.run.context import RunContext
-from lgd.run.output import shorten
 from lgd.run.scoring import Scored, Scores, ScoringJob, ScoringProcess, score_job
 
 logger = logging.getLogger(__name__)
@@ -45,11 +43,15 @@ class Measures:
         cap: how many detections of an image there are at most.
         best_metric: by which the best model is chosen, of the student on the first test set: "AP" of boxes,
             "segm/AP" of masks.
+        patience: evaluations without a better one after which the training ends; 0 for never.
+        min_delta: by how much it must be better to count.
     """
 
     backend: Backend
     cap: int
     best_metric: str
+    patience: int = 0
+    min_delta: float = 0.0
 
 
 class Evaluator:
@@ -107,6 +109,7 @@ class Evaluator:
         self._channel.meet(f"the evaluation after step {step}")
         for test_set, inference in self._detect():
             self.watch.again("scoring", may_take_long=True)
+            self._report_losses(step, test_set.name, inference.losses, metrics)
             if metrics is not None:
                 examples = draw_examples(test_set, inference, self._image_format)
                 metrics.log_images(test_set.name, step, examples)
@@ -122,6 +125,13 @@ class Evaluator:
                 self.refused.note(path, reason)
             self._report(step, name, each.scores, metrics)
         return self._write({name: each.scores for name, each in found.items()})
+
+    def _report_losses(self, step: int, name: str, losses: Losses, metrics: MetricsWriter | None) -> None:
+        if metrics is not None and losses:
+            metrics.log_losses(step, name, losses)
+        for model, values in losses.items():
+            total, *parts = (f"{loss} {value:.4f}" for loss, value in values.items())
+            logger.info("%s at step %d, %s: %s (%s)", name, step, model, total, "  ".join(parts))
 
     def _report(self, step: int, name: str, scores: Scores, metrics: MetricsWriter | None) -> None:
         if metrics is not None:
@@ -145,18 +155,20 @@ class _Pending:
     Attributes:
         step: steps done.
         names: of the test sets.
-        weights: the model's, in the host's memory.
+        weights: the model's, in the host's memory, as from `weights_by_model`.
         is_saved: a checkpoint of this step says that the evaluation is owed.
     """
 
     step: int
     names: list[str]
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Mapping[str, Tensor]]
     is_saved: bool = False
 
 
 class TrainingEvaluations:
     """The evaluations of a training; all but the last are scored in another process while it goes on.
+
+    With patience, the training may end by any of them: then each is scored at once.
 
     What is written does not depend on when a score arrives. The rows of metrics.jsonl that come after the
     evaluation's wait for it. The weights are kept until it shows whether they are the best. A checkpoint of
@@ -202,9 +214,11 @@ class TrainingEvaluations:
             Exception: what scoring this evaluation or the one before raises.
         """
         self.finish()
-        step = self._state.step
-        if step == self._last_step:
-            self._take(step, self._evaluator.evaluate(step, self._metrics), self._state.model.state_dict())
+        step, measures, state = self._state.step, self._evaluator.measures, self._state
+        if step == self._last_step or measures.patience:
+            self._take(step, self._evaluator.evaluate(step, self._metrics), state.weights())
+            if step < self._last_step:
+                state.stops = process_group.broadcast_object(is_over(state.patience, measures.patience))
             return
         if process_group.is_main() and self._process is None:
             self._process = ScoringProcess()  # is ready by the time that something is found
@@ -212,7 +226,7 @@ class TrainingEvaluations:
         jobs = dict(self._evaluator.detect(step, self._metrics))
         if self._process is not None:
             self._process.submit(list(jobs.values()))
-            self._pending = _Pending(step, list(jobs), _copy_to_host(self._state.model.state_dict()))
+            self._pending = _Pending(step, list(jobs), self._copy_weights())
             self._metrics.hold()
 
     def after_step(self, leaves: bool) -> None:
@@ -273,60 +287,27 @@ class TrainingEvaluations:
             return True
         return self._process is not None and isinstance(error, Exception) and self._process.is_ready(_SECONDS)
 
-    def _take(self, step: int, results: Results | None, weights: Mapping[str, Tensor]) -> None:
-        """Remember the results, and keep the weights if they are the best so far."""
+    def _copy_weights(self) -> dict[str, dict[str, Tensor]]:
+        """The weights as they are now, whatever becomes of them."""
+        average = self._state.average
+        averages = None if average is None else _copy_to_host(average.tensors)
+        return weights_by_model(_copy_to_host(self._state.model.state_dict()), averages)
+
+    def _take(self, step: int, results: Results | None, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Remember the results, and keep the better weights if they are the best so far."""
         self.results = results
-        name, best = self._evaluator.measures.best_metric, self._state.best
-        value = _find_metric(results, name)
+        measures, best = self._evaluator.measures, self._state.best
+        name = measures.best_metric
+        chosen, value = find_best(results, name)
+        if measures.patience:
+            self._state.patience = wait_on(self._state.patience, name, value, measures.min_delta)
         if value is not None and (name not in best or is_better(name, value, best[name])):
-            path, content = (
-                self._evaluator.output.best_model,
-                {"format": FORMAT, "model": weights, **self._about},
-            )
+            path = self._evaluator.output.best_model
+            content = file_content(weights, chosen, self._about)
             # One that could not be written shall not be what later ones are held against.
             if self._evaluator.refused.attempt(path, partial(write_file, path, content)):
                 self._state.best = {name: value, "step": step}
 
 
-def _copy_to_host(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    for name, tensor in weights.items():
-        weights[name] = tensor.to("cpu", copy=True)
-    return weights
-
-
-def require_metric(name: str, index: AnnotationIndex, *, with_masks: bool, cap: int) -> None:
-    """See that there will be a metric of this name on the test set that chooses the best model.
-
-    Raises:
-        ConfigError: there will not be; says which there are.
-    """
-    kind, metric = _split(name)
-    if not index.has_annotations:
-        if name != "AP":
-            raise ConfigError(f"TEST.BEST_METRIC {name}: {index.name} has no annotations to measure against")
-        return
-    names = name_scores(index, with_masks=with_masks, cap=cap)
-    if metric not in names.get(kind, ()):
-        known = [f"segm/{each}" if kind == "segm" else each for kind in names for each in names[kind]]
-        general = [each for each in known if "-" not in each] + [each for each in known if "-" in each]
-        near = difflib.get_close_matches(name, known, 1)
-        raise ConfigError(
-            f"TEST.BEST_METRIC {name} is not measured on {index.name}"
-            + (f"; did you mean {near[0]}?" if near else "")
-            + f" There are {shorten(general, limit=40)}"
-        )
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Kind and metric of "segm/AP"; without a kind it is the boxes'."""
-    kind, separator, metric = name.partition("/")
-    return (kind, metric) if separator and kind in ("bbox", "segm") else ("bbox", name)
-
-
-def _find_metric(results: Results | None, name: str) -> float | None:
-    """The student's metric on the first test set."""
-    kind, metric = _split(name)
-    for models in (results or {}).values():
-        numbers = models["student"].get(kind)
-        return numbers[metric] if numbers else None
-    return None
+def _copy_to_host(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}

@@ -21,7 +21,7 @@ from lgd.run.job import process_start, scheduler_job
 
 logger = logging.getLogger(__name__)
 
-_FOLDERS = ("checkpoints", "inference", "teacher")
+_FOLDERS = ("checkpoints", "inference", "teacher", "ema")
 _FILES = (
     "config.yaml", "log.txt", "metrics.jsonl", "results.json", "history.jsonl", "model_best.pth",
     "model_final.pth",
@@ -149,6 +149,8 @@ class History:
         """Write to `path`, nothing yet."""
         self._path = path
         self._file: GrowingFile | None = None
+        self.closing = ""
+        """What there is to say of an end without a fault."""
 
     def begin(self, step: int, num_ranks: int, notes: Sequence[str] = ()) -> None:
         """Write that a training starts, having done `step` steps; `notes` say what is unusual about it."""
@@ -178,7 +180,9 @@ class History:
         """Write, once, that it "finished", "saved" (asked to leave) or "failed", with what was said."""
         if self._file is not None:
             outcome = "finished" if error is None else "saved" if isinstance(error, Interrupted) else "failed"
-            said = "" if error is None else " ".join(str(error).split())[:500] or type(error).__name__
+            said = (
+                self.closing if error is None else " ".join(str(error).split())[:500] or type(error).__name__
+            )
             self._write({"event": "end", "time": time.time(), "outcome": outcome, "message": said})
             self.abandon()
 

@@ -7,14 +7,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from lgd.build import Model
 from lgd.config.keys import flatten
 from lgd.config.schema import Config
 from lgd.config.solver import scale_to_world_size
 from lgd.config.values import ConfigError
+from lgd.engine.averaging import PREFIX, WeightAverage, weights_by_model
 from lgd.engine.checkpoint import Checkpoint, CheckpointError, list_changes
 from lgd.engine.loop import TrainState
 from lgd.files import read_small, write_text_atomically
@@ -282,14 +284,31 @@ def load_state(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 
 def load_to_evaluate(model: torch.nn.Module, checkpoint: Checkpoint, classes: Classes) -> None:
     """`load_state` for an evaluation alone, on data whose classes may have another order."""
-    tensors = checkpoint.state["model"]
+    _load(model, checkpoint, _in_order(checkpoint.state["model"], model, checkpoint, classes))
+
+
+def average_to_evaluate(model: Model, checkpoint: Checkpoint, classes: Classes) -> WeightAverage:
+    """The student's moving average that a checkpoint holds, where `model` lies; for `load_to_evaluate`."""
+    average = WeightAverage(cast(torch.nn.Module, model.student), decay=0.0, warmup=0.0)
+    saved = weights_by_model(checkpoint.state["model"], checkpoint.state["ema"]["tensors"])["ema"]
+    tensors = _in_order(saved, model, checkpoint, classes)
+    try:
+        average.load_state_dict(
+            {"tensors": {name: tensors[PREFIX + name] for name in average.tensors}, "num_updates": 0}
+        )
+    except (KeyError, RuntimeError) as error:
+        raise WeightsError(f"{checkpoint.path}: its moving average does not fit the model: {error}") from None
+    return average
+
+
+def _in_order(
+    tensors: Mapping[str, torch.Tensor], model: torch.nn.Module, checkpoint: Checkpoint, classes: Classes
+) -> Mapping[str, torch.Tensor]:
     try:
         trained = Classes.of_file(checkpoint.state)
-        if trained is not None:
-            tensors = order_classes(tensors, trained, classes, model)
+        return tensors if trained is None else order_classes(tensors, trained, classes, model)
     except WeightsError as error:
         raise WeightsError(f"{checkpoint.path}: {error}") from None
-    _load(model, checkpoint, tensors)
 
 
 def _load(model: torch.nn.Module, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,7 +17,6 @@ from lgd import __version__
 from lgd.build import (
     Model,
     build_model,
-    build_test_loader,
     compile_model,
     load_initial_weights,
     micro_batch_size,
@@ -38,7 +36,6 @@ from lgd.engine.progress import NonFiniteError
 from lgd.evaluation.reach import say_out_of_reach
 from lgd.evaluation.results import Results, results_table
 from lgd.files import FULL, write_text_atomically
-from lgd.inference.test_sets import TestSet, detect_on_test_sets
 from lgd.memory.worst_case import find_batch, tries_worst_shape, try_worst_shape
 from lgd.ranks import process_group
 from lgd.ranks.agreement import code_facts, require_equal
@@ -49,9 +46,9 @@ from lgd.ranks.process_group import LaunchInfo
 from lgd.ranks.watch import Watch
 from lgd.run.context import RunContext
 from lgd.run.data import RunData, open_data, open_training_data, trace_data
-from lgd.run.evaluations import Evaluator, Measures, require_metric
 from lgd.run.lock import FolderError, hold_folder
 from lgd.run.log import LOG_FILE, find_broken_terminal, log_to_file, write_to_log_file
+from lgd.run.measuring import make_average, make_evaluator, require_best_metric
 from lgd.run.output import (
     FolderLostError,
     FolderWatch,
@@ -62,7 +59,13 @@ from lgd.run.output import (
 )
 from lgd.run.ranges import settle_range
 from lgd.run.refused import Refused
-from lgd.run.resume import Starts, StartsError, adapt_to_ranks, choose_seed, load_to_evaluate
+from lgd.run.resume import (
+    Starts,
+    StartsError,
+    adapt_to_ranks,
+    choose_seed,
+    load_to_evaluate,
+)
 from lgd.run.sharing import require_shared
 from lgd.run.soundness import require_sound
 from lgd.run.training import Training, train_and_evaluate
@@ -224,13 +227,14 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
     )
     cfg = _settle_classes(cfg, data.sets)
     require_scorable(cfg, data.tests.values())
-    if data.train is not None and data.tests:
-        _require_best_metric(cfg, next(iter(data.tests.values())))
+    if data.train is not None:
+        require_best_metric(cfg, data.tests)
     origin = None if eval_only else trace_data(data, checkpoint, accept=cfg.train.accept_changed_data)
     cfg, share, changes = adapt_to_ranks(cfg, checkpoint, world_size)
     cfg = replace(cfg, seed=choose_seed(cfg.seed, checkpoint))
     cfg, measured = settle_range(cfg, data, checkpoint)
     model = _make_model(cfg, context, data, checkpoint)
+    average = make_average(cfg, model, data, checkpoint)
     fitting = []
     if data.train is not None:
         compile_model(cfg, model, device)
@@ -251,43 +255,11 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
     for index in data.tests.values():
         for line in say_out_of_reach(index, cfg.test.detections_per_image):
             logger.warning("%s", line)
-    evaluator = _make_evaluator(cfg, model, data.tests, context)
+    evaluator = make_evaluator(cfg, model, average, data.tests, context)
     if data.train is None or origin is None:
         return evaluator.evaluate(0, None)
-    return train_and_evaluate(Training(cfg, share, model, data.train, origin, checkpoint), evaluator, context)
-
-
-def _require_best_metric(cfg: Config, index: AnnotationIndex) -> None:
-    require_metric(
-        cfg.test.best_metric, index, with_masks=cfg.model.mask_on, cap=cfg.test.detections_per_image
-    )
-
-
-def _make_evaluator(
-    cfg: Config, model: Model, tests: Mapping[str, AnnotationIndex], context: RunContext
-) -> Evaluator:
-    on_cuda = context.device.type == "cuda"
-    test_sets = [
-        TestSet(name, index, partial(build_test_loader, cfg, index, pin_memory=on_cuda))
-        for name, index in tests.items()
-    ]
-    detect = partial(
-        detect_on_test_sets,
-        model,
-        test_sets,
-        device=context.device,
-        with_teacher=cfg.model.distillator.eval_teacher,
-        mixed_precision=cfg.solver.amp.enabled,
-        num_examples=cfg.test.vis_images,
-        shall_abandon=partial(_shall_abandon, context),
-    )
-    measures = Measures(cfg.train.eval_backend, cfg.test.detections_per_image, cfg.test.best_metric)
-    return Evaluator(detect, context, measures=measures, image_format=cfg.input.format)
-
-
-def _shall_abandon(context: RunContext) -> bool:
-    context.watch.again("evaluating")
-    return context.leaving.during_evaluation()
+    training = Training(cfg, share, model, data.train, origin, checkpoint, average)
+    return train_and_evaluate(training, evaluator, context)
 
 
 def _find_batch(cfg: Config, device: torch.device) -> None:

@@ -73,12 +73,25 @@ def _is_progress(value: Any) -> bool:
         "count": _is_count,
         "skipped_images": _is_count,
     }
-    return _has(value, parts) and len(value["sums"]) in (0, len(value["names"]))
+    later = {
+        "skipped_steps": lambda each: each is None or _is_count(each),
+        "skipped_in_a_row": lambda each: each is None or _is_count(each),
+        "recent_losses": lambda each: each is None or _is_list(each, _is_number),
+    }
+    return _has(value, parts | later) and len(value["sums"]) in (0, len(value["names"]))
 
 
-def _is_best(value: Any) -> bool:
-    # One metric, whichever TEST.BEST_METRIC names, and the step.
-    return value == {} or (_is_table(value, _is_number) and len(value) == 2 and _is_whole(value.get("step")))
+def _is_best(value: Any, count: str = "step") -> bool:
+    # One metric, whichever TEST.BEST_METRIC names, and the step (or another count).
+    return value == {} or (_is_table(value, _is_number) and len(value) == 2 and _is_whole(value.get(count)))
+
+
+def _is_average(value: Any) -> bool:
+    parts = {
+        "tensors": lambda each: _is_table(each, lambda tensor: isinstance(tensor, Tensor)),
+        "num_updates": _is_count,
+    }
+    return value is None or _has(value, parts)
 
 
 def _are_classes(value: Any, ids: str = "category_ids", names: str = "names") -> bool:
@@ -112,6 +125,8 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "optimizers": lambda value: _is_table(value, _is_optimizer),
     "progress": _is_progress,
     "best": _is_best,
+    "patience": lambda value: value is None or _is_best(value, "evaluations"),
+    "ema": _is_average,
     "config": lambda value: _has(
         value, {"SOLVER.REFERENCE_WORLD_SIZE": _is_count, "SOLVER.IMS_PER_BATCH": _is_count}
     ),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from lgd import __version__
@@ -12,15 +14,19 @@ from lgd.config.keys import flatten
 from lgd.config.load import dump_config
 from lgd.config.schema import Config
 from lgd.data.index import AnnotationIndex
-from lgd.engine.checkpoint import FORMAT, Checkpoint, CheckpointError, save_checkpoint, write_file
+from lgd.engine.averaging import WeightAverage
+from lgd.engine.checkpoint import Checkpoint, CheckpointError, find_newest, save_checkpoint, write_file
 from lgd.engine.loop import TrainState, train
 from lgd.engine.metrics import MetricsWriter, StepRecord
+from lgd.engine.nonfinite import NonFinitePolicy
 from lgd.engine.progress import Progress
 from lgd.evaluation.results import Results
 from lgd.ranks import process_group
+from lgd.run.best import file_content, find_best, is_over, say_why
 from lgd.run.context import RunContext
 from lgd.run.data import Origin
 from lgd.run.evaluations import Evaluator, TrainingEvaluations
+from lgd.run.output import shorten
 from lgd.run.resume import Share, restore
 
 logger = logging.getLogger(__name__)
@@ -37,6 +43,7 @@ class Training:
         index: the training sets as one.
         origin: the data sets as the checkpoint and files of weights know them.
         checkpoint: where to go on; None begins anew.
+        average: of the student's weights; None without one.
     """
 
     cfg: Config
@@ -45,6 +52,7 @@ class Training:
     index: AnnotationIndex
     origin: Origin
     checkpoint: Checkpoint | None
+    average: WeightAverage | None = None
 
     def about(self) -> dict[str, Any]:
         """What a file of weights says besides them."""
@@ -64,15 +72,16 @@ def train_and_evaluate(training: Training, evaluator: Evaluator, context: RunCon
     """
     cfg, output = training.cfg, context.output
     about, last_step = training.about(), cfg.solver.max_iter
-    state = TrainState(
-        training.model, build_sides(cfg, training.model, context.device), Progress(context.device)
-    )
+    state = _make_state(training, context)
     unwritten = []
     if training.checkpoint is not None:
         restore(cfg, state, training.checkpoint, about["classes"])
         unwritten = training.checkpoint.state.get("unwritten_metrics", [])
     if not training.origin.keeps_best:
-        state.best = {}  # of another test set
+        state.best, state.patience = {}, {}  # of another test set
+    if not cfg.test.patience:
+        state.patience = {}
+    state.stops = not state.owes_evaluation and is_over(state.patience, cfg.test.patience)
     metrics = MetricsWriter(
         output.root if process_group.is_main() else None,
         last_step,
@@ -81,7 +90,7 @@ def train_and_evaluate(training: Training, evaluator: Evaluator, context: RunCon
         unwritten=unwritten,
     )
     metrics.log_text("config", dump_config(cfg))
-    if state.step < last_step or state.owes_evaluation:
+    if (state.step < last_step and not state.stops) or state.owes_evaluation:
         evaluations = TrainingEvaluations(evaluator, state, metrics, last_step=last_step, about=about)
         _run_loop(training, state, evaluations, metrics, context)
         results = evaluations.results
@@ -90,12 +99,51 @@ def train_and_evaluate(training: Training, evaluator: Evaluator, context: RunCon
         logger.info("step %d of %d: nothing left to train", state.step, last_step)
         results = evaluator.evaluate(state.step, None)
     if process_group.is_main():
-        content = {"format": FORMAT, "model": state.model.state_dict(), **about}
+        if state.stops:
+            context.history.closing = (
+                f"stopped at step {state.step} of {last_step}: {say_why(state.patience)}"
+            )
+            logger.info("%s", context.history.closing)
+        chosen, _ = find_best(results, cfg.test.best_metric)
+        content = file_content(state.weights(), chosen, about)
         context.refused.attempt(output.final_model, lambda: write_file(output.final_model, content))
         for path, reason in metrics.flush().items():
             context.refused.note(path, reason)
     metrics.close()
     return results
+
+
+def _make_state(training: Training, context: RunContext) -> TrainState:
+    """What a training begins with."""
+    cfg, device = training.cfg, context.device
+    progress = Progress(
+        device, loss_jump=cfg.train.loss_jump, name_images=partial(_name_images, training.index)
+    )
+    sides = build_sides(cfg, training.model, device)
+    return TrainState(training.model, sides, progress, average=training.average)
+
+
+def _name_images(index: AnnotationIndex, image_ids: Sequence[int]) -> str:
+    """Ids and files of images."""
+    places = {image_id: place for place, image_id in enumerate(index.image_ids.tolist())}
+    return shorten([f"{each} ({index.file_name(places[each])})" for each in image_ids], limit=16)
+
+
+def _go_back(training: Training, state: TrainState, context: RunContext) -> int | None:
+    """Put the weights back to the last checkpoint that was due, on every rank; returns its step, if any.
+
+    Those that were written on leaving do not count, so that a run that left and went on does the same.
+    """
+    period = training.cfg.solver.checkpoint_period
+    if state.step < period:
+        return None
+    context.watch.again("going back to a checkpoint", may_take_long=True)
+    folder = context.output.checkpoints
+    found = find_newest(folder, period=period) or find_newest(folder)
+    if found is None:
+        return None
+    state.load_weights(found.state)
+    return found.step
 
 
 def _run_loop(
@@ -113,7 +161,7 @@ def _run_loop(
         owing = evaluations.before_save()
         about = {**training.about(), "seed": cfg.seed, "share": asdict(training.share)}
         content = {**state.state_dict(), **owing, **about, "unwritten_metrics": metrics.waiting()}
-        problem, must = "", leaves or state.step == last_step
+        problem, must = "", leaves or state.stops or state.step == last_step
         if process_group.is_main():
             context.hold.require(look=True)
             try:
@@ -151,4 +199,9 @@ def _run_loop(
             save=save,
             shall_leave=shall_leave,
             watch=context.watch,
+            nonfinite=NonFinitePolicy(
+                cfg.train.on_nonfinite,
+                cfg.train.max_nonfinite,
+                partial(_go_back, training, state, context),
+            ),
         )

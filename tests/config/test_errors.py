@@ -190,6 +190,13 @@ TOGETHER = {
         "MODEL.DISTILLATOR.TEACHER.SOLVER.STEPS (5, 4) must rise"
     ),
     "TRAIN.ACCUMULATE_STEPS 3": "SOLVER.IMS_PER_BATCH 16 must be a multiple of TRAIN.ACCUMULATE_STEPS 3",
+    "TRAIN.EMA.ENABLED True TRAIN.EMA.DECAY 1": (
+        "TRAIN.EMA.DECAY 1 would leave the average as it begins for ever; set one below, such as 0.9998"
+    ),
+    "TEST.PATIENCE 3": (
+        "TEST.PATIENCE 3 counts evaluations during the training, of which TEST.EVAL_PERIOD 0 makes none; "
+        "set it"
+    ),
     "INPUT.MIN_SIZE_TRAIN ()": "INPUT.MIN_SIZE_TRAIN is empty; give at least one length in pixels",
     "INPUT.MIN_SIZE_TRAIN_SAMPLING range": (
         "INPUT.MIN_SIZE_TRAIN (800,) must be the shortest and the longest length, since "

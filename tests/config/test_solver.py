@@ -82,6 +82,13 @@ def test_scaling_from_eight_ranks_to_two() -> None:
     assert "SOLVER.STEPS: (60000, 80000) -> (240000, 320000)" in lines
 
 
+def test_an_average_forgets_as_many_images_whatever_the_ranks() -> None:
+    values = {"SOLVER.REFERENCE_WORLD_SIZE": 8, "TRAIN.EMA.ENABLED": True, "TRAIN.EMA.DECAY": 0.999}
+    scaled, _ = scale_to_world_size(with_values(Config(), values), 2)
+    assert scaled.train.ema.warmup_iters == 8000
+    assert scaled.train.ema.decay**4 == pytest.approx(0.999)
+
+
 def test_scaling_up_keeps_at_least_one_and_leaves_zero_and_none() -> None:
     cfg = with_values(
         Config(),

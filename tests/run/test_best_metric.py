@@ -9,7 +9,7 @@ from lgd import exits, train
 from lgd.config.values import ConfigError
 from lgd.data.catalog import open_dataset
 from lgd.engine.checkpoint import load_newest
-from lgd.run.evaluations import require_metric
+from lgd.run.best import require_metric
 from tests.data.boxes_sets import person, write_crowdhuman
 from tests.data.sets import annotation, image_record, open_coco, write_coco
 from tests.training import REPOSITORY, read_metrics, small_settings
