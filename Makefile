@@ -5,8 +5,9 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 KEY := $(shell cat setup.py setup.cfg | cksum | cut -d' ' -f1)
 RUNTIME := $(VENV)/.runtime-$(KEY)
 TESTING := $(VENV)/.testing-$(KEY)
+DOCUMENTING := $(VENV)/.documenting-$(KEY)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(RUNTIME)
 	$(VENV)/bin/python -m lgd.train --config-file configs/demo.yaml
@@ -19,6 +20,9 @@ lint: $(TESTING)
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 
+docs: $(DOCUMENTING)
+	$(VENV)/bin/python docs/make_site.py
+
 $(RUNTIME):
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and not found"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +31,10 @@ $(RUNTIME):
 
 $(TESTING): $(RUNTIME)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@
+
+$(DOCUMENTING): $(RUNTIME)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	touch $@
 
 clean:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from lgd import __version__
+from lgd.notices import above_bars, lines_on_stderr, long_work
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "configs/demo.yaml"
@@ -143,6 +144,13 @@ def teacher_of(run: Run) -> Run:
 
 
 def train(run: Run, arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Train, and give notice of it."""
+    result = train_once(run, arguments)
+    arguments.advance(1)
+    return result
+
+
+def train_once(run: Run, arguments: argparse.Namespace) -> dict[str, Any] | None:
     """Train unless it is done already; returns what came out, None where the training failed."""
     folder = run.folder(arguments.out)
     summary = folder / "summary.json"
@@ -251,7 +259,8 @@ def describe(run: Run) -> str:
 
 def say(line: str) -> None:
     """Print at once, also into a pipe."""
-    print(line, flush=True)
+    with above_bars(sys.stdout):
+        print(line, flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -283,9 +292,23 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train everything and print the table, also after each detector."""
+    """Train everything, with a bar or lines that say how much of it is done."""
     arguments = parse_arguments()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
+    with lines_on_stderr(), long_work("training", count_trainings(arguments), "trainings") as advance:
+        arguments.advance = advance
+        compare_all(arguments, device)
+
+
+def count_trainings(arguments: argparse.Namespace) -> int:
+    """How many trainings there will be, those of FGFI's teachers and of equal time included."""
+    methods = len(arguments.methods) + (arguments.equal_time and {"plain", "lgd"} <= {*arguments.methods})
+    each = methods * arguments.seeds + ("fgfi" in arguments.methods)
+    return len(arguments.data) * len(arguments.detectors) * each
+
+
+def compare_all(arguments: argparse.Namespace, device: str) -> None:
+    """Train everything and print the table, also after each detector."""
     rows: list[dict[str, Any]] = []
     for data in arguments.data:
         for detector in arguments.detectors:

@@ -39,6 +39,12 @@ def _predict(arguments: Sequence[str], is_program: bool) -> int:
     return predict.main(arguments)
 
 
+def _analyse(arguments: Sequence[str], is_program: bool) -> int:
+    from lgd.analyse import command
+
+    return command.main(arguments)
+
+
 def _bench(arguments: Sequence[str], is_program: bool) -> int:
     from lgd.bench import command
 
@@ -60,6 +66,7 @@ def _data(arguments: Sequence[str], is_program: bool) -> int:
 COMMANDS: Mapping[str, tuple[Callable[[Sequence[str], bool], int], str]] = {
     "train": (_train, "train a detector, or evaluate one"),
     "predict": (_predict, "detect in pictures and videos with a trained model"),
+    "analyse": (_analyse, "say what a trained model gets wrong, or compare two: a page and numbers"),
     "recipes": (_recipes, "list the recipes, or print every setting of one"),
     "data": (_data, "say what is in data sets, and what to set for them"),
     "preflight": (_preflight, "look at the machines of a job before it trains"),

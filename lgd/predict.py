@@ -9,7 +9,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from lgd.inference.result import Result
 from lgd.inference.save import KINDS, SHOWS_PIXELS, Savers, read_image_ids
 from lgd.inference.sources import Source, find_sources
 from lgd.inference.tiles import Tiling
+from lgd.notices import above_bars, long_work
 from lgd.run.log import start_logging
 from lgd.run.run import USER_ERRORS
 from lgd.run.trained import load
@@ -31,9 +31,6 @@ logger = logging.getLogger("lgd.predict")
 
 _BACKENDS = ("torch", "compile", "onnx", "openvino")
 """What runs the model."""
-
-_SECONDS = 10.0
-"""Between two lines of progress in a log."""
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -123,14 +120,14 @@ def _predict(arguments: argparse.Namespace) -> int:
     started, pictures, objects = time.monotonic(), 0, 0
     with (
         Savers(arguments.save, arguments.out, model, image_ids) as savers,
-        _progress(sources) as (advance, say),
+        long_work("predicting", _count(sources)) as advance,
     ):
-        for result in _stream(model, sources, arguments, partial(_skip, unreadable, arguments.json, say)):
+        for result in _stream(model, sources, arguments, partial(_skip, unreadable, arguments.json)):
             savers.add(result)
             if arguments.json:
                 _write_line(result.to_dict())
             pictures, objects = pictures + 1, objects + len(result)
-            advance(result)
+            advance(1)
     seconds = time.monotonic() - started
     where = f"; saved in {arguments.out}" if arguments.out else ""
     logger.info("%d pictures, %d objects, %.1f images/s%s", pictures, objects, pictures / seconds, where)
@@ -157,63 +154,23 @@ def _stream(
     )
 
 
-def _skip(unreadable: list[str], as_json: bool, say: Callable[[str], None], found: Unreadable) -> None:
+def _skip(unreadable: list[str], as_json: bool, found: Unreadable) -> None:
     """Name what cannot be read."""
     unreadable.append(found.source.name)
-    say(str(found.error))
+    logger.warning("%s", found.error)
     if as_json:
         _write_line({"file": str(found.source.path), "name": found.source.name, "error": str(found.error)})
 
 
-@contextmanager
-def _progress(sources: Sequence[Source]) -> Iterator[tuple[Callable[[Result], None], Callable[[str], None]]]:
-    """Yield what to call after each picture, and with lines to say: a bar on a terminal, lines in a log."""
-    total = None if any(source.is_video for source in sources) else len(sources)
-    bar = _make_bar(total)
-    if bar is None:
-        yield _Lines(total).advance, partial(logger.warning, "%s")
-        return
-    with bar:
-        yield lambda result: bar.update(), lambda text: bar.write(text, file=sys.stderr)
-
-
-def _make_bar(total: int | None):  # type: ignore[no-untyped-def]  # tqdm has no types
-    if not sys.stderr.isatty():
-        return None
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return None
-    return tqdm(total=total, unit=" images", file=sys.stderr, dynamic_ncols=True, smoothing=0.1)
-
-
-class _Lines:
-    """Progress as a line every few seconds."""
-
-    def __init__(self, total: int | None) -> None:
-        self._total = total
-        self._done = 0
-        self._started = self._said = time.monotonic()
-
-    def advance(self, result: Result) -> None:
-        """Count one picture."""
-        self._done += 1
-        now = time.monotonic()
-        if now - self._said < _SECONDS:
-            return
-        self._said = now
-        speed = self._done / (now - self._started)
-        if self._total is None:
-            logger.info("%d images, %.1f images/s", self._done, speed)
-            return
-        minutes, seconds = divmod(round((self._total - self._done) / speed), 60)
-        left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-        logger.info("%d of %d images, %.1f images/s, ETA %s", self._done, self._total, speed, left)
+def _count(sources: Sequence[Source]) -> int | None:
+    """How many pictures there will be; nobody knows of videos."""
+    return None if any(source.is_video for source in sources) else len(sources)
 
 
 def _write_line(content: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(content) + "\n")
-    sys.stdout.flush()
+    with above_bars(sys.stdout):
+        sys.stdout.write(json.dumps(content) + "\n")
+        sys.stdout.flush()
 
 
 def _complain(message: str) -> int:

@@ -67,7 +67,9 @@ def _add_wishes(group: argparse._ArgumentGroup) -> None:
     detectors = ("retinanet", "fcos", "atss", "poto", "faster_rcnn", "mask_rcnn")
     group.add_argument("--detector", choices=detectors, help="default: retinanet")
     group.add_argument(
-        "--size", choices=("small", "base"), help="a small ResNet from scratch, or R-50; by the machine"
+        "--size",
+        choices=("small", "base"),
+        help="Lite0 where it is installed, else a small ResNet; or R-50; by the machine",
     )
     group.add_argument("--epochs", type=_positive, metavar="N", help="passes over the data")
     group.add_argument("--method", choices=("plain", "lgd"), help="by the length of the training")

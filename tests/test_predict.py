@@ -142,10 +142,10 @@ def test_ctrl_c_ends_with_130(tiny_weights, folder, tmp_path, monkeypatch):
 
 
 def test_progress_of_a_log_is_a_line_now_and_then(tiny_weights, folder, capsys, monkeypatch):
-    monkeypatch.setattr(predict, "_SECONDS", 0.0)
+    monkeypatch.setattr("lgd.notices._SECONDS", 0.0)
     assert run(tiny_weights, folder, "--json") == 0
     said = capsys.readouterr().err
-    assert "1 of 2 images, " in said
+    assert "predicting: 1 of 2 images, " in said
     assert "ETA 0:00:" in said
     assert "2 pictures, 0 objects, " in said
 

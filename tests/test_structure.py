@@ -7,17 +7,18 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PLAN = (
-    "exits", "ending", "structures", "files", "config", "ranks", "ops", "layers", "backbones", "detectors",
-    "distill", "data", "evaluation", "weights", "engine", "inference", "inspect", "export", "recipe", "build",
-    "memory", "run", "launch", "command", "train", "predict", "preflight", "weights.convert",
-    "export.command", "bench", "cli",
+    "exits", "ending", "structures", "files", "notices", "config", "ranks", "ops", "layers", "backbones",
+    "detectors", "distill", "data", "evaluation", "weights", "engine", "inference", "inspect", "export",
+    "recipe", "build", "memory", "run", "adapters", "launch", "command", "train", "predict", "analyse",
+    "preflight", "weights.convert", "export.command", "bench", "cli",
 )  # fmt: skip
 """Each imports only from itself and from those before it. `weights.convert` and `export.command` are commands
 beside their topics."""
-LOOSE = {"__init__", "train", "predict", "launch", "cli", "command", "structures", "files", "exits", "ending"}
+TYPED = {"train", "predict", "launch", "cli", "command"}
+LOOSE = {"__init__", "structures", "files", "notices", "exits", "ending", *TYPED}
 SEES_CONFIG = {
-    "config", "recipe", "build", "memory", "run", "command", "train", "preflight", "weights.convert",
-    "export.command", "bench", "cli",
+    "config", "recipe", "build", "memory", "run", "command", "train", "analyse", "preflight",
+    "weights.convert", "export.command", "bench", "cli",
 }  # fmt: skip
 FILES = sorted(path for folder in ("lgd", "jobs") for path in (REPOSITORY / folder).rglob("*.py"))
 LIBRARY = [path for path in FILES if path.is_relative_to(REPOSITORY / "lgd") and path.parent.name]

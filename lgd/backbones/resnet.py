@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lgd.backbones.backbone import Backbone
 from lgd.layers.conv import ConvNorm
 from lgd.layers.deform_conv import OffsetConv, apply_deformed
 from lgd.layers.norm import freeze
@@ -111,7 +112,7 @@ class BottleneckBlock(nn.Module):
         return F.relu_(out + (x if self.shortcut is None else self.shortcut(x)))
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """A stem and up to four stages, each of twice the channels (and mostly the stride) of the one before.
 
     Args:

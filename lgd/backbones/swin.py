@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from lgd.backbones.backbone import Backbone
 from lgd.layers.window_attention import WindowAttention, join_windows, make_shift_mask, split_windows
 
 _PATCH_SIZE = 4
@@ -183,7 +184,7 @@ class SwinStage(nn.Module):
         return x
 
 
-class SwinTransformer(nn.Module):
+class SwinTransformer(Backbone):
     """Patch embedding and stages, each of twice the stride and channels of the one before.
 
     Linear layers start as truncated normals of deviation 0.02 with bias 0, as the paper's authors intend.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -30,6 +30,7 @@ from lgd.evaluation.coco import require_backend
 from lgd.ranks.process_group import get_rank, get_world_size
 from lgd.structures import Batch
 from lgd.weights.classes import Classes
+from lgd.weights.kind import BACKBONE
 from lgd.weights.report import LoadReport, WeightsError, list_names
 
 logger = logging.getLogger(__name__)
@@ -37,10 +38,10 @@ logger = logging.getLogger(__name__)
 
 def build_sides(cfg: Config, model: Model, device: torch.device) -> list[Side]:
     """Build the optimizer and schedule of the student (with the adapter) and of the teacher."""
-    parameters: dict[str, list[nn.Parameter]] = {"student": [], "teacher": []}
+    parameters: dict[str, dict[str, nn.Parameter]] = {"student": {}, "teacher": {}}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parameters["teacher" if name.startswith("teacher.") else "student"].append(parameter)
+            parameters["teacher" if name.startswith("teacher.") else "student"][name] = parameter
     fused = cfg.train.fused_optimizer
     return [
         _build_side(cfg, name, side, device.type == "cuda" if fused == "auto" else fused)
@@ -49,15 +50,18 @@ def build_sides(cfg: Config, model: Model, device: torch.device) -> list[Side]:
     ]
 
 
-def _build_side(cfg: Config, name: str, parameters: list[nn.Parameter], fused: bool) -> Side:
+def _build_side(cfg: Config, name: str, parameters: Mapping[str, nn.Parameter], fused: bool) -> Side:
     solver = resolve_solver(cfg, "teacher" if name == "teacher" else "student")
+    multiplier = cfg.solver.backbone_multiplier
+    slower = [] if multiplier == 1.0 else [each for each in parameters if each.startswith(BACKBONE)]
     optimizer = build_optimizer(
-        parameters,
+        [parameter for each, parameter in parameters.items() if each not in slower],
         kind=solver.optimizer,
         lr=solver.base_lr,
         momentum=solver.momentum,
         weight_decay=solver.weight_decay,
         fused=fused,
+        slower=[parameters[each] for each in slower],
     )
     schedule = LRSchedule(
         base_lr=solver.base_lr,
@@ -69,7 +73,7 @@ def _build_side(cfg: Config, name: str, parameters: list[nn.Parameter], fused: b
         warmup_method=solver.warmup_method,
         max_iter=cfg.solver.max_iter,
     )
-    return Side(name, optimizer, schedule)
+    return Side(name, optimizer, schedule, multiplier)
 
 
 def build_schedule(cfg: Config) -> DistillSchedule:

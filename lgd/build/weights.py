@@ -25,8 +25,7 @@ def fill_model(cfg: Config, model: nn.Module, source: str, classes: Classes | No
     Args:
         cfg: the model's configuration, against whose input the weights are held.
         model: parameters under `student.`, and `teacher.` and `adapter.` where it distills.
-        source: as MODEL.WEIGHTS: a path, https://, detectron2:// or torchvision://. One rank of each node
-            downloads, the others wait.
+        source: as MODEL.WEIGHTS, see `fetch_weights`. One rank of each node downloads, the others wait.
         classes: of the data, into whose order the weights' classes are put where these are known; None takes
             them as they are.
 

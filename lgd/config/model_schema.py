@@ -31,15 +31,14 @@ class BackboneConfig:
     """MODEL.BACKBONE: which backbone and neck."""
 
     name: Annotated[
-        Literal[
-            "build_retinanet_resnet_fpn_backbone",
-            "build_resnet_fpn_backbone",
-            "build_retinanet_swint_fpn_backbone",
-            "build_swint_fpn_backbone",
-        ],
-        "Backbone with its FPN: p3..p7 with `retinanet` in the name, else p2..p6.",
+        str,
+        "Backbone: resnet, swint, resnet18, efficientnet_lite0, timm://NAME, ... with its detector's FPN "
+        "(p3..p7, two-stage p2..p6); or build_retinanet_X_fpn_backbone and build_X_fpn_backbone.",
     ] = "build_retinanet_resnet_fpn_backbone"
-    freeze_at: Annotated[int, Interval(-1, 5), "Stages that never train: 2 is stem and res2."] = 2
+    norm: Annotated[Norm, "Normalisation of backbones without a section of their own."] = "FrozenBN"
+    freeze_at: Annotated[
+        int, Interval(-1, 5), "Stages that never train: 2 is all up to stride 4, such as stem and res2."
+    ] = 2
     reference_order: Annotated[
         bool,
         "Frozen norms after their convolutions, and Swin's attention in steps, as in the reference: the same "
@@ -49,7 +48,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class ResnetsConfig:
-    """MODEL.RESNETS."""
+    """MODEL.RESNETS: the backbone `resnet`, of any depth and width."""
 
     depth: Annotated[Literal[18, 34, 50, 101], "Layers."] = 50
     out_features: Annotated[Names, "Stages handed to the FPN."] = ("res3", "res4", "res5")
@@ -92,7 +91,7 @@ class FpnConfig:
     out_channels: Annotated[PositiveInt, "Channels of every level."] = 256
     norm: Annotated[Norm, "Normalisation."] = ""
     fuse_type: Annotated[Literal["sum", "avg"], "How a level and the one above it are joined."] = "sum"
-    top_levels: Annotated[LayerCount, "Levels that a RetinaNet FPN over Swin adds on top."] = 2
+    top_levels: Annotated[LayerCount, "Levels that a RetinaNet FPN adds on top; over ResNets always 2."] = 2
 
 
 @dataclass(frozen=True)
@@ -285,7 +284,8 @@ class ModelConfig:
     ] = "RetinaNet"
     weights: Annotated[
         str,
-        "Weights to start from or to evaluate: a file, https://, detectron2://, torchvision://; '' for none.",
+        "Weights to start from or to evaluate: a file, https://, detectron2://, torchvision://, timm:// or "
+        "pip://; '' for none.",
     ] = ""
     weights_ignore_classes: Annotated[
         bool, "Start the layers that depend on NUM_CLASSES anew where WEIGHTS were trained on another number."

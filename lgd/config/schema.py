@@ -159,6 +159,9 @@ class SolverConfig:
 
     optimizer: Annotated[Literal["SGD", "ADAMW"], "Optimizer."] = "SGD"
     base_lr: Annotated[PositiveFloat, "Learning rate after the warm-up."] = 0.001
+    backbone_multiplier: Annotated[
+        PositiveFloat, "Factor on the learning rate of the student's backbone (its FPN has the full rate)."
+    ] = 1.0
     momentum: Annotated[UnitFloat, "Momentum of SGD."] = 0.9
     weight_decay: Annotated[NonNegativeFloat, "Weight decay, the same for every parameter."] = 0.0001
     ims_per_batch: Annotated[PositiveInt, "Images of one step, over all ranks and accumulation steps."] = 16

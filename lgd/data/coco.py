@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
-from lgd.data.cache import cached_columns
+from lgd.data.cache import Columns, cached_columns
+from lgd.data.coco_images import Pictures
 from lgd.data.coco_json import parse_coco
 from lgd.data.coco_layouts import CocoSplit, describe, find_image_dir
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
 from lgd.data.limits import is_file, is_folder
 from lgd.data.pictures import with_pictures
+from lgd.notices import waiting
 
 logger = logging.getLogger(__name__)
+
+_BYTES_PER_SECOND = 10e6
+"""Of a JSON on one core, to guess the time left: 20 million with COCO's polygons, 8 with boxes alone."""
 
 
 def load_coco_split(split: CocoSplit, *, name: str, image_dir: Path | None = None) -> AnnotationIndex:
@@ -54,10 +60,16 @@ def load_coco(
         raise DataError(f"{name}: there is no annotation file {json_path}")
     if not is_folder(image_dir):
         raise DataError(f"{name}: there is no image folder {image_dir}")
-    cache_path = cached_columns(json_path, lambda content_hash: parse_coco(json_path, content_hash))
+    cache_path = cached_columns(json_path, partial(_parse, json_path, name))
     layout = layout or f"COCO ({json_path.name}, pictures in {image_dir.name}/)"
     index = AnnotationIndex(cache_path, name=name, json_path=json_path, image_dir=image_dir, layout=layout)
-    index = with_pictures(index, root, lambda *found: parse_coco(json_path, *found))
+    index = with_pictures(index, root, partial(_parse, json_path, name))
     for warning in index.warnings:
         logger.warning("%s", warning)
     return index
+
+
+def _parse(json_path: Path, name: str, content_hash: str, pictures: Pictures | None = None) -> Columns:
+    expected = json_path.stat().st_size / _BYTES_PER_SECOND
+    with waiting(f"{name}: reading the annotations", expected):
+        return parse_coco(json_path, content_hash, pictures)

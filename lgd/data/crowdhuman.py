@@ -34,6 +34,7 @@ from lgd.data.presence import check_images_present, names_in
 from lgd.data.remarks import to_metadata
 from lgd.data.splits import Split
 from lgd.data.walking import files_in
+from lgd.notices import follow
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,8 @@ def _read_sizes(file_names: Sequence[str], image_dir: Path, path: Path) -> list[
     if absent:
         raise DataError(f"{path} lists images that are not in {image_dir}: {name_some(absent, plain)}")
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        return list(threads.map(lambda file_name: read_size(image_dir / file_name), file_names))
+        found = threads.map(lambda file_name: read_size(image_dir / file_name), file_names)
+        return list(follow(found, f"{path}: sizes of the pictures", len(file_names)))
 
 
 def _parse_image(

@@ -26,6 +26,7 @@ from lgd.data.index import AnnotationIndex
 from lgd.data.limits import is_printable, name_some, plain, shown
 from lgd.data.presence import find_absent, say_absent
 from lgd.data.remarks import Remark
+from lgd.notices import follow
 
 _MAX_FILES = 10_000_000
 """Files below the image folder that are looked through for a name."""
@@ -87,7 +88,8 @@ def _read_sizes(
     """Heights and widths of the images at these places, from their pictures."""
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         try:
-            sizes = list(threads.map(lambda i: read_size(index.image_dir / names[i]), places))
+            found = threads.map(lambda i: read_size(index.image_dir / names[i]), places)
+            sizes = list(follow(found, f"{index.name}: sizes of the pictures", len(places)))
         except ImageError as error:
             raise DataError(
                 f"{index.json_path} does not say the size of {len(places)} images, and of one it cannot be "

@@ -23,6 +23,7 @@ from lgd.data.presence import check_images_present
 from lgd.data.remarks import Remark, to_metadata
 from lgd.data.voc_layouts import VocSplit, find_pictures, read_ids
 from lgd.data.voc_xml import VocFile, corners_from_zero, read_voc_xml
+from lgd.notices import follow
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def _parse(split: VocSplit, ids: Sequence[str], bare: Mapping[str, Path], conten
         VocFile(bare[image_id], "", *read_size(bare[image_id]), objects=())
         if image_id in bare
         else read_voc_xml(split.annotations / f"{image_id}.xml")
-        for image_id in ids
+        for image_id in follow(ids, f"{split.spec}: labels", len(ids))
     ]
     files, corner_remarks = corners_from_zero(files)
     class_names, class_remarks = _choose_classes(split, files)

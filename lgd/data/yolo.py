@@ -22,6 +22,7 @@ from lgd.data.limits import MAX_XML_BYTES, check_size, is_printable, name_some, 
 from lgd.data.presence import names_in
 from lgd.data.remarks import Remark, to_metadata
 from lgd.data.yolo_layouts import YoloSplit, find_labels, find_pictures
+from lgd.notices import follow
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ def load_yolo(split: YoloSplit, *, name: str) -> AnnotationIndex:
     @cache
     def sizes() -> list[tuple[int, int]]:
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
-            return list(threads.map(lambda picture: read_size(Path(picture)), pictures))
+            found = threads.map(lambda picture: read_size(Path(picture)), pictures)
+            return list(follow(found, f"{name}: sizes of the pictures", len(pictures)))
 
     def describe() -> str:
         lines = [
@@ -118,7 +120,8 @@ def _parse(
     numbers = list(split.class_names)
     places = {number: label for label, number in enumerate(numbers)}
     images = []
-    for file_name, size, path in zip(file_names, sizes, labels, strict=True):
+    files = zip(file_names, sizes, labels, strict=True)
+    for file_name, size, path in follow(files, f"{split.spec}: labels", len(labels)):
         if wrong := check_size(*size):
             raise DataError(f"{split.path}: the size of {plain(file_name)}, {size[1]} x {size[0]}, {wrong}")
         images.append(_parse_image(file_name, size, path, places, split))

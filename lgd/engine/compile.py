@@ -26,6 +26,8 @@ from lgd.config.values import ConfigError
 from lgd.distill.label_encoder import LabelRows
 from lgd.distill.schedule import Phase
 from lgd.distill.teacher import DynamicTeacher
+from lgd.notices import waiting
+from lgd.ranks import process_group
 from lgd.ranks.watch import Watch
 from lgd.structures import Batch, Features
 
@@ -131,6 +133,7 @@ class CompileWatch:
         self.enabled = enabled
         self._watch = watch or Watch()
         self._seen: set[tuple[torch.Size, Phase]] = set()
+        self._seconds: float | None = None
 
     @contextmanager
     def step(self, batch: Batch, phase: Phase) -> Iterator[None]:
@@ -156,10 +159,12 @@ class CompileWatch:
         self._seen.add(key)
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         before, begin = num_graphs(), time.perf_counter()
-        with explaining_errors():
+        notice = waiting(f"compiling for {where}", self._seconds, shown=is_new and process_group.is_main())
+        with notice, explaining_errors():
             yield
         new, seconds = num_graphs() - before, time.perf_counter() - begin
         if is_new:
+            self._seconds = seconds
             logger.info("compiled %d graph(s) for %s: %.1f s", new, where, seconds)
         elif new:
             logger.warning("compiled %d graph(s) again for %s: %.1f s", new, where, seconds)

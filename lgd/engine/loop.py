@@ -30,11 +30,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Side:
-    """One optimizer and its schedule: "student" (with the adapter) or "teacher"."""
+    """One optimizer and its schedule: "student" (with the adapter) or "teacher".
+
+    `multiplier` is a factor on the rate of the optimizer's second group, where it has one: the backbone.
+    """
 
     name: str
     optimizer: torch.optim.Optimizer
     schedule: LRSchedule
+    multiplier: float = 1.0
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter that this side trains."""
@@ -168,7 +172,7 @@ def train(
             module = _wrap(state.model, backbone, frozen, device)
         _seed_step(options.seed, step)
         for side in state.sides:
-            set_lr(side.optimizer, side.schedule.at(step))
+            set_lr(side.optimizer, side.schedule.at(step), side.multiplier)
         losses, image_ids, num_skipped = _accumulate_gradients(
             module, batches, phase, options, device, clock, compile_watch
         )

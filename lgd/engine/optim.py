@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ def build_optimizer(
     momentum: float,
     weight_decay: float,
     fused: bool = False,
+    slower: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """Build one side's optimizer: one group, the same lr and weight decay for every parameter.
+    """Build one side's optimizer: all with the same weight decay, and two groups where two rates are.
 
     Args:
         parameters: parameters of the student and adapter, or of the teacher.
@@ -30,18 +31,21 @@ def build_optimizer(
         momentum: SGD's momentum.
         weight_decay: coupled for SGD, decoupled for AdamW.
         fused: one kernel for all parameters (CUDA).
+        slower: more parameters, the second group where there are any; `set_lr` sets its rate.
 
     Raises:
         ValueError: unknown `kind`.
     """
-    parameters = list(parameters)
+    groups: list[dict[str, Any]] = [{"params": list(parameters)}]
+    if own := list(slower):
+        groups.append({"params": own})
     if kind == "SGD":
         return torch.optim.SGD(
-            parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused or None
+            groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused or None
         )
     if kind == "ADAMW":
         return torch.optim.AdamW(
-            parameters, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, fused=fused or None
+            groups, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, fused=fused or None
         )
     raise ValueError(f"unknown optimizer {kind!r}; known: SGD, ADAMW")
 
@@ -87,10 +91,10 @@ class LRSchedule:
         return self.warmup_factor * (1.0 - done) + done
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+def set_lr(optimizer: torch.optim.Optimizer, lr: float, multiplier: float = 1.0) -> None:
+    """Set the learning rate of the first group, and `multiplier` times it for the second, if there is one."""
+    for group, factor in zip(optimizer.param_groups, (1.0, multiplier), strict=False):
+        group["lr"] = lr * factor
 
 
 def clip_gradients(

@@ -150,6 +150,28 @@ def _count_with_hotcoco(
     ground_truth: GroundTruth, found: Predictions, iou_type: IouType, caps: list[int]
 ) -> tuple[Array, Array]:
     """Count with hotcoco: precision (T, R, K, A, M) and recall (T, K, A, M) in [0, 1], -1 without objects."""
+    tables = hotcoco_evaluator(ground_truth, found, iou_type=iou_type, caps=caps).eval
+    assert tables is not None
+    return tables["precision"], tables["recall"]
+
+
+def hotcoco_evaluator(
+    ground_truth: GroundTruth,
+    found: Predictions,
+    *,
+    iou_type: IouType = "bbox",
+    caps: Sequence[int] = _CAPS,
+) -> hotcoco.COCOeval:
+    """Hold detections against ground truth, and return what can be asked for more than AP.
+
+    Objects and detections have ids by their rows, from 1.
+
+    Args:
+        ground_truth: the objects.
+        found: detections with their numbers.
+        iou_type: "bbox" or "segm".
+        caps: on the detections of a category in an image.
+    """
     masks: Any = ground_truth.masks if iou_type == "segm" else None
     gt = hotcoco.COCO.from_arrays(
         _images(ground_truth),
@@ -162,12 +184,10 @@ def _count_with_hotcoco(
         segmentation=masks,
     )
     evaluator = hotcoco.COCOeval(gt, _load_with_hotcoco(gt, found, iou_type), iou_type)
-    evaluator.params.max_dets = caps
+    evaluator.params.max_dets = list(caps)
     evaluator.evaluate()
     evaluator.accumulate()
-    tables = evaluator.eval
-    assert tables is not None
-    return tables["precision"], tables["recall"]
+    return evaluator
 
 
 def _load_with_hotcoco(gt: hotcoco.COCO, found: Predictions, iou_type: IouType) -> hotcoco.COCO:

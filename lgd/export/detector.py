@@ -5,7 +5,6 @@ Legend: B images on a canvas H x W, T candidates of each, D slots of each for de
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +18,7 @@ from torch._higher_order_ops.while_loop import while_loop
 
 from lgd.detectors.protocol import Detector
 from lgd.files import replacing
-from lgd.layers.conv import bake_norms
+from lgd.layers.prediction import for_prediction
 from lgd.structures import Batch, Targets
 
 INPUTS = ("images", "sizes", "original_sizes")
@@ -44,8 +43,7 @@ class ExportedDetector(nn.Module):
 
     def __init__(self, detector: Detector, *, flips_channels: bool, half: bool = False) -> None:
         super().__init__()
-        module = copy.deepcopy(cast(nn.Module, detector)).eval().requires_grad_(False)
-        bake_norms(module)
+        module = for_prediction(cast(nn.Module, detector))
         for part in module.modules():
             for name in ("reference_order", "reference_normalizer"):
                 if hasattr(part, name):

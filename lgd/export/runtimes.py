@@ -50,8 +50,10 @@ def open_with_onnxruntime(path: Path, device: torch.device) -> tuple[Function, M
         raise ConfigError(f"this onnxruntime has no {provider}; pip install onnxruntime-gpu, or give cpu")
     content = read_file(path)
     options: Any = (provider, {"device_id": device.index or 0}) if device.type == "cuda" else provider
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
     try:
-        session = onnxruntime.InferenceSession(content, providers=[options])
+        session = onnxruntime.InferenceSession(content, settings, providers=[options])
     except Exception as error:  # its errors have no class of their own
         raise WeightsError(f"{path}: onnxruntime cannot run it: {_shorten(error)}") from error
 
@@ -83,9 +85,9 @@ def open_with_openvino(path: Path, device: torch.device) -> tuple[Function, Mapp
         _require_no_deformed(path, graph)
         core = openvino.Core()
         model = core.read_model(content)
-        _keep_order_of_equals(model)
         # Else its plugins compute in bfloat16 where the processor can.
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        how = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        compiled = core.compile_model(model, "CPU", how)
     except WeightsError:
         raise
     except Exception as error:  # its errors are RuntimeErrors of many lines, onnx has some of its own
@@ -169,28 +171,6 @@ def _require_no_deformed(path: Path, model: Any) -> None:
     graphs = [model.graph, *model.functions]
     if any(node.op_type == "DeformConv" for graph in graphs for node in graph.node):
         raise WeightsError(f"{path}: has deformable convolutions, which OpenVINO cannot run; give onnx")
-
-
-def _keep_order_of_equals(model: Any) -> None:
-    """Let each sorting of an OpenVINO model leave equals in order, as ONNX demands and OpenVINO forgets."""
-    from openvino import opset11
-
-    for node in model.get_ops():
-        if node.get_type_name() != "TopK":
-            continue
-        said = node.get_attributes()
-        stable = opset11.topk(
-            node.input_value(0),
-            node.input_value(1),
-            said["axis"],
-            said["mode"],
-            "value",
-            said["index_element_type"],
-            stable=True,
-        )
-        for before, after in zip(node.outputs(), stable.outputs(), strict=True):
-            for target in before.get_target_inputs():
-                target.replace_source_output(after)
 
 
 def _times(size: Sequence[int]) -> str:

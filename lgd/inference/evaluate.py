@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from lgd.data.catalog import open_dataset
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
+from lgd.data.limits import name_some
 from lgd.data.loader import test_loader
 from lgd.evaluation.coco import Backend, Metrics
 from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.score import score
 from lgd.inference.collect import collect_predictions
 from lgd.inference.model import TrainedModel
+from lgd.inference.test_sets import follow_batches
 from lgd.weights.classes import Classes
 
 
@@ -40,26 +43,58 @@ def evaluate(
         DataError: the data cannot be read, or has other classes than the model.
     """
     index = open_dataset(dataset, Path(root)) if isinstance(dataset, str) else dataset
+    found = detect_on(model, index, with_masks=model.with_masks, workers=workers)
+    return score(index, {"model": found}, with_masks=model.with_masks, backend=backend)["model"]
+
+
+def detect_on(
+    model: TrainedModel,
+    index: AnnotationIndex,
+    *,
+    with_masks: bool,
+    batch: int | None = None,
+    workers: int = 0,
+) -> Predictions:
+    """Detect on all images of a data set, as evaluations in training do.
+
+    Args:
+        model: from `lgd.load`.
+        index: the data set.
+        with_masks: whether the masks are wanted that a model predicts.
+        batch: images that the model looks at together; None for as many as in training.
+        workers: see `evaluate`.
+
+    Returns:
+        What was found, with the ids of `index`, sorted by image.
+
+    Raises:
+        DataError: see `evaluate`.
+    """
     theirs, rule = Classes(index.class_names, index.category_ids), model.rule
     places = Classes(model.class_names, model.category_ids).places_in(theirs)
     if places is None:
         raise DataError(
-            f"{index.name} has other classes ({', '.join(theirs.names)}) than the model "
-            f"({', '.join(model.class_names)}); give it the model's names where the same is meant"
+            f"{index.name} has other classes ({name_some(theirs.names, at_most=10)}) than the model "
+            f"({name_some(model.class_names, at_most=10)}); give it the model's names where the same is meant"
         )
     category_ids = [index.category_ids[place] for place in places]
     batches = test_loader(
         index,
         image_format=rule.image_format,
-        batch_size=rule.batch_size,
+        batch_size=batch or rule.batch_size,
         world_size=1,
         rank=0,
         min_size=rule.min_size,
         max_size=rule.max_size,
         num_workers=workers,
         layout=rule.layout,
-        with_masks=model.with_masks,
+        decoding=rule.decoding,
+        with_masks=with_masks,
     )
-    parts = [collect_predictions(model.run(batch), batch, category_ids) for batch in batches]
-    found = {"model": Predictions.join(parts).sort_by_image()}
-    return score(index, found, with_masks=model.with_masks, backend=backend)["model"]
+    parts = []
+    for each in follow_batches(batches, index):
+        detections = model.run(each)
+        if not with_masks:
+            detections = [replace(some, masks=None) for some in detections]
+        parts.append(collect_predictions(detections, each, category_ids))
+    return Predictions.join(parts).sort_by_image()

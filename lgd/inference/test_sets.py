@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,9 @@ from lgd.data.index import AnnotationIndex
 from lgd.distill.distiller import LabelGuidedDistiller, PlainStudent
 from lgd.inference.detect import Example, Inference, detect
 from lgd.inference.draw import draw_detections
+from lgd.layers.prediction import for_prediction
+from lgd.notices import follow
+from lgd.ranks import process_group
 from lgd.structures import Batch
 
 logger = logging.getLogger(__name__)
@@ -63,22 +67,35 @@ def detect_on_test_sets(
         index = test_set.index
         teach = model.teach if isinstance(model, LabelGuidedDistiller) else None
         model.eval()
-        inference = detect(
-            model.student,
-            test_set.make_batches(),
-            index.category_ids,
-            device=device,
-            teach=teach if with_teacher and index.has_annotations else None,
-            mixed_precision=mixed_precision,
-            num_examples=num_examples,
-            shall_abandon=shall_abandon,
-        )
+        with closing(follow_batches(test_set.make_batches(), index)) as batches:
+            inference = detect(
+                for_prediction(model.student),
+                batches,
+                index.category_ids,
+                device=device,
+                teach=teach if with_teacher and index.has_annotations else None,
+                mixed_precision=mixed_precision,
+                num_examples=num_examples,
+                shall_abandon=shall_abandon,
+            )
         model.train()
         if inference is None:
             continue
         if inference.num_skipped:
             logger.warning("%s: %d unreadable images left out", test_set.name, inference.num_skipped)
         yield test_set, inference
+
+
+def follow_batches(batches: Iterable[Batch], index: AnnotationIndex) -> Generator[Batch]:
+    """Go through this rank's batches; rank 0 gives notice of it, as if the others were as far."""
+    num_ranks = process_group.get_world_size()
+    yield from follow(
+        batches,
+        f"evaluating on {index.name}",
+        len(index),
+        count=lambda batch: num_ranks * (len(batch.image_ids) + len(batch.skipped)),
+        shown=process_group.is_main(),
+    )
 
 
 def draw_examples(test_set: TestSet, inference: Inference, image_format: str) -> list[Tensor]:

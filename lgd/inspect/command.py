@@ -22,6 +22,7 @@ from lgd.inspect.duplicates import describe_duplicates, find_duplicates
 from lgd.inspect.report import to_json, to_words, warnings_of
 from lgd.inspect.sets import find_folder, lines_of
 from lgd.inspect.sheet import MOST_PICTURES, SUFFIXES, write_sheet
+from lgd.notices import lines_on_stderr
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for what cannot be trained on."""
-    arguments = parse_arguments(argv)
+    with lines_on_stderr():
+        return _main(parse_arguments(argv))
+
+
+def _main(arguments: argparse.Namespace) -> int:
     root = Path(arguments.root).expanduser()
     sets: list[_Set] = []
     errors: list[str] = []

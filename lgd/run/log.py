@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from lgd.files import GrowingFile
+from lgd.notices import above_bars
 
 LOG_FILE = "log.txt"
 """In OUTPUT_DIR."""
@@ -20,6 +21,11 @@ class TerminalError(RuntimeError):
 
 class _Quiet(logging.StreamHandler):  # type: ignore[type-arg]
     """Loses a line that a disk or a pipe does not take, where logging would write a traceback."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line above the bars."""
+        with above_bars(self.stream):
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         """Let the run go on: `find_broken_terminal` is who speaks of a pipe."""

@@ -23,6 +23,7 @@ from lgd.distill.distiller import PlainStudent
 from lgd.engine.checkpoint import load_newest
 from lgd.export.load import is_exported, load_exported, run_compiled
 from lgd.inference.model import InputRule, TrainedModel, run_eagerly
+from lgd.layers.prediction import for_prediction
 from lgd.run.output import OutputFolder
 from lgd.weights.classes import Classes
 from lgd.weights.files import LoadedWeights, read_checkpoint_file
@@ -85,7 +86,7 @@ def load(
         module.to(memory_format=torch.channels_last)
     run = run_compiled if backend == "compile" else run_eagerly
     return TrainedModel(
-        run(student.detector, place, mixed_precision=student.cfg.solver.amp.enabled),
+        run(for_prediction(student.detector), place, mixed_precision=student.cfg.solver.amp.enabled),
         student.rule,
         class_names=student.classes.names,
         category_ids=student.classes.category_ids,

@@ -1,8 +1,9 @@
 """Weights of the reference, of detectron2 and of torchvision, to and from ours."""
 
-from lgd.weights.convention import InputConvention, check_input_convention
+from lgd.weights.convention import check_input_convention
 from lgd.weights.export import write_detectron2_model, write_reference_checkpoint, write_student
 from lgd.weights.files import LoadedWeights, read_checkpoint_file
+from lgd.weights.kind import InputConvention
 from lgd.weights.load import load_into, load_weights
 from lgd.weights.reference import (
     from_detectron2_model,

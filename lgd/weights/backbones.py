@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from lgd.weights.report import WeightsError, list_names
-
-BACKBONE = "student.backbone."
+from lgd.weights.kind import TORCHVISION, Content, InputConvention, Renamed, backbone_kind, rename
 
 _BATCH_NORM_EPS = 1e-5
 _CAFFE2_CONV = {"branch1": "shortcut", "branch2a": "conv1", "branch2b": "conv2", "branch2c": "conv3"}
@@ -34,8 +32,9 @@ _TORCHVISION_UNUSED = re.compile(r"fc\.|.*num_batches_tracked$")
 _DETECTRON2_NAME = re.compile(r"(stem\.conv1|res\d\.\d+\.(conv\d|shortcut|conv2_offset))\.(norm\.)?\w+$")
 _DETECTRON2_UNUSED = re.compile(r"(stem\.)?fc\.|.*num_batches_tracked$")
 
-Renamed = tuple[dict[str, Tensor], tuple[str, ...]]
-"""Tensors by our names, and the names that were dropped knowingly."""
+_MEAN_BGR = (103.53, 116.28, 123.675)
+_MSRA = InputConvention(True, "BGR", _MEAN_BGR, (1.0, 1.0, 1.0))
+_FAIR_RESNEXT = InputConvention(False, "BGR", _MEAN_BGR, (57.375, 57.12, 58.395))
 
 
 def backbone_from_detectron2_pkl(tensors: Mapping[str, Tensor]) -> Renamed:
@@ -84,40 +83,6 @@ def backbone_from_detectron2(tensors: Mapping[str, Tensor]) -> Renamed:
     )
 
 
-def rename(
-    tensors: Mapping[str, Tensor],
-    new_name: Callable[[str], str | None],
-    unused: re.Pattern[str],
-    architecture: str,
-) -> Renamed:
-    """Rename a backbone's tensors to ours.
-
-    Args:
-        tensors: by their library's names.
-        new_name: gives our name within the backbone, None for one that is not known.
-        unused: names that are dropped knowingly.
-        architecture: what to call the backbone in errors.
-
-    Raises:
-        WeightsError: names that are neither known nor unused, with their count and the first of them.
-    """
-    renamed: dict[str, Tensor] = {}
-    dropped, unknown = [], []
-    for name, tensor in tensors.items():
-        ours = None if unused.match(name) else new_name(name)
-        if ours is not None:
-            if BACKBONE + ours in renamed:
-                raise WeightsError(f"{name} and another name both mean {ours}")
-            renamed[BACKBONE + ours] = tensor
-        elif unused.match(name):
-            dropped.append(name)
-        else:
-            unknown.append(name)
-    if unknown:
-        raise WeightsError(f"{len(unknown)} names that a {architecture} does not have: {list_names(unknown)}")
-    return renamed, tuple(dropped)
-
-
 def _name_from_caffe2(name: str) -> str | None:
     match = _CAFFE2_NAME.match(name)
     if match is None or match[4] not in _CAFFE2_TENSOR:
@@ -136,3 +101,43 @@ def _name_from_torchvision(name: str) -> str | None:
     conv = "shortcut" if is_shortcut else f"conv{number}"
     prefix = f"res{int(layer) + 1}.{block}" if layer else "stem"
     return f"{prefix}.{conv}.{'norm.' if is_norm else ''}{tensor}"
+
+
+def _convention_of_caffe2(content: Content) -> InputConvention:
+    conv = content.tensors.get("res2_0_branch2b_w")
+    is_grouped = conv is not None and conv.ndim == 4 and conv.shape[0] != conv.shape[1]
+    return _FAIR_RESNEXT if is_grouped else _MSRA
+
+
+def _convention_of_detectron2(content: Content) -> InputConvention | None:
+    author = content.metadata.get("__author__")
+    return TORCHVISION if isinstance(author, str) and author == "torchvision" else None
+
+
+MSRA_BACKBONE = backbone_kind(
+    "msra-backbone",
+    "detectron2's ImageNet backbone",
+    lambda content: "conv1_w" in content.tensors,
+    backbone_from_detectron2_pkl,
+    trained_with=_convention_of_caffe2,
+)
+"""A ResNet by Caffe2's names (MSRA and FAIR, from detectron2's ImageNet models)."""
+
+DETECTRON2_BACKBONE = backbone_kind(
+    "detectron2-backbone",
+    "backbone converted for detectron2",
+    lambda content: content.has("stem.conv1"),
+    backbone_from_detectron2,
+    trained_with=_convention_of_detectron2,
+    mark="stem.conv1.weight",
+)
+"""A ResNet by detectron2's names (its conversions of torchvision's)."""
+
+TORCHVISION_BACKBONE = backbone_kind(
+    "torchvision-backbone",
+    "torchvision backbone",
+    lambda content: content.has("layer1.0") and "conv1.weight" in content.tensors,
+    backbone_from_torchvision,
+    trained_with=lambda _: TORCHVISION,
+)
+"""A ResNet by torchvision's names."""

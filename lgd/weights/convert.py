@@ -113,7 +113,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="lgd convert",
         description="Write weights of one kind as another; see docs/weights.md.",
     )
-    parser.add_argument("source", metavar="IN", help="a file, https://, detectron2:// or torchvision://")
+    parser.add_argument("source", metavar="IN", help="a file, or as MODEL.WEIGHTS")
     parser.add_argument("target", metavar="OUT", help="the file to write")
     parser.add_argument(
         "--to",

@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,39 +16,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lgd.files import open_file
+from lgd.weights.kind import Content
+from lgd.weights.kinds import KINDS, recognise
 from lgd.weights.limits import check_archive, check_values
+from lgd.weights.own import says_ours
 from lgd.weights.pickles import read_numeric_pickle
 from lgd.weights.report import WeightsError
 
-Kind = Literal[
-    "lgd",
-    "reference",
-    "detectron2-model",
-    "detectron2-backbone",
-    "msra-backbone",
-    "torchvision-backbone",
-    "swin-backbone",
-    "torchvision-swin",
-]
-"""What a file holds: our own checkpoint, state dict or student; the reference's LGD checkpoint; a plain
-detector of detectron2; a ResNet by detectron2's names (its conversions of torchvision's), by Caffe2's names
-(MSRA and FAIR, from detectron2's ImageNet models) or by torchvision's names; a Swin transformer by
-Microsoft's names or by torchvision's."""
-
-KIND_IN_WORDS: Mapping[Kind, str] = {
-    "lgd": "lgd checkpoint",
-    "reference": "checkpoint of the reference",
-    "detectron2-model": "detectron2 model",
-    "detectron2-backbone": "backbone converted for detectron2",
-    "msra-backbone": "detectron2's ImageNet backbone",
-    "torchvision-backbone": "torchvision backbone",
-    "swin-backbone": "Swin transformer",
-    "torchvision-swin": "torchvision Swin transformer",
-}
-
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_BACKBONE_MARKS = ("stem.conv1.weight", "patch_embed.proj.weight")
 _JSON_METADATA = ("config", "classes")
 _COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
 
@@ -58,12 +34,12 @@ class LoadedWeights:
     """The tensors of a file under the names that the file gives them.
 
     Attributes:
-        kind: what the file is.
+        kind: what the file is: the name of one of `lgd.weights.kinds.KINDS`.
         tensors: tensors by name, on the CPU.
         metadata: the rest of the file's top level (iteration, config, class names, author, ...).
     """
 
-    kind: Kind
+    kind: str
     tensors: dict[str, Tensor]
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -90,10 +66,9 @@ def read_checkpoint_file(path: str | Path) -> LoadedWeights:
     tensors = {_without_ddp_prefix(name): _to_tensor(value) for name, value in state.items()}
     if len(tensors) < len(state):
         raise WeightsError(f"{file}: holds several tensors of one name; this is not a weights file")
-    is_ours = _is_ours(metadata)
-    if not is_ours:
+    if not says_ours(metadata):
         tensors = _without_path_to_backbone(tensors)
-    return LoadedWeights(_recognise(file, tensors, is_ours), tensors, metadata)
+    return LoadedWeights(_recognise(file, Content(tensors, metadata)), tensors, metadata)
 
 
 def local_file(path: str | Path) -> Path:
@@ -174,7 +149,7 @@ def _without_ddp_prefix(name: object) -> str:
 
 def _without_path_to_backbone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Take away what stands before every name of a backbone, as conversions for detectors leave it."""
-    for mark in _BACKBONE_MARKS:
+    for mark in [kind.mark for kind in KINDS.values() if kind.mark]:
         for prefix in [name.removesuffix(mark) for name in tensors if name.endswith("." + mark)]:
             if all(name.startswith(prefix) for name in tensors):
                 return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -208,31 +183,12 @@ def _to_tensor(value: Tensor | np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(native)).reshape(value.shape)
 
 
-def _is_ours(metadata: Mapping[str, Any]) -> bool:
-    said = metadata.get("format")  # an array answers a comparison with another one
-    return isinstance(said, str) and said == "lgd"
-
-
-def _recognise(file: Path, tensors: Mapping[str, Tensor], is_ours: bool) -> Kind:
-    roots = {".".join(name.split(".")[:2]) for name in tensors}
-    if is_ours or "student.neck" in roots:
-        return "lgd"
-    if "student.raw_backbone" in roots:
-        return "reference"
-    if "backbone.bottom_up" in roots:
-        return "detectron2-model"
-    if "conv1_w" in tensors:
-        return "msra-backbone"
-    if "stem.conv1" in roots:
-        return "detectron2-backbone"
-    if "layer1.0" in roots and "conv1.weight" in tensors:
-        return "torchvision-backbone"
-    if "patch_embed.proj" in roots:
-        return "swin-backbone"
-    if "features.0" in roots and any(".attn.qkv." in name for name in tensors):
-        return "torchvision-swin"
-    names = ", ".join(list(tensors)[:3])
-    raise WeightsError(
-        f"{file}: weights of an unknown kind (first names: {names or 'none'}); known: "
-        + ", ".join(KIND_IN_WORDS.values())
-    )
+def _recognise(file: Path, content: Content) -> str:
+    kind = recognise(content)
+    if kind is None:
+        names = ", ".join(list(content.tensors)[:3])
+        raise WeightsError(
+            f"{file}: weights of an unknown kind (first names: {names or 'none'}); known: "
+            + ", ".join(kind.words for kind in KINDS.values())
+        )
+    return kind.name

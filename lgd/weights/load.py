@@ -9,35 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lgd.weights.backbones import (
-    BACKBONE,
-    Renamed,
-    backbone_from_detectron2,
-    backbone_from_detectron2_pkl,
-    backbone_from_torchvision,
-)
 from lgd.weights.classes import CLASS_LAYER, Classes, depends_on_classes, order_classes
-from lgd.weights.convention import InputConvention, adapt_to_input, check_input_convention
-from lgd.weights.files import KIND_IN_WORDS, LoadedWeights, read_checkpoint_file
-from lgd.weights.reference import (
-    OURS_ONLY,
-    PATTERN_DEPENDENT,
-    find_cell_anchors,
-    from_detectron2_model,
-    from_reference,
-    reference_constants,
-)
+from lgd.weights.convention import adapt_to_input, check_input_convention
+from lgd.weights.files import LoadedWeights, read_checkpoint_file
+from lgd.weights.kind import BACKBONE, InputConvention
+from lgd.weights.kinds import KINDS
+from lgd.weights.reference import find_cell_anchors, reference_constants
 from lgd.weights.report import LoadReport, WeightsError, list_names
-from lgd.weights.swin import swin_from_microsoft, swin_from_torchvision
 
 _TEACHING_PARTS = ("teacher.", "adapter.")
-_BACKBONE_READERS = {
-    "msra-backbone": backbone_from_detectron2_pkl,
-    "detectron2-backbone": backbone_from_detectron2,
-    "torchvision-backbone": backbone_from_torchvision,
-    "swin-backbone": swin_from_microsoft,
-    "torchvision-swin": swin_from_torchvision,
-}
 _NOT_IN_CLASSIFIERS = re.compile(re.escape(BACKBONE) + r"(.*\.conv2_offset\.\w+|norm\d\.\w+)$")
 """What detectors add to a classifier's backbone: offsets of deformable convolutions, norms of Swin's maps."""
 
@@ -86,7 +66,7 @@ def load_weights(
         problem = check_input_convention(weights, convention)
         if problem:
             raise WeightsError(problem)
-        tensors, dropped = _to_our_names(weights, constants)
+        tensors, dropped = KINDS[weights.kind].to_ours(weights.tensors, constants)
         tensors, note = adapt_to_input(weights, tensors, convention)
         trained = Classes.of_file(weights.metadata) if weights.kind == "lgd" else None
         if trained is not None and classes is not None:
@@ -106,7 +86,7 @@ def load_weights(
         model,
         used,
         source=str(path),
-        kind=KIND_IN_WORDS[weights.kind],
+        kind=KINDS[weights.kind].words,
         may_miss=(*_may_miss(weights, tensors, own), *other_classes),
         may_drop=_may_drop(weights, tensors, own),
         dropped=(*dropped, *left_out),
@@ -164,16 +144,6 @@ def _is_finite(tensor: Tensor, own: Tensor) -> bool:
     return bool(tensor.to(own.dtype).isfinite().all())
 
 
-def _to_our_names(weights: LoadedWeights, constants: Mapping[str, Tensor]) -> Renamed:
-    if weights.kind == "lgd":
-        return weights.tensors, ()
-    if weights.kind == "reference":
-        return from_reference(weights.tensors, constants), ()
-    if weights.kind == "detectron2-model":
-        return from_detectron2_model(weights.tensors, constants), ()
-    return _BACKBONE_READERS[weights.kind](weights.tensors)
-
-
 def _settle_classes(
     model: nn.Module, tensors: dict[str, Tensor], trained: Classes, wanted: Classes, ignore_classes: bool
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -217,10 +187,11 @@ def _may_miss(
 ) -> tuple[str, ...]:
     """A backbone's file lacks all else, a plain detector's the teaching parts; no part may be there half."""
     missable = [name for name in own if name.endswith(_COUNTER)]
-    if weights.kind in _BACKBONE_READERS:
+    kind = KINDS[weights.kind]
+    if kind.is_backbone:
         missable += [name for name in own if not name.startswith(BACKBONE) or _NOT_IN_CLASSIFIERS.match(name)]
     else:
-        missable += [] if weights.kind == "lgd" else OURS_ONLY
+        missable += kind.lacks
         if not any(name.startswith(_TEACHING_PARTS) for name in tensors):
             missable += _TEACHING_PARTS
     return tuple(missable)
@@ -230,9 +201,7 @@ def _may_drop(
     weights: LoadedWeights, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> tuple[str, ...]:
     """Of the parts that a model may be without, those that this one is without."""
-    optional: tuple[str, ...] = _TEACHING_PARTS
-    if weights.kind == "reference":
-        optional += PATTERN_DEPENDENT
+    optional = (*_TEACHING_PARTS, *KINDS[weights.kind].surplus)
     counters = (name for name in tensors if name.endswith(_COUNTER))
     return (*(part for part in optional if not any(name.startswith(part) for name in own)), *counters)
 

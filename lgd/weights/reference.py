@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lgd.weights.kind import Kind
 from lgd.weights.report import WeightsError, list_names
 
 _PREFIXES = (
@@ -237,3 +238,23 @@ def _brief(tensor: Tensor) -> str:
             f"{tuple(tensor.shape)} starting {[round(value, 3) for value in tensor.flatten()[:4].tolist()]}"
         )
     return str([round(value, 3) for value in tensor.flatten().tolist()])
+
+
+REFERENCE = Kind(
+    "reference",
+    "checkpoint of the reference",
+    lambda content: content.has("student.raw_backbone"),
+    lambda tensors, constants: (from_reference(tensors, constants), ()),
+    lacks=OURS_ONLY,
+    surplus=PATTERN_DEPENDENT,
+)
+"""The reference's LGD checkpoint; what it holds of its input is among the constants."""
+
+DETECTRON2_MODEL = Kind(
+    "detectron2-model",
+    "detectron2 model",
+    lambda content: content.has("backbone.bottom_up"),
+    lambda tensors, constants: (from_detectron2_model(tensors, constants), ()),
+    lacks=OURS_ONLY,
+)
+"""A plain detector of detectron2."""

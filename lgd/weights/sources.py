@@ -14,7 +14,9 @@ from torchvision.models import get_model_weights, list_models
 from lgd.ending import BREAKING
 from lgd.weights.download import download
 from lgd.weights.files import local_file
+from lgd.weights.packages import find_in_package
 from lgd.weights.report import WeightsError
+from lgd.weights.timm_models import fetch_from_timm
 
 _MODEL_ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
 _TORCHVISION_FAMILIES = re.compile(r"(resnet|resnext|swin_(?!v2))")
@@ -27,7 +29,8 @@ def fetch_weights(text: str | Path) -> Path:
 
     Args:
         text: a path; `https://...`, with `#sha256=DIGITS` to check it; `detectron2://PATH` of detectron2's
-            model zoo; `torchvision://NAME` or `torchvision://NAME/WEIGHTS` of a torchvision classifier.
+            model zoo; `torchvision://NAME` or `torchvision://NAME/WEIGHTS` of a torchvision classifier;
+            `pip://NAME` of an installed package that holds one weights file; `timm://NAME` of timm.
 
     Returns:
         The file as given, or the one in the cache.
@@ -37,6 +40,10 @@ def fetch_weights(text: str | Path) -> Path:
     """
     if "://" not in str(text):
         return local_file(text)
+    if str(text).startswith("pip://"):
+        return find_in_package(str(text).removeprefix("pip://"))
+    if str(text).startswith("timm://"):
+        return fetch_from_timm(str(text).removeprefix("timm://"), cache_folder() / "timm")
     url = resolve_url(str(text))
     try:
         parts = urlsplit(url)
@@ -65,7 +72,7 @@ def resolve_url(text: str) -> str:
     hint = ": nothing would show that the file arrived unchanged" if scheme == "http" else ""
     raise WeightsError(
         f"{text}: weights are not fetched by {scheme}://{hint}; "
-        "give a file, https://, detectron2:// or torchvision://"
+        "give a file, https://, detectron2://, torchvision://, timm:// or pip://"
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lgd.weights.backbones import BACKBONE, Renamed, rename
+from lgd.weights.kind import BACKBONE, TORCHVISION, InputConvention, Renamed, backbone_kind, rename
 
 _MICROSOFT_NAME = re.compile(
     r"(patch_embed\.(proj|norm)|norm\d"
@@ -120,3 +120,42 @@ def adapt_patch_embedding(
         "bias": bias * common,
     }
     return {**tensors, **{_PATCH_CONV + name: tensor.float() for name, tensor in adapted.items()}}
+
+
+def _fit(
+    tensors: dict[str, Tensor], trained: InputConvention, config: InputConvention
+) -> tuple[dict[str, Tensor], str | None]:
+    """Fit the first layer: the published weights see RGB, the recipes here and the reference's feed BGR."""
+    if not has_patch_embedding(tensors):
+        return tensors, None
+    adapted = adapt_patch_embedding(
+        tensors,
+        trained_mean=trained.pixel_mean,
+        trained_std=trained.pixel_std,
+        pixel_mean=config.pixel_mean,
+        pixel_std=config.pixel_std,
+        swap_channels=trained.image_format != config.image_format,
+    )
+    return adapted, f"patch embedding fitted to {config.image_format} input with the config's mean and std"
+
+
+SWIN_BACKBONE = backbone_kind(
+    "swin-backbone",
+    "Swin transformer",
+    lambda content: content.has("patch_embed.proj"),
+    swin_from_microsoft,
+    trained_with=lambda _: TORCHVISION,
+    mark="patch_embed.proj.weight",
+    fit=_fit,
+)
+"""A Swin transformer by Microsoft's names."""
+
+TORCHVISION_SWIN = backbone_kind(
+    "torchvision-swin",
+    "torchvision Swin transformer",
+    lambda content: content.has("features.0") and any(".attn.qkv." in name for name in content.tensors),
+    swin_from_torchvision,
+    trained_with=lambda _: TORCHVISION,
+    fit=_fit,
+)
+"""A Swin transformer by torchvision's names."""

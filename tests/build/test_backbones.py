@@ -1,11 +1,14 @@
 import pytest
 import torch
 
+from lgd.backbones.efficientnet_lite import EfficientNetLite
 from lgd.backbones.resnet import ResNet
 from lgd.backbones.swin import SwinTransformer
+from lgd.backbones.timm_features import TimmFeatures
 from lgd.build.backbones import build_backbone
 from lgd.config.load import load_config
 from lgd.config.values import ConfigError
+from lgd.layers.norm import FrozenBatchNorm2d
 
 SMALL = {
     "resnet": (
@@ -61,6 +64,58 @@ def test_backbones_and_their_levels(make_config, name, settings, levels, source)
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "channels", "maps"),
+    [
+        ("resnet", ResNet, [512, 1024, 2048], "res"),
+        ("resnet18", ResNet, [128, 256, 512], "res"),
+        ("resnet34", ResNet, [128, 256, 512], "res"),
+        ("efficientnet_lite0", EfficientNetLite, [40, 112, 320], "stage"),
+        ("efficientnet_lite2", EfficientNetLite, [48, 120, 352], "stage"),
+    ],
+)
+def test_a_name_alone_has_the_neck_of_its_detector(tmp_path, name, kind, channels, maps):
+    (tmp_path / "empty.yaml").write_text("")
+    for detector, numbers, levels in (("FCOS", "345", "34567"), ("GeneralizedRCNN", "2345", "23456")):
+        stages = [f"{maps}{number}" for number in numbers]
+        words = f"MODEL.BACKBONE.NAME {name} MODEL.META_ARCHITECTURE {detector} MODEL.FPN.OUT_CHANNELS 8"
+        names = ["MODEL.FPN.IN_FEATURES", str(stages), "MODEL.RESNETS.OUT_FEATURES", str(stages)]
+        backbone, neck = build_backbone(load_config(tmp_path / "empty.yaml", [*words.split(), *names]))
+        assert isinstance(backbone, kind)
+        assert list(backbone.channels.values())[-3:] == channels
+        assert list(neck.strides) == [f"p{level}" for level in levels]
+
+
+def test_a_backbone_without_a_section_of_its_own_takes_norm_and_freezing(tmp_path):
+    (tmp_path / "empty.yaml").write_text("")
+    words = "MODEL.BACKBONE.NAME resnet18 MODEL.BACKBONE.NORM BN MODEL.BACKBONE.FREEZE_AT 1"
+    backbone, neck = build_backbone(load_config(tmp_path / "empty.yaml", words.split()))
+    assert isinstance(backbone.res2[0].conv1.norm, torch.nn.BatchNorm2d)
+    assert isinstance(backbone.stem.conv1.norm, FrozenBatchNorm2d)
+    assert neck.top_block.source == "res5"  # as over every ResNet
+
+
+def test_a_model_of_timm_is_named_with_its_scheme(tmp_path):
+    pytest.importorskip("timm")
+    (tmp_path / "empty.yaml").write_text("")
+    words = (
+        "MODEL.BACKBONE.NAME timm://mobilenetv3_small_050 MODEL.FPN.IN_FEATURES ['stage3','stage4','stage5']"
+    )
+    backbone, neck = build_backbone(load_config(tmp_path / "empty.yaml", words.split()))
+    assert isinstance(backbone, TimmFeatures)
+    maps = neck(backbone(torch.randn(1, 3, 64, 96)))
+    assert {level: x.shape[2:] for level, x in maps.items()} == {
+        f"p{level}": (-(-64 // 2**level), -(-96 // 2**level)) for level in (3, 4, 5, 6, 7)
+    }
+
+
+@pytest.mark.parametrize("name", ["resnet://x", "build_retinanet_timm://x_fpn_backbone", "Resnet", ""])
+def test_other_names_are_refused_with_those_that_there_are(tmp_path, name):
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"^MODEL.BACKBONE.NAME '.*': there is resnet, swint, .*, timm://"):
+        build_backbone(load_config(tmp_path / "empty.yaml", ["MODEL.BACKBONE.NAME", name]))
+
+
 def test_options_of_the_resnet(make_config):
     settings = (
         "MODEL.RESNETS.NUM_GROUPS 4 MODEL.RESNETS.STRIDE_IN_1X1 False MODEL.RESNETS.DEFORM_MODULATED True "
@@ -113,6 +168,12 @@ def test_options_of_the_swin_transformer(make_config):
         ),
         ("resnet", "MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.NUM_GROUPS 32", "MODEL.RESNETS: .* no 32 groups"),
         ("swint", "MODEL.SWINT.NUM_HEADS (1,3,4,8)", "MODEL.SWINT: 3 heads don't divide the 16"),
+        (
+            "resnet8",
+            "",
+            r"NAME 'build_resnet8_fpn_backbone': there is resnet, swint, .*; did you mean resnet18\?",
+        ),
+        ("efficientnet_lite0", "", r"MODEL.FPN.IN_FEATURES: an EfficientNet-Lite has no maps \['res3'"),
     ],
 )
 def test_errors(make_config, name, settings, message):

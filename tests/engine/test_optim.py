@@ -79,3 +79,29 @@ def test_optimizers_have_the_documented_settings():
 def test_unknown_optimizer_is_named():
     with pytest.raises(ValueError, match=r"'LION'.*SGD, ADAMW"):
         build_optimizer([nn.Parameter(torch.ones(1))], kind="LION", lr=1, momentum=0, weight_decay=0)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "ADAMW"])
+def test_slower_parameters_have_their_factor_in_every_step(kind):
+    options = {"kind": kind, "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0}
+    fast, slow = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer([fast], slower=[slow], **options)
+    for lr in (0.2, 0.1):
+        set_lr(optimizer, lr, 0.1)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([lr, 0.1 * lr])
+    fast.grad, slow.grad = torch.ones(2), torch.ones(3)
+    optimizer.step()
+    assert (1 - slow[0]).item() == pytest.approx(0.1 * (1 - fast[0]).item(), rel=1e-4)
+
+
+def test_a_factor_that_was_changed_is_the_one_that_counts_after_resuming():
+    def build():
+        parameters = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+        options = {"kind": "ADAMW", "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0}
+        return build_optimizer(parameters[:1], slower=parameters[1:], **options)
+
+    saved, resumed = build(), build()
+    set_lr(saved, 1.0, 0.1)
+    resumed.load_state_dict(saved.state_dict())
+    set_lr(resumed, 1.0, 0.3)
+    assert [group["lr"] for group in resumed.param_groups] == [1.0, 0.3]

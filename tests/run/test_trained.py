@@ -16,10 +16,13 @@ from lgd.config.keys import flatten
 from lgd.config.values import ConfigError
 from lgd.data.catalog import open_dataset
 from lgd.data.errors import DataError
-from lgd.data.images import read_image
+from lgd.data.images import Decoding, read_image
 from lgd.engine.checkpoint import FORMAT, save_checkpoint, save_file
 from lgd.inference.detect import detect
+from lgd.inference.evaluate import detect_on
+from lgd.inference.model import TrainedModel
 from lgd.weights.report import WeightsError
+from tests.data.sets import CATEGORIES, annotation, image_record, open_coco, write_coco
 from tests.tiny import CLASSES, NAMES, tiny_config, write_tiny
 
 
@@ -218,7 +221,7 @@ def test_what_is_missing_is_named(tmp_path):
         "nothing.pth": "does not say how its model is built; .* lgd convert",
         "two.pth": "names 2 classes, but its NUM_CLASSES is 3",
         "empty.pth": "empty.pth",
-        "model.onnx": "an exported model",
+        "model.onnx": "model.onnx: No such file",
     }.items():
         with pytest.raises(WeightsError, match=says):
             lgd.load(tmp_path / name)
@@ -252,3 +255,22 @@ def test_a_pil_image_is_drawn_as_it_was_given(tiny_model, picture):
     result = tiny_model.predict(image, score=1.0)
     assert result.name == picture.name
     assert (np.asarray(result.draw()) == (1, 2, 3)).all()
+
+
+def test_data_sets_are_decoded_as_single_pictures_are(tiny_model, tmp_path):
+    """A model for pictures of 12 bits sees them alike in `predict` and where it is evaluated."""
+    path = write_coco(tmp_path, [image_record(1)], [annotation(1, 1)], with_files=False)
+    values = np.random.default_rng(1).integers(0, 4096, (48, 64)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "train/001.png")
+    rule = replace(tiny_model.rule, decoding=Decoding((0, 4095)))
+    names, ids = [each["name"] for each in CATEGORIES], [each["id"] for each in CATEGORIES]
+    model = TrainedModel(
+        tiny_model.run, rule, class_names=names, category_ids=ids, with_masks=False, device=tiny_model.device
+    )
+    found = detect_on(model, open_coco(path), with_masks=False)
+    expected = model.predict(tmp_path / "train/001.png", score=0)
+    assert len(found) == len(expected) > 3
+    assert found.scores.tolist() == pytest.approx(expected.scores.tolist(), rel=1e-6)
+    assert found.scores.max() != pytest.approx(
+        tiny_model.predict(tmp_path / "train/001.png", score=0).scores.max().item(), rel=1e-6
+    )

@@ -4,11 +4,11 @@ import torchvision
 
 from lgd.backbones.resnet import ResNet
 from lgd.weights.backbones import (
-    BACKBONE,
     backbone_from_detectron2,
     backbone_from_detectron2_pkl,
     backbone_from_torchvision,
 )
+from lgd.weights.kind import BACKBONE
 from lgd.weights.report import WeightsError
 from tests.weights.modules import randomise, small_resnet
 

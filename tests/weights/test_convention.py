@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lgd.weights.convention import InputConvention, check_input_convention
+from lgd.weights.convention import check_input_convention
 from lgd.weights.files import LoadedWeights
+from lgd.weights.kind import InputConvention
 from lgd.weights.report import WeightsError
 
 MSRA = LoadedWeights(

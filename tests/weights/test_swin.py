@@ -4,7 +4,7 @@ import torchvision
 
 from lgd.backbones.swin import SwinTransformer
 from lgd.weights import load_weights
-from lgd.weights.backbones import BACKBONE
+from lgd.weights.kind import BACKBONE
 from lgd.weights.reference import to_detectron2, to_reference
 from lgd.weights.report import WeightsError
 from lgd.weights.swin import adapt_patch_embedding, swin_from_microsoft, swin_from_torchvision

@@ -1,0 +1,1 @@
+"""Trained models as other libraries want them, one file for each."""
