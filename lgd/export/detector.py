@@ -143,9 +143,11 @@ def _find_survivors(
     boxes = boxes.double()
     areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
     places = torch.arange(scores.shape[1], device=scores.device)
+    # As tensors: numbers that differ from one call to the next would become inputs, which torch cannot write.
+    most, threshold = places.new_full((), limit), boxes.new_full((), iou_threshold)
 
     def is_on(count: Tensor, waiting: Tensor, survives: Tensor) -> Tensor:
-        return (count < limit) & (waiting > -torch.inf).any()
+        return (count < most) & (waiting > -torch.inf).any()
 
     def take_best(count: Tensor, waiting: Tensor, survives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         best = waiting.argmax(dim=1, keepdim=True)
@@ -154,7 +156,7 @@ def _find_survivors(
         shared = sides.clamp(min=0).prod(dim=-1)
         overlaps = shared / (areas + areas.gather(1, best) - shared)
         chosen = (places == best) & (waiting > -torch.inf)
-        gone = chosen | ((overlaps > iou_threshold) & (groups == groups.gather(1, best)))
+        gone = chosen | ((overlaps > threshold) & (groups == groups.gather(1, best)))
         return count + 1, torch.where(gone, -torch.inf, waiting), survives | chosen
 
     start = (scores.new_zeros((), dtype=torch.int64), scores.clone(), torch.zeros_like(scores).bool())

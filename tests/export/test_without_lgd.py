@@ -34,6 +34,9 @@ SETTINGS = {
     "retinanet": {},
     "mask_rcnn": {
         "MODEL__META_ARCHITECTURE": "GeneralizedRCNN",
+        "MODEL__BACKBONE__NAME": "build_resnet_fpn_backbone",
+        "MODEL__RESNETS__OUT_FEATURES": "[res2, res3, res4, res5]",
+        "MODEL__FPN__IN_FEATURES": "[res2, res3, res4, res5]",
         "MODEL__MASK_ON": True,
         "MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.05,
     },
@@ -53,9 +56,8 @@ def python(tmp_path_factory):
             if path.is_dir():
                 (packages / path.name).symlink_to(path)
     python = home / "bin/python"
-    assert run(
-        python, "-c", "import importlib.util as i; print(i.find_spec('torch'), i.find_spec('lgd'))"
-    ) == ("None None\n")
+    found = "import importlib.util as i; print(i.find_spec('torch'), i.find_spec('lgd'))"
+    assert run(python, "-I", "-c", found) == "None None\n"
     return python
 
 
@@ -71,10 +73,10 @@ def pictures(tmp_path):
     return [tmp_path / name for name in ("same.png", "large.png", "turned.jpg")]
 
 
-def run(*words, **environment):
+def run(*words, cwd=None):
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     words = [str(word) for word in words]
-    done = subprocess.run(words, env={**clean, **environment}, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=cwd, env=clean, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -115,10 +117,7 @@ def test_torch_loads_its_file_without_lgd(weights, pictures, tmp_path):
         "numpy.save('boxes.npy', boxes[valid].numpy())",
     ]
     (tmp_path / "program.py").write_text("\n".join(lines))
-    done = subprocess.run(
-        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run(sys.executable, "program.py", cwd=tmp_path)
     result = lgd.load(weights, "cpu").predict(str(pictures[0]), 0.0)
     boxes = torch.from_numpy(np.load(tmp_path / "boxes.npy"))
     assert len(boxes) == len(result) > 0
