@@ -52,9 +52,10 @@ def _recipes(arguments: Sequence[str], is_program: bool) -> int:
 
 
 def _data(arguments: Sequence[str], is_program: bool) -> int:
+    from lgd.build.samples import open_samples
     from lgd.inspect import command
 
-    return command.main(arguments)
+    return command.main(arguments, open_samples)
 
 
 COMMANDS: Mapping[str, tuple[Callable[[Sequence[str], bool], int], str]] = {

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
+from lgd.build.augmentations import build_augmentations
 from lgd.build.fgfi import load_teacher
 from lgd.build.model import Model, compiles
 from lgd.build.weights import fill_model
@@ -149,6 +150,17 @@ def build_decoding(cfg: Config) -> Decoding:
     return Decoding(None if options.range == "auto" else options.range, options.scaled_decoding)
 
 
+def flip_probability(cfg: Config) -> float:
+    """Share of training images that are mirrored left to right."""
+    return 0.5 if cfg.input.random_flip == "horizontal" else 0.0
+
+
+def build_crop(cfg: Config) -> Crop | None:
+    """What part is taken of training images; None for all of each."""
+    crop = cfg.input.crop
+    return Crop(crop.type, crop.size) if crop.enabled else None
+
+
 def build_train_loader(
     cfg: Config, index: AnnotationIndex, *, first_step: int, device: torch.device
 ) -> Iterable[Batch]:
@@ -167,8 +179,9 @@ def build_train_loader(
         min_sizes=options.min_size_train,
         min_size_sampling=options.min_size_train_sampling,
         max_size=options.max_size_train,
-        flip_prob=0.5 if options.random_flip == "horizontal" else 0.0,
-        crop=Crop(options.crop.type, options.crop.size) if options.crop.enabled else None,
+        flip_prob=flip_probability(cfg),
+        crop=build_crop(cfg),
+        augmentations=build_augmentations(cfg),
         num_workers=loader.num_workers,
         on_bad_image=loader.on_bad_image,
         filter_empty=loader.filter_empty_annotations,

@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_args, get_type_hints
 
 from lgd.config.values import (
-    FiniteFloat,
     Interval,
     PositiveInt,
     ReadingError,
@@ -29,7 +28,7 @@ class _Rising:
 
 
 Factors = Annotated[tuple[Annotated[float, Interval(0, 10)], Annotated[float, Interval(0, 10)]], _Rising()]
-Scale = Annotated[float, Interval(0, 16, above_low=True)]
+Scale = Annotated[float, Interval(0, 4, above_low=True)]
 Scales = Annotated[tuple[Scale, Scale], _Rising()]
 Shares = Annotated[tuple[UnitFloat, UnitFloat], _Rising()]
 Turn = Annotated[float, Interval(-0.5, 0.5)]
@@ -175,7 +174,9 @@ def _extras(declared: Any) -> Iterator[object]:
 
 
 def _hint(word: object, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word.lower(), [each.lower() for each in known], 1, 0.6) if isinstance(
-        word, str
-    ) and len(word) < 100 else []
+    near = (
+        difflib.get_close_matches(word.lower(), [each.lower() for each in known], 1, 0.6)
+        if isinstance(word, str) and len(word) < 100
+        else []
+    )
     return f"; did you mean {next(each for each in known if each.lower() == near[0])}?" if near else ""

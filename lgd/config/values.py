@@ -92,7 +92,8 @@ def coerce(value: object, declared: Any) -> Any:
     Args:
         value: scalar, list, or text.
         declared: type of the setting as its annotation has it: bool, int, float, str, None, Literal, a
-            union, tuple or dict of these, each possibly Annotated with an `Interval`, `AsWritten` or `ReadBy`.
+            union, tuple or dict of these, each possibly Annotated with an `Interval`,
+            `AsWritten` or `ReadBy`.
 
     Raises:
         ReadingError: a map that is checked by itself is not such a value; says why.
