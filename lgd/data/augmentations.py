@@ -192,5 +192,5 @@ class CutOut:
 
 
 def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """A size times a factor, whole pixels, at least 1."""
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    """A size times a factor, whole pixels; at least 2, since torch 2.14 cannot resize to a single pixel."""
+    return max(2, round(size[0] * scale)), max(2, round(size[1] * scale))

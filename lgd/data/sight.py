@@ -177,13 +177,8 @@ def stay_in_sight(sample: Sample, *, covered: Flags | None = None, min_visible: 
 def _objects(sample: Sample) -> list[_Object]:
     outlines = outlines_of(sample)
     counts = outlines.counts.tolist()
-    pieces = zip(
-        sample.boxes.numpy(),
-        torch.split(outlines.edges, counts),
-        torch.split(outlines.parts, counts),
-        strict=True,
-    )
-    return [_Object(*piece) for piece in pieces]
+    edges, parts = torch.split(outlines.edges, counts), torch.split(outlines.parts, counts)
+    return [_Object(*each) for each in zip(sample.boxes.numpy(), edges, parts, strict=True)]
 
 
 def _look_at(each: _Object, size: tuple[int, int], covered: Flags | None) -> tuple[_Object | None, float]:

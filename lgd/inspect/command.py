@@ -1,4 +1,4 @@
-"""`lgd data DATASET... [--json] [--draw N OUT [--augmented]]`: what would be trained on, before anything is."""
+"""`lgd data DATASET... [--json] [--draw N OUT [--augmented]]`: what would be trained on, before it is."""
 
 from __future__ import annotations
 
