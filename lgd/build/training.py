@@ -15,7 +15,7 @@ from lgd.build.weights import fill_model
 from lgd.config.schema import Config
 from lgd.config.solver import resolve_solver
 from lgd.config.values import ConfigError
-from lgd.data.canvases import Canvas, static_canvases
+from lgd.data.canvases import Canvas, augmented_canvases, static_canvases
 from lgd.data.collate import Layout
 from lgd.data.images import Decoding
 from lgd.data.index import AnnotationIndex
@@ -141,7 +141,8 @@ def training_canvases(cfg: Config, device: torch.device) -> tuple[Canvas, ...]:
     """The canvases that training batches are padded to; none where each batch has its own."""
     if not uses_static_canvases(cfg, device):
         return ()
-    return static_canvases(cfg.input.min_size_train, cfg.input.max_size_train)
+    common = static_canvases(cfg.input.min_size_train, cfg.input.max_size_train)
+    return tuple(dict.fromkeys([*common, *augmented_canvases(common, build_augmentations(cfg))]))
 
 
 def build_decoding(cfg: Config) -> Decoding:

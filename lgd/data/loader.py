@@ -146,8 +146,7 @@ def train_loader(
 ) -> BatchLoader:
     """Make the endless training batches of one rank.
 
-    What batch k holds depends on the arguments alone: not on the number of workers, on the batches before it,
-    or on how the global batch of batch_size * world_size * num_accumulation_steps images is shared out.
+    What batch k holds hangs on the arguments alone: on no worker, no batch before it, no share of a rank.
 
     Args:
         index: the data set.
@@ -181,12 +180,9 @@ def train_loader(
         DataError: no image (of a set with a weight) has an object, or one has no mask and shall have one.
         ValueError: sizes that cannot be; augmentations of what is decoded elsewhere.
     """
-    if augmentations and decode_on is not None:
-        raise ValueError("augmentations need decoded images; leave decode_on out")
     images = _training_images(index, filter_empty, with_masks)
-    groups, repeats = _order(index, images, aspect_ratio_grouping, repeat_threshold, weights)
-    global_size = batch_size * world_size * num_accumulation_steps
-    sampler = TrainingSampler(images, groups, global_batch_size=global_size, seed=seed, repeats=repeats)
+    order = _order(index, images, aspect_ratio_grouping, repeat_threshold, weights)
+    sampler = _sampler(images, order, batch_size * world_size * num_accumulation_steps, seed)
     dataset = TrainingImages(
         Preparation(index, image_format, max_size, dtype, with_masks, decode_on is None, decoding),
         candidates=images,
@@ -273,6 +269,13 @@ def _order(
 ) -> tuple[Integers, Floats | None]:
     """Of each image, which it is batched with, and how often it comes."""
     return _groups(index, images, grouping), _repeats(index, images, threshold, weights)
+
+
+def _sampler(
+    images: Integers, order: tuple[Integers, Floats | None], global_size: int, seed: int
+) -> TrainingSampler:
+    groups, repeats = order
+    return TrainingSampler(images, groups, global_batch_size=global_size, seed=seed, repeats=repeats)
 
 
 def _repeats(

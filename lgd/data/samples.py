@@ -238,7 +238,12 @@ class TrainingImages(Dataset[Sample | ImageError]):
         """Take the parts.
 
         `candidates` are the images that may stand for an unfit one, and that augmentations may take.
+
+        Raises:
+            ValueError: augmentations of images that are decoded elsewhere.
         """
+        if augmentations and not prepare.decodes:
+            raise ValueError("augmentations need decoded images; leave decode_on out")
         self._prepare = _before(augmentations, prepare) if augmentations else prepare
         self._dtype, self._with_masks = prepare.dtype, prepare.with_masks
         self._candidates = candidates
