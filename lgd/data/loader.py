@@ -144,9 +144,7 @@ def train_loader(
     dtype: torch.dtype = torch.float32,
     with_masks: bool = False,
 ) -> BatchLoader:
-    """Make the endless training batches of one rank.
-
-    What batch k holds hangs on the arguments alone: on no worker, no batch before it, no share of a rank.
+    """Make the endless training batches of one rank; they hang on no worker, no batch before, no division.
 
     Args:
         index: the data set.
@@ -181,8 +179,9 @@ def train_loader(
         ValueError: sizes that cannot be; augmentations of what is decoded elsewhere.
     """
     images = _training_images(index, filter_empty, with_masks)
-    order = _order(index, images, aspect_ratio_grouping, repeat_threshold, weights)
-    sampler = _sampler(images, order, batch_size * world_size * num_accumulation_steps, seed)
+    groups, repeats = _order(index, images, aspect_ratio_grouping, repeat_threshold, weights)
+    global_size = batch_size * world_size * num_accumulation_steps
+    sampler = TrainingSampler(images, groups, global_batch_size=global_size, seed=seed, repeats=repeats)
     dataset = TrainingImages(
         Preparation(index, image_format, max_size, dtype, with_masks, decode_on is None, decoding),
         candidates=images,
@@ -269,13 +268,6 @@ def _order(
 ) -> tuple[Integers, Floats | None]:
     """Of each image, which it is batched with, and how often it comes."""
     return _groups(index, images, grouping), _repeats(index, images, threshold, weights)
-
-
-def _sampler(
-    images: Integers, order: tuple[Integers, Floats | None], global_size: int, seed: int
-) -> TrainingSampler:
-    groups, repeats = order
-    return TrainingSampler(images, groups, global_batch_size=global_size, seed=seed, repeats=repeats)
 
 
 def _repeats(
