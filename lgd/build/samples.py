@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -9,6 +12,7 @@ from lgd.build.augmentations import build_augmentations
 from lgd.build.training import build_crop, build_decoding, flip_probability
 from lgd.config.keys import with_values
 from lgd.config.load import load_config
+from lgd.config.schema import Config
 from lgd.data.index import AnnotationIndex
 from lgd.data.samples import Preparation, TrainingImages
 from lgd.data.transforms import Resize
@@ -17,19 +21,23 @@ _BASE = "Base-RetinaNet"
 """What says the sizes where no recipe does."""
 
 
-def open_samples(recipe: str | None, augmentations: str | None, index: AnnotationIndex) -> TrainingImages:
-    """Open a set's training samples by (image, position), RGB and with masks.
+def samples_of(recipe: str | None, augmentations: str | None) -> Callable[[AnnotationIndex], TrainingImages]:
+    """Read how a recipe makes samples; returns what opens a set's, by (image, position), RGB and with masks.
 
     Args:
         recipe: a YAML file or the name of one of the package's; None for COCO's sizes.
         augmentations: INPUT.AUGMENTATIONS as on the command line; None for the recipe's.
-        index: the set.
 
     Raises:
         ConfigError: one of them cannot be.
     """
     overrides = [] if augmentations is None else ["INPUT.AUGMENTATIONS", augmentations]
-    cfg = with_values(load_config(recipe or _BASE, overrides), {"INPUT.FORMAT": "RGB"})
+    # What is said of a distillation that does nothing is of no interest here.
+    cfg = load_config(recipe or _BASE, ["MODEL.DISTILLATOR.ENABLED", "False", *overrides])
+    return partial(_open, with_values(cfg, {"INPUT.FORMAT": "RGB"}))
+
+
+def _open(cfg: Config, index: AnnotationIndex) -> TrainingImages:
     options = cfg.input
     has_objects = np.flatnonzero(index.counts)
     return TrainingImages(

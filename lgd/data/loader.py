@@ -144,7 +144,7 @@ def train_loader(
     dtype: torch.dtype = torch.float32,
     with_masks: bool = False,
 ) -> BatchLoader:
-    """Make the endless training batches of one rank; they hang on no worker, no batch before, no division.
+    """Make the endless training batches of one rank, which hang on the arguments, not on workers or ranks.
 
     Args:
         index: the data set.

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -87,24 +86,32 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-OpenSamples = Callable[[str | None, str | None, AnnotationIndex], Samples]
-"""From a recipe, a list of augmentations and a set to its samples."""
+Open = Callable[[AnnotationIndex], Samples]
+"""From a set to its samples as training sees them."""
 
 
-def main(argv: Sequence[str] | None, open_samples: OpenSamples) -> int:
+def main(argv: Sequence[str] | None, samples_of: Callable[[str | None, str | None], Open]) -> int:
     """Run the command line; returns the exit code: 0, or 2 for what cannot be trained on.
 
-    `open_samples` gives what --augmented draws: this room knows no recipes.
+    Args:
+        argv: the words after the command's.
+        samples_of: says how the samples of a recipe and a list of augmentations, of which one may be None,
+            are opened; this room knows no recipes.
     """
     arguments = parse_arguments(argv)
-    opening = None
-    if arguments.augmented is not None:
-        opening = partial(open_samples, arguments.config_file, arguments.augmented or None)
     with lines_on_stderr():
-        return _main(arguments, opening)
+        try:
+            is_wanted = arguments.augmented is not None
+            open_samples = (
+                samples_of(arguments.config_file, arguments.augmented or None) if is_wanted else None
+            )
+        except ConfigError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return exits.USER_ERROR
+        return _main(arguments, open_samples)
 
 
-def _main(arguments: argparse.Namespace, open_samples: Callable[[AnnotationIndex], Samples] | None) -> int:
+def _main(arguments: argparse.Namespace, open_samples: Open | None) -> int:
     root = Path(arguments.root).expanduser()
     sets: list[_Set] = []
     errors: list[str] = []
@@ -117,7 +124,7 @@ def _main(arguments: argparse.Namespace, open_samples: Callable[[AnnotationIndex
             _report(sets, arguments, open_samples)
     except KeyboardInterrupt:
         return exits.CTRL_C
-    except (DataError, ConfigError) as error:
+    except DataError as error:
         errors.append(str(error))
     for message in errors:
         sys.stderr.write(f"error: {' '.join(message.split())}\n")
@@ -177,11 +184,7 @@ def _inspect(line: str, root: Path) -> _Set:
     return _Set(index, contents, [*more, *warnings_of(contents)])
 
 
-def _report(
-    sets: Sequence[_Set],
-    arguments: argparse.Namespace,
-    open_samples: Callable[[AnnotationIndex], Samples] | None,
-) -> None:
+def _report(sets: Sequence[_Set], arguments: argparse.Namespace, open_samples: Open | None) -> None:
     words: TextIO = sys.stderr if arguments.json else sys.stdout
     indices, contents = [each.index for each in sets], [each.contents for each in sets]
     duplicates = find_duplicates(indices, compare=arguments.duplicates, look=arguments.duplicates)
