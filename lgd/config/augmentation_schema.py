@@ -7,7 +7,7 @@ case. A checked entry is a plain map of all its keys, since that is what is writ
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -126,6 +126,8 @@ KINDS: dict[str, type] = {
 """By NAME."""
 
 _NAME = "NAME"
+_LONGEST_NAME = 100
+"""Beyond, a name is nothing that somebody mistyped."""
 
 
 def read_entry(value: object) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def read_entry(value: object) -> dict[str, Any]:
 
 
 def _read(where: str, value: object, declared: Any) -> Any:
-    is_range = any(isinstance(extra, _Rising) for extra in _extras(declared))
+    is_range = any(isinstance(extra, _Rising) for extra in get_args(declared)[1:])
     try:
         result = coerce(value, declared)
     except (ValueError, OverflowError, RecursionError):
@@ -168,15 +170,10 @@ def _read(where: str, value: object, declared: Any) -> Any:
     return result
 
 
-def _extras(declared: Any) -> Iterator[object]:
-    """What a type is annotated with."""
-    yield from get_args(declared)[1:]
-
-
 def _hint(word: object, known: Iterable[str]) -> str:
-    near = (
-        difflib.get_close_matches(word.lower(), [each.lower() for each in known], 1, 0.6)
-        if isinstance(word, str) and len(word) < 100
-        else []
-    )
-    return f"; did you mean {next(each for each in known if each.lower() == near[0])}?" if near else ""
+    """Ask about the known word that is most like this one, if one is."""
+    if not isinstance(word, str) or len(word) > _LONGEST_NAME:
+        return ""
+    spelled = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(word.lower(), spelled, n=1)
+    return f"; did you mean {spelled[near[0]]}?" if near else ""

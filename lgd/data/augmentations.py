@@ -146,7 +146,11 @@ class LargeScaleJitter:
     min_visible: float
 
     needs_others: ClassVar[bool] = False
-    enlarges: ClassVar[bool] = True
+
+    @property
+    def enlarges(self) -> bool:
+        """Whether pictures may come larger than alone."""
+        return self.size is not None or self.scale[1] > 1
 
     def __call__(self, sample: Sample, generator: np.random.Generator, draw: Draw) -> Sample:
         """Resize and cut the sample; see `lgd.data.samples.Augmentation`."""

@@ -95,7 +95,11 @@ class Mosaic:
     min_visible: float
 
     needs_others: ClassVar[bool] = True
-    enlarges: ClassVar[bool] = True
+
+    @property
+    def enlarges(self) -> bool:
+        """Whether pictures may come larger than alone."""
+        return self.scale[1] > 1
 
     def __call__(self, sample: Sample, generator: np.random.Generator, draw: Callable[[], Sample]) -> Sample:
         """Put the four together; see `lgd.data.samples.Augmentation`."""

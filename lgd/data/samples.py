@@ -99,14 +99,17 @@ class Augmentation(Protocol):
     Attributes:
         probability: share of the samples that it is done to.
         needs_others: whether it takes other samples.
-        enlarges: whether it may take more from a picture than its view has, so that it is decoded whole.
+        enlarges: whether it may show a picture larger than its view, so that it is not decoded smaller.
     """
 
     needs_others: ClassVar[bool]
-    enlarges: ClassVar[bool]
 
     @property
     def probability(self) -> float:
+        """See above."""
+
+    @property
+    def enlarges(self) -> bool:
         """See above."""
 
     def __call__(self, sample: Sample, generator: np.random.Generator, draw: Callable[[], Sample]) -> Sample:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as mask_api
 
 from lgd.data.augmentations import ColorJitter, CutOut, LargeScaleJitter, QuarterTurn, VerticalFlip
 from lgd.data.mixing import CopyPaste, Mosaic
@@ -346,6 +347,55 @@ def test_outlines_that_nothing_comes_over_stay_as_they_are():
     seen = stay_in_sight(sample, covered=cover(10, 0, 20, 20), min_visible=1)
     assert torch.equal(seen.boxes, sample.boxes)
     assert torch.equal(seen.outlines.edges, edges)
+
+
+def polygon_sample(polygons, height=40, width=40):
+    """Objects of one polygon each."""
+    padded = polygons_to_outlines([[[polygon] for polygon in polygons]], len(polygons), torch.float64)
+    corners = [np.reshape(polygon, (-1, 2)) for polygon in polygons]
+    counts = torch.tensor([len(each) for each in corners])
+    return replace(
+        box_sample([[*each.min(axis=0), *each.max(axis=0)] for each in corners], height, width),
+        outlines=ImageOutlines(
+            torch.cat([padded.edges[0, k, :count] for k, count in enumerate(counts.tolist())]),
+            torch.zeros(int(counts.sum()), dtype=torch.int64),
+            counts,
+        ),
+    )
+
+
+def coco_mask(polygon, height, width):
+    """Pixels as the COCO API draws them."""
+    (encoded,) = mask_api.frPyObjects([list(polygon)], height, width)
+    return mask_api.decode(encoded).astype(bool)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+def test_any_polygons_flipped_turned_cut_and_covered_are_what_the_coco_api_draws():
+    """The reference moves the corners, lets the API draw them in the frame, and takes out pixels."""
+    chance = np.random.default_rng(0)
+    for _ in range(40):
+        corners = chance.integers(0, 161, size=(3, 6, 2)) / 4
+        sample = polygon_sample([each.reshape(-1).tolist() for each in corners])
+        sample = VerticalFlip(1.0)(sample, chance, None)
+        corners = np.stack([corners[..., 0], 40 - corners[..., 1]], axis=-1)
+        sample = QuarterTurn(1.0, (1, 1))(sample, chance, None)
+        corners = np.stack([corners[..., 1], 40 - corners[..., 0]], axis=-1)
+        top, left = chance.integers(-20, 10, size=2).tolist()
+        rows, columns = chance.integers(20, 50, size=2).tolist()
+        sample = put_in_frame(
+            sample, size=(80, 120), frame=(rows, columns), corner=(top, left), min_visible=0
+        )
+        corners = corners * [3, 2] + [left, top]
+        covered = chance.random((rows, columns)) < 0.2
+        sample = stay_in_sight(sample, covered=covered, min_visible=0)
+        expected = [coco_mask(each.reshape(-1), rows, columns) & ~covered for each in corners]
+        seen = [k for k, mask in enumerate(expected) if mask.any()]
+        assert sample.labels.tolist() == seen
+        masks = drawn_masks(sample).numpy() if seen else []
+        for place, k in enumerate(seen):
+            assert np.array_equal(masks[place], expected[k])
+            assert sample.boxes[place].tolist() == bounds(expected[k])
 
 
 def test_pasted_is_what_lies_in_masks_and_no_more():
