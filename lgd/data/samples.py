@@ -280,8 +280,12 @@ class TrainingImages(Dataset[Sample | ImageError]):
             return self._apply([each for each in before if not each.needs_others], other, generator, draw)
 
         sample = self._apply(self._augmentations, sample, generator, draw)
+        image = sample.image
+        if isinstance(image, SmallImage) and not image.view.enlarges:
+            image = image.show()  # nothing was done to it; a batch of whole photographs would be large
         return replace(
             sample,
+            image=image,
             boxes=sample.boxes.to(self._dtype),
             outlines=sample.outlines if self._with_masks else None,
             skipped=tuple(skipped),

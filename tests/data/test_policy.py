@@ -168,11 +168,29 @@ def test_large_photographs_come_whole_where_they_may_be_enlarged(tmp_path):
     path = tmp_path / "train" / "001.png"
     with Image.open(path) as picture:
         picture.save(path, format="JPEG")
-    jitter = LargeScaleJitter(0.0, (0.1, 2.0), None, 0.1)
-    for augmentation, height in ((jitter, 1000), (VerticalFlip(0.0), 125)):
-        sample = training_images(index, (augmentation,))[0, 0]
-        assert sample.image.pixels.shape[1] == height
-        assert sample.size == (48, 58)
+    for enlarges, height in ((True, 1000), (False, 125)):
+        asking = Asking()
+        asking.enlarges = enlarges
+        sample = training_images(index, (asking,))[0, 0]
+        (other,) = asking.others
+        assert other.image.pixels.shape[1] == height
+        assert other.size == sample.size == (48, 58)
+        assert isinstance(sample.image, torch.Tensor)  # not the whole photograph until there is a batch
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "enlarges"),
+    [
+        (LargeScaleJitter(0.5, (0.1, 1.0), None, 0.1), False),
+        (LargeScaleJitter(0.5, (0.1, 1.1), None, 0.1), True),
+        (LargeScaleJitter(0.5, (0.1, 1.0), (9, 9), 0.1), True),
+        (Mosaic(0.5, (0.5, 1.0), (0.3, 0.7), 0.1), False),
+        (Mosaic(0.5, (0.5, 1.5), (0.3, 0.7), 0.1), True),
+        (VerticalFlip(0.5), False),
+    ],
+)
+def test_what_may_enlarge_says_so(augmentation, enlarges):
+    assert augmentation.enlarges is enlarges
 
 
 def test_pictures_that_are_decoded_elsewhere_are_refused(tmp_path):
