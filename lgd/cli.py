@@ -68,9 +68,10 @@ def _recipes(arguments: Sequence[str], is_program: bool) -> int:
 
 
 def _data(arguments: Sequence[str], is_program: bool) -> int:
+    from lgd.build.samples import samples_of
     from lgd.inspect import command
 
-    return command.main(arguments)
+    return command.main(arguments, samples_of)
 
 
 COMMANDS: Mapping[str, tuple[Callable[[Sequence[str], bool], int], str]] = {

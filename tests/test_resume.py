@@ -113,6 +113,24 @@ def run_alone(settings, log, *flags):
     return run.log.read_text()
 
 
+EVERYTHING = (
+    "[{NAME: large_scale_jitter, PROBABILITY: 0.5, SCALE: [0.5, 1.5]}, {NAME: mosaic}, {NAME: copy_paste}, "
+    "{NAME: quarter_turn}, {NAME: vertical_flip}, {NAME: cut_out}, {NAME: color_jitter, HUE: [-0.1, 0.1]}]"
+)
+
+
+def test_a_killed_run_with_augmentations_is_bit_equal(small_data, tmp_path):
+    changes = {"INPUT__AUGMENTATIONS": EVERYTHING, "SOLVER__MAX_ITER": 6, "DATALOADER__NUM_WORKERS": 1}
+    run_alone(small_settings(small_data, tmp_path / "whole", **changes), tmp_path / "whole.txt")
+    settings = small_settings(small_data, tmp_path / "killed", **changes)
+    run = Forked(settings, log=tmp_path / "killed.txt")
+    run.wait_for(tmp_path / "killed" / "metrics.jsonl", '"iteration": 4')
+    run.signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    assert "resumed from" in run_alone(settings, tmp_path / "resumed.txt", "--resume")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
 def test_resume_of_a_finished_run_evaluates_only(small_data, tmp_path):
     settings = small_settings(small_data, tmp_path / "run", SOLVER__MAX_ITER=3)
     run_alone(settings, tmp_path / "first.txt")

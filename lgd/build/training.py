@@ -9,13 +9,14 @@ from typing import cast
 import torch
 from torch import nn
 
+from lgd.build.augmentations import build_augmentations
 from lgd.build.fgfi import load_teacher
 from lgd.build.model import Model, compiles
 from lgd.build.weights import fill_model
 from lgd.config.schema import Config
 from lgd.config.solver import resolve_solver
 from lgd.config.values import ConfigError
-from lgd.data.canvases import Canvas, static_canvases
+from lgd.data.canvases import Canvas, augmented_canvases, static_canvases
 from lgd.data.collate import Layout
 from lgd.data.images import Decoding
 from lgd.data.index import AnnotationIndex
@@ -159,13 +160,25 @@ def training_canvases(cfg: Config, device: torch.device) -> tuple[Canvas, ...]:
     """The canvases that training batches are padded to; none where each batch has its own."""
     if not uses_static_canvases(cfg, device):
         return ()
-    return static_canvases(cfg.input.min_size_train, cfg.input.max_size_train)
+    common = static_canvases(cfg.input.min_size_train, cfg.input.max_size_train)
+    return tuple(dict.fromkeys([*common, *augmented_canvases(common, build_augmentations(cfg))]))
 
 
 def build_decoding(cfg: Config) -> Decoding:
     """How files become pixels; a range that is not settled is all of 16 bits."""
     options = cfg.input
     return Decoding(None if options.range == "auto" else options.range, options.scaled_decoding)
+
+
+def flip_probability(cfg: Config) -> float:
+    """Share of training images that are mirrored left to right."""
+    return 0.5 if cfg.input.random_flip == "horizontal" else 0.0
+
+
+def build_crop(cfg: Config) -> Crop | None:
+    """What part is taken of training images; None for all of each."""
+    crop = cfg.input.crop
+    return Crop(crop.type, crop.size) if crop.enabled else None
 
 
 def build_train_loader(
@@ -186,8 +199,9 @@ def build_train_loader(
         min_sizes=options.min_size_train,
         min_size_sampling=options.min_size_train_sampling,
         max_size=options.max_size_train,
-        flip_prob=0.5 if options.random_flip == "horizontal" else 0.0,
-        crop=Crop(options.crop.type, options.crop.size) if options.crop.enabled else None,
+        flip_prob=flip_probability(cfg),
+        crop=build_crop(cfg),
+        augmentations=build_augmentations(cfg),
         num_workers=loader.num_workers,
         on_bad_image=loader.on_bad_image,
         filter_empty=loader.filter_empty_annotations,

@@ -124,6 +124,11 @@ def _input_complaints(cfg: Config) -> Iterator[str]:
     elif crop.type == "absolute_range" and crop.size[0] > crop.size[1]:
         yield f"INPUT.CROP.SIZE {crop.size} must be (least, most), since INPUT.CROP.TYPE is {crop.type}"
     loader = cfg.dataloader
+    if cfg.input.augmentations and loader.decode_on_gpu:
+        yield (
+            "INPUT.AUGMENTATIONS needs the pixels in the loader, and DATALOADER.DECODE_ON_GPU leaves them to "
+            "the device; set one of them back"
+        )
     if loader.sampler_train == "RepeatFactorTrainingSampler" and loader.repeat_threshold == 0:
         yield (
             "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler repeats nothing while "

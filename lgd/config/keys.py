@@ -9,7 +9,7 @@ from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from lgd.config.schema import ALIASES, Config
-from lgd.config.values import ConfigError, brief, coerce, describe, is_as_written
+from lgd.config.values import ConfigError, ReadingError, brief, coerce, describe, is_as_written
 
 _LONGEST_NAME = 100
 """Beyond, a name is nothing that somebody mistyped."""
@@ -44,6 +44,8 @@ class Key:
         """
         try:
             return coerce(value, self.declared)
+        except ReadingError as error:
+            raise ConfigError(f"{where} {error}") from None
         except (ValueError, OverflowError, RecursionError):
             message = f"{where} expects {describe(self.declared)}, got {brief(value)}"
             raise ConfigError(message) from None

@@ -15,8 +15,9 @@ error.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from lgd.config.augmentation_schema import read_entry
 from lgd.config.model_schema import ModelConfig
 from lgd.config.values import (
     FiniteFloat,
@@ -26,6 +27,7 @@ from lgd.config.values import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ReadBy,
     UnitFloat,
 )
 
@@ -80,6 +82,10 @@ class InputConfig:
     scaled_decoding: Annotated[
         bool, "Decode JPEGs of a megapixel and more at 1/2, 1/4 or 1/8, where they are shown smaller still."
     ] = True
+    augmentations: Annotated[
+        tuple[Annotated[dict[str, Any], ReadBy(read_entry, "a map (NAME: ..., KEY: value)")], ...],
+        "What else is done to training samples, in turn: [{NAME: mosaic, PROBABILITY: 0.5}, ...].",
+    ] = ()
     crop: CropConfig = CropConfig()
 
 

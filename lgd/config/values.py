@@ -6,6 +6,7 @@ import ast
 import math
 import reprlib
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -20,6 +21,23 @@ UNUSED = "Accepted for the reference's files; has no effect."
 
 class ConfigError(ValueError):
     """A configuration that a user can mend; the message names file, key and way out."""
+
+
+class ReadingError(ValueError):
+    """What is wrong with a value; the message goes on from the key's name."""
+
+
+@dataclass(frozen=True)
+class ReadBy:
+    """Marks maps that a function of their own checks, all in them taken letter by letter.
+
+    Attributes:
+        function: from what was written to the value; raises ReadingError.
+        what: the value in words.
+    """
+
+    function: Callable[[object], Any]
+    what: str
 
 
 @dataclass(frozen=True)
@@ -74,14 +92,18 @@ def coerce(value: object, declared: Any) -> Any:
     Args:
         value: scalar, list, or text.
         declared: type of the setting as its annotation has it: bool, int, float, str, None, Literal, a
-            union, tuple or dict of these, each possibly Annotated with an `Interval` or `AsWritten`.
+            union, tuple or dict of these, each possibly Annotated with an `Interval`,
+            `AsWritten` or `ReadBy`.
 
     Raises:
+        ReadingError: a map that is checked by itself is not such a value; says why.
         ValueError: `value` is not such a value (without a message: the caller knows the key).
     """
     origin, arguments = get_origin(declared), get_args(declared)
     if origin is Annotated and AsWritten() in arguments:
         return value if isinstance(value, str) and value else _refuse()
+    if origin is Annotated and isinstance(arguments[1], ReadBy):
+        return arguments[1].function(value)
     if origin is Annotated:
         result = coerce(value, arguments[0])
         intervals = [extra for extra in arguments[1:] if isinstance(extra, Interval)]
@@ -105,6 +127,8 @@ def describe(declared: Any) -> str:
     origin, arguments = get_origin(declared), get_args(declared)
     if origin is Annotated and AsWritten() in arguments:
         return "a name"
+    if origin is Annotated and isinstance(arguments[1], ReadBy):
+        return arguments[1].what
     if origin is Annotated:
         intervals = [f" {extra}" for extra in arguments[1:] if isinstance(extra, Interval)]
         return describe(arguments[0]) + "".join(intervals)
@@ -123,7 +147,9 @@ def describe(declared: Any) -> str:
 
 def is_as_written(declared: Any) -> bool:
     """Whether a declared type holds text that is taken letter by letter."""
-    return declared == AsWritten() or any(map(is_as_written, get_args(declared)))
+    if declared == AsWritten() or isinstance(declared, ReadBy):
+        return True
+    return any(map(is_as_written, get_args(declared)))
 
 
 def read_as_written(node: yaml.Node) -> Any:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lgd.data.augmentations import LargeScaleJitter, QuarterTurn
+from lgd.data.samples import Augmentation
+
 Canvas = tuple[int, int]
 
 
@@ -36,6 +39,22 @@ def static_canvases(
     short, common, long = (_round_up(side, size_divisibility) for side in (short, common, max_size))
     canvases = [(short, common), (short, long), (common, short), (long, short), (long, long)]
     return tuple(dict.fromkeys(canvases))
+
+
+def augmented_canvases(
+    canvases: Sequence[Canvas], augmentations: Sequence[Augmentation], size_divisibility: int = 32
+) -> list[Canvas]:
+    """Find the largest canvases of augmented batches from those of batches as they are; none twice."""
+    found = list(canvases)
+    for each in augmentations:
+        if isinstance(each, LargeScaleJitter) and each.size and each.probability:
+            height, width = (_round_up(side, size_divisibility) for side in each.size)
+            if each.probability == 1:
+                found = [(height, width)]
+            found = [(max(h, height), max(w, width)) for h, w in found]
+        elif isinstance(each, QuarterTurn) and each.probability and each.turns != (2, 2):
+            found = [(max(canvas), max(canvas)) for canvas in found]
+    return list(dict.fromkeys(found))
 
 
 def tight_canvas(sizes: Sequence[Sequence[int]], size_divisibility: int) -> Canvas:

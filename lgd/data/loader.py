@@ -29,7 +29,7 @@ from lgd.data.samplers import (
     repeat_factors,
     weigh_parts,
 )
-from lgd.data.samples import OnBadImage, Preparation, TestImages, TrainingImages
+from lgd.data.samples import Augmentation, OnBadImage, Preparation, TestImages, TrainingImages
 from lgd.data.shipping import Buffers, Shipment
 from lgd.data.transforms import Crop, ImageFormat, Resize, resized_size
 from lgd.data.workers import Failure, WholeBatches, WorkerContext, keep, prepare_worker
@@ -130,6 +130,7 @@ def train_loader(
     max_size: int,
     flip_prob: float = 0.5,
     crop: Crop | None = None,
+    augmentations: Sequence[Augmentation] = (),
     num_workers: int,
     on_bad_image: OnBadImage = "fail",
     filter_empty: bool = True,
@@ -143,10 +144,7 @@ def train_loader(
     dtype: torch.dtype = torch.float32,
     with_masks: bool = False,
 ) -> BatchLoader:
-    """Make the endless training batches of one rank.
-
-    What batch k holds depends on the arguments alone: not on the number of workers, on the batches before it,
-    or on how the global batch of batch_size * world_size * num_accumulation_steps images is shared out.
+    """Make the endless training batches of one rank, which hang on the arguments, not on workers or ranks.
 
     Args:
         index: the data set.
@@ -162,6 +160,7 @@ def train_loader(
         max_size: cap on the long side, pixels.
         flip_prob: share of images that are mirrored left to right.
         crop: take a random part of each image before it is resized; a part may have no object.
+        augmentations: what is done to samples after that, in turn.
         num_workers: loading processes; 0 loads in this one.
         on_bad_image: raise `ImageError` at an unfit image, or replace it and say so in `Batch.skipped`.
         filter_empty: leave out images without any object that is not a crowd.
@@ -177,7 +176,7 @@ def train_loader(
 
     Raises:
         DataError: no image (of a set with a weight) has an object, or one has no mask and shall have one.
-        ValueError: sizes that cannot be.
+        ValueError: sizes that cannot be; augmentations of what is decoded elsewhere.
     """
     images = _training_images(index, filter_empty, with_masks)
     groups, repeats = _order(index, images, aspect_ratio_grouping, repeat_threshold, weights)
@@ -191,6 +190,7 @@ def train_loader(
         flip_prob=flip_prob,
         seed=seed,
         on_bad_image=on_bad_image,
+        augmentations=augmentations,
     )
     batches = MicroBatchSampler(sampler, world_size, rank, num_accumulation_steps, start)
     loader = _data_loader(dataset, batches, partial(collate, layout=layout), num_workers, pin_memory)

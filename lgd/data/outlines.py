@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lgd.data.errors import DataError
-from lgd.data.index import AnnotationIndex, Floats, Integers
+from lgd.data.index import AnnotationIndex, Flags, Floats, Integers
 from lgd.data.segmentations import BROKEN
 from lgd.structures import Outlines
 
@@ -69,6 +69,51 @@ def select_outlines(outlines: ImageOutlines, keep: Tensor) -> ImageOutlines:
     """Keep the objects that `keep`, (G,) bool, marks."""
     kept = keep.repeat_interleave(outlines.counts)
     return ImageOutlines(outlines.edges[kept], outlines.parts[kept], outlines.counts[keep])
+
+
+def join_outlines(images: Sequence[ImageOutlines]) -> ImageOutlines:
+    """The masks of the first image's objects, then those of the next one's, all on one image."""
+    return ImageOutlines(
+        torch.cat([image.edges for image in images]),
+        torch.cat([image.parts for image in images]),
+        torch.cat([image.counts for image in images]),
+    )
+
+
+def mask_edges(mask: Flags) -> Tensor:
+    """The edges of a mask (h, w) as of run lengths, (T, 4) float64: they give it back to the pixel."""
+    num_rows, num_columns = mask.shape
+    walled = np.zeros((num_rows + 2, num_columns + 2), dtype=np.int8)
+    walled[1:-1, 1:-1] = mask
+    borders = np.abs(np.diff(walled, axis=0))
+    turns = np.diff(borders, axis=1)
+    y, x = np.nonzero(turns > 0)
+    _, end = np.nonzero(turns < 0)
+    return torch.from_numpy(np.stack([x, y, end, y], axis=1).astype(np.float64))
+
+
+def close_outlines(outlines: ImageOutlines) -> ImageOutlines:
+    """Add the upright sides that run-length masks go without, as they need them once they are turned.
+
+    Along an upright line the sides lie between the first and the second end of edges, the third and the
+    fourth and so on, ends that come twice left out: of polygons, which are closed, none are left.
+    """
+    owner = np.arange(len(outlines.counts)).repeat(outlines.counts.numpy())
+    part = outlines.parts.numpy()
+    ends = np.concatenate([outlines.edges[:, :2].numpy(), outlines.edges[:, 2:].numpy()])
+    keys = np.column_stack([np.tile(owner, 2), np.tile(part, 2), ends])
+    keys, times = np.unique(keys, axis=0, return_counts=True)
+    odd = keys[times % 2 == 1]
+    upper, lower = odd[::2], odd[1::2]
+    assert np.array_equal(upper[:, :3], lower[:, :3]), "edges of outlines have two ends"
+    sides = np.column_stack([upper[:, 2:], lower[:, 2:]])
+    order = np.argsort(np.concatenate([owner, upper[:, 0]]), kind="stable")
+    return ImageOutlines(
+        torch.cat([outlines.edges, torch.from_numpy(sides)])[order],
+        torch.cat([outlines.parts, torch.from_numpy(upper[:, 1].astype(np.int64))])[order],
+        outlines.counts
+        + torch.from_numpy(np.bincount(upper[:, 0].astype(np.int64), minlength=len(outlines.counts))),
+    )
 
 
 def pad_outlines(images: Sequence[ImageOutlines], num_slots: int, dtype: torch.dtype) -> Outlines:

@@ -5,8 +5,10 @@ Legend: h x w the resized image, G its boxes.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +34,7 @@ OnBadImage = Literal["fail", "skip"]
 # Streams of random numbers beside the sampler's, which are (seed, 0 to 2, ...).
 _AUGMENTATION = 3
 _REPLACEMENT = 4
+_POLICY = 5
 
 _MAX_REPLACEMENTS = 20
 
@@ -46,14 +49,18 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class SmallImage:
-    """A decoded image, (3, H, W) uint8 RGB, with no more pixels than its view, which is made when needed."""
+    """A decoded image, (3, H, W) uint8 RGB, and its view, which is made when needed.
+
+    It has no more pixels than the view, or the view may change yet.
+    """
 
     pixels: Tensor
     view: View
+    reduction: int = 1
 
     def show(self) -> Tensor:
         """Make the view, (3, h, w) uint8."""
-        return self.view(self.pixels)
+        return self.view(self.pixels, self.reduction)
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,35 @@ class Sample:
         return self.image.view.size
 
 
+class Augmentation(Protocol):
+    """What is done to some samples after they are read.
+
+    Attributes:
+        probability: share of the samples that it is done to.
+        needs_others: whether it takes other samples.
+        enlarges: whether it may show a picture larger than its view, so that it is not decoded smaller.
+    """
+
+    needs_others: ClassVar[bool]
+
+    @property
+    def probability(self) -> float:
+        """See above."""
+
+    @property
+    def enlarges(self) -> bool:
+        """See above."""
+
+    def __call__(self, sample: Sample, generator: np.random.Generator, draw: Callable[[], Sample]) -> Sample:
+        """Return the sample changed.
+
+        Args:
+            sample: its boxes are float64, it has outlines, and its image is decoded.
+            generator: of all chance.
+            draw: gives another sample; raises ImageError where it is unfit.
+        """
+
+
 @dataclass(frozen=True)
 class Preparation:
     """From image `i` of an index to a `Sample`.
@@ -99,6 +135,7 @@ class Preparation:
         decodes: whether images are decoded; if not, JPEGs stay as they are wherever another decoder gives the
             same picture.
         decoding: how.
+        may_change: whether views may change yet, and so are not made.
     """
 
     index: AnnotationIndex
@@ -108,6 +145,7 @@ class Preparation:
     with_masks: bool = False
     decodes: bool = True
     decoding: Decoding = DEFAULT_DECODING
+    may_change: bool = False
 
     def __call__(self, i: int, *, min_size: int, flip: bool, window: Window | None = None) -> Sample:
         """Read image `i`, take the part in `window`, resize and flip it.
@@ -128,7 +166,7 @@ class Preparation:
         boxes, has_extent = view.boxes(self.index.boxes(i)[keep])
         keep[keep] = has_extent  # now of all annotations, crowds included
         return Sample(
-            image=_see(image, view),
+            image=_see(image, view, self.may_change),
             boxes=torch.from_numpy(boxes[has_extent]).to(self.dtype),
             labels=torch.from_numpy(self.index.labels(i)[keep]),
             original_size=original_size,
@@ -164,11 +202,21 @@ class Preparation:
             )
 
 
-def _see(image: Picture | Jpeg, view: View) -> Tensor | SmallImage | EncodedImage:
-    """The view of the image if it is the smaller one; else both."""
+def _see(image: Picture | Jpeg, view: View, may_change: bool) -> Tensor | SmallImage | EncodedImage:
+    """The view of the image if it is the smaller one and stays; else both."""
     if isinstance(image, Jpeg):
         return EncodedImage(image, view)
+    if may_change:
+        return SmallImage(image.pixels, view, image.reduction)
     return SmallImage(image.pixels, view) if view.enlarges else view(image.pixels, image.reduction)
+
+
+def _before(augmentations: Sequence[Augmentation], prepare: Preparation) -> Preparation:
+    """How samples are read that augmentations then change: exactly, and with all that is known of them."""
+    decoding = prepare.decoding
+    if any(each.enlarges for each in augmentations):
+        decoding = replace(decoding, scaled=False)
+    return replace(prepare, dtype=torch.float64, with_masks=True, decoding=decoding, may_change=True)
 
 
 class TrainingImages(Dataset[Sample | ImageError]):
@@ -188,20 +236,75 @@ class TrainingImages(Dataset[Sample | ImageError]):
         flip_prob: float,
         seed: int,
         on_bad_image: OnBadImage,
+        augmentations: Sequence[Augmentation] = (),
     ) -> None:
-        """Take the parts; `candidates` are the images that may stand for an unfit one."""
-        self._prepare = prepare
+        """Take the parts.
+
+        `candidates` are the images that may stand for an unfit one, and that augmentations may take.
+
+        Raises:
+            ValueError: augmentations of images that are decoded elsewhere.
+        """
+        if augmentations and not prepare.decodes:
+            raise ValueError("augmentations need decoded images; leave decode_on out")
+        self._prepare = _before(augmentations, prepare) if augmentations else prepare
+        self._dtype, self._with_masks = prepare.dtype, prepare.with_masks
         self._candidates = candidates
         self._resize = resize
         self._crop = crop
         self._flip_prob = flip_prob
         self._seed = seed
         self._on_bad_image = on_bad_image
+        self._augmentations = augmentations
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | ImageError:
         """Return the sample at the position, or why there is none."""
         image, position = key
         generator = np.random.default_rng((self._seed, _AUGMENTATION, position))
+        try:
+            sample = self._load(image, generator, position)
+            return self._augment(sample, position) if self._augmentations else sample
+        except ImageError as error:
+            return error
+
+    def _augment(self, sample: Sample, position: int) -> Sample:
+        """Do in turn what chance says."""
+        generator = np.random.default_rng((self._seed, _POLICY, position))
+        skipped = list(sample.skipped)
+
+        def draw(before: Sequence[Augmentation]) -> Sample:
+            """Another sample, as far as the list went, but for what takes others itself."""
+            image = int(self._candidates[generator.integers(len(self._candidates))])
+            other = self._load(image, generator, position)
+            skipped.extend(other.skipped)
+            return self._apply([each for each in before if not each.needs_others], other, generator, draw)
+
+        sample = self._apply(self._augmentations, sample, generator, draw)
+        image = sample.image
+        if isinstance(image, SmallImage) and not image.view.enlarges:
+            image = image.show()  # nothing was done to it; a batch of whole photographs would be large
+        return replace(
+            sample,
+            image=image,
+            boxes=sample.boxes.to(self._dtype),
+            outlines=sample.outlines if self._with_masks else None,
+            skipped=tuple(skipped),
+        )
+
+    def _apply(
+        self,
+        augmentations: Sequence[Augmentation],
+        sample: Sample,
+        generator: np.random.Generator,
+        draw: Callable[[Sequence[Augmentation]], Sample],
+    ) -> Sample:
+        for number, augmentation in enumerate(augmentations):
+            if generator.random() < augmentation.probability:
+                sample = augmentation(sample, generator, partial(draw, augmentations[:number]))
+        return sample
+
+    def _load(self, image: int, generator: np.random.Generator, position: int) -> Sample:
+        """Read an image, or one in its place where it is unfit and may be skipped."""
         min_size = self._resize.draw(generator)
         flip = bool(generator.random() < self._flip_prob)
         failures: dict[int, str] = {}
@@ -212,10 +315,10 @@ class TrainingImages(Dataset[Sample | ImageError]):
                 return replace(sample, skipped=tuple(failures.values()))
             except ImageError as error:
                 if self._on_bad_image == "fail":
-                    return error
+                    raise
                 failures[image] = str(error)
                 image = self._replacement(list(failures), position)
-        return ImageError(
+        raise ImageError(
             f"cannot replace an image: {len(failures)} were tried and all are unfit; the first: "
             f"{next(iter(failures.values()))}"
         )

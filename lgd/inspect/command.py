@@ -1,4 +1,4 @@
-"""`lgd data DATASET... [--json] [--draw N OUT]`: what would be trained on, before anything is."""
+"""`lgd data DATASET... [--json] [--draw N OUT [--augmented]]`: what would be trained on, before it is."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from lgd import exits
+from lgd.config.values import ConfigError
 from lgd.data.catalog import open_dataset
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
@@ -21,7 +22,7 @@ from lgd.inspect.contents import Contents, compare_classes, find_obstacle, read_
 from lgd.inspect.duplicates import describe_duplicates, find_duplicates
 from lgd.inspect.report import to_json, to_words, warnings_of
 from lgd.inspect.sets import find_folder, lines_of
-from lgd.inspect.sheet import MOST_PICTURES, SUFFIXES, write_sheet
+from lgd.inspect.sheet import MOST_PICTURES, SUFFIXES, Samples, write_sheet
 from lgd.notices import lines_on_stderr
 
 
@@ -55,6 +56,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--draw", nargs=2, metavar=("N", "OUT"), help="a contact sheet of N pictures: a .jpg or .png"
     )
     parser.add_argument(
+        "--augmented",
+        nargs="?",
+        const="",
+        metavar="LIST",
+        help="draw them as training sees them: by LIST, written as INPUT.AUGMENTATIONS, or by the recipe's",
+    )
+    parser.add_argument(
+        "--config-file", metavar="RECIPE", help="of --augmented: sizes, flips, crops and augmentations"
+    )
+    parser.add_argument(
         "--duplicates",
         action=argparse.BooleanOptionalAction,
         help="look for the same picture twice, or not; by default unless there are many",
@@ -66,16 +77,41 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--draw {number}: N is a number of pictures from 1 to {MOST_PICTURES}")
         if Path(path).suffix.lower() not in SUFFIXES:
             parser.error(f"--draw {path}: OUT ends in {', '.join(SUFFIXES)}")
+    if arguments.augmented is not None and not arguments.draw:
+        parser.error("--augmented goes with --draw N OUT")
+    if arguments.augmented == "" and not arguments.config_file:
+        parser.error("--augmented needs a LIST ('[{NAME: mosaic}]') or --config-file RECIPE")
+    if arguments.config_file and arguments.augmented is None:
+        parser.error("--config-file goes with --augmented")
     return arguments
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 for what cannot be trained on."""
+Open = Callable[[AnnotationIndex], Samples]
+"""From a set to its samples as training sees them."""
+
+
+def main(argv: Sequence[str] | None, samples_of: Callable[[str | None, str | None], Open]) -> int:
+    """Run the command line; returns the exit code: 0, or 2 for what cannot be trained on.
+
+    Args:
+        argv: the words after the command's.
+        samples_of: says how the samples of a recipe and a list of augmentations, of which one may be None,
+            are opened; this room knows no recipes.
+    """
+    arguments = parse_arguments(argv)
     with lines_on_stderr():
-        return _main(parse_arguments(argv))
+        try:
+            is_wanted = arguments.augmented is not None
+            open_samples = (
+                samples_of(arguments.config_file, arguments.augmented or None) if is_wanted else None
+            )
+        except ConfigError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return exits.USER_ERROR
+        return _main(arguments, open_samples)
 
 
-def _main(arguments: argparse.Namespace) -> int:
+def _main(arguments: argparse.Namespace, open_samples: Open | None) -> int:
     root = Path(arguments.root).expanduser()
     sets: list[_Set] = []
     errors: list[str] = []
@@ -85,7 +121,7 @@ def _main(arguments: argparse.Namespace) -> int:
             sets += opened
             errors += problems
         if sets:
-            _report(sets, arguments)
+            _report(sets, arguments, open_samples)
     except KeyboardInterrupt:
         return exits.CTRL_C
     except DataError as error:
@@ -148,7 +184,7 @@ def _inspect(line: str, root: Path) -> _Set:
     return _Set(index, contents, [*more, *warnings_of(contents)])
 
 
-def _report(sets: Sequence[_Set], arguments: argparse.Namespace) -> None:
+def _report(sets: Sequence[_Set], arguments: argparse.Namespace, open_samples: Open | None) -> None:
     words: TextIO = sys.stderr if arguments.json else sys.stdout
     indices, contents = [each.index for each in sets], [each.contents for each in sets]
     duplicates = find_duplicates(indices, compare=arguments.duplicates, look=arguments.duplicates)
@@ -170,6 +206,6 @@ def _report(sets: Sequence[_Set], arguments: argparse.Namespace) -> None:
         words.write(f"{duplicates.left_out}\n")
     if arguments.draw:
         number, path = int(arguments.draw[0]), Path(arguments.draw[1]).expanduser()
-        for line in write_sheet(path, indices, contents, number):
+        for line in write_sheet(path, indices, contents, number, open_samples):
             words.write(f"{line}\n")
         words.write(f"{path}: pictures with their labels\n")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from lgd.data.errors import DataError, ImageError
 from lgd.data.images import read_image
 from lgd.data.index import AnnotationIndex
 from lgd.data.outlines import pad_outlines, read_outlines
+from lgd.data.samples import Sample, SmallImage
 from lgd.files import replacing
 from lgd.inference.captions import class_color, load_font, text_color
 from lgd.inference.draw import draw_objects
@@ -29,8 +32,16 @@ _SEED = 1
 _MOST_CHIPS = 40
 
 
+Samples = Dataset[Sample | ImageError]
+"""Of a set by (image, position)."""
+
+
 def write_sheet(
-    path: Path, indices: Sequence[AnnotationIndex], contents: Sequence[Contents], number: int
+    path: Path,
+    indices: Sequence[AnnotationIndex],
+    contents: Sequence[Contents],
+    number: int,
+    open_samples: Callable[[AnnotationIndex], Samples] | None = None,
 ) -> list[str]:
     """Draw `number` pictures of all sets together to `path`, spread over the sets and their classes.
 
@@ -39,6 +50,8 @@ def write_sheet(
         indices: the sets.
         contents: what each of them holds.
         number: of pictures.
+        open_samples: gives a set's samples as training sees them, RGB, to be drawn; None for the files'
+            pictures.
 
     Returns:
         A line for each picture that could not be read.
@@ -48,16 +61,19 @@ def write_sheet(
     """
     shares = [len(part) for part in np.array_split(np.arange(number), len(indices))]
     chosen = [
-        (index, i)
+        (index, samples, i)
         for index, content, share in zip(indices, contents, shares, strict=True)
+        for samples in [open_samples(index) if open_samples else None]
         for i in choose_pictures(content, share)
     ]
     columns = next(side for side in range(1, MOST_PICTURES + 1) if side * side >= len(chosen))
     cell = min(_LARGEST_CELL, (_WIDEST_SHEET - _GAP) // columns - _GAP)
     panels, problems = [], []
-    for index, i in chosen:
+    for position, (index, samples, i) in enumerate(chosen):
         try:
-            panels.append(_draw(index, i, cell))
+            panels.append(
+                _draw(index, i, cell) if samples is None else _draw_sample(index, samples, i, position, cell)
+            )
         except ImageError as error:
             problems.append(f"not drawn: {error}")
     sheet = _arrange(panels, columns, cell, _legend(contents, columns * (cell + _GAP) - _GAP))
@@ -104,6 +120,26 @@ def _draw(index: AnnotationIndex, i: int, cell: int) -> Image.Image:
         torch.from_numpy(index.boxes(i)),
         torch.from_numpy(labels),
         [f"{name}, crowd" if is_crowd else name for name, is_crowd in zip(names, crowd, strict=True)],
+        outlines=pad_outlines([outlines], len(labels), torch.float64) if len(outlines.edges) else None,
+        title=f"{_short(index.file_name(i))}   {image.shape[2]} x {image.shape[1]}   {len(labels)}",
+        long_side=cell,
+    )
+
+
+def _draw_sample(index: AnnotationIndex, samples: Samples, i: int, position: int, cell: int) -> Image.Image:
+    sample = samples[i, position]
+    if isinstance(sample, ImageError):
+        raise sample
+    image, outlines = sample.image, sample.outlines
+    image = image.show() if isinstance(image, SmallImage) else image
+    assert isinstance(image, Tensor), "samples to look at are decoded"
+    assert outlines is not None, "and have outlines"
+    labels = sample.labels
+    return draw_objects(
+        image,
+        sample.boxes,
+        labels,
+        [index.class_names[label] for label in labels.tolist()],
         outlines=pad_outlines([outlines], len(labels), torch.float64) if len(outlines.edges) else None,
         title=f"{_short(index.file_name(i))}   {image.shape[2]} x {image.shape[1]}   {len(labels)}",
         long_side=cell,

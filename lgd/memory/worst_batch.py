@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from lgd.data.index import AnnotationIndex, Integers
+from lgd.data.mixing import CopyPaste, Mosaic
 from lgd.data.outlines import read_outlines
 from lgd.data.samplers import aspect_groups
+from lgd.data.samples import Augmentation
 from lgd.data.transforms import resized_size
 from lgd.structures import Batch, Outlines, Targets
 
@@ -67,6 +69,17 @@ def _grow(size: list[int], min_size: int, max_size: int, crops: bool) -> tuple[i
         return resized_size(height, width, min_size, max_size)
     short, long = min(min_size, max_size), max_size
     return (short, long) if width > height else (long, short)
+
+
+def most_augmented_objects(index: AnnotationIndex, augmentations: Sequence[Augmentation]) -> int:
+    """N of augmented images."""
+    most = number = most_objects(index)
+    for each in augmentations:
+        if isinstance(each, Mosaic) and each.probability:
+            number += 3 * most
+        elif isinstance(each, CopyPaste) and each.probability:
+            number += min(most, each.count[1])
+    return number
 
 
 def most_objects(index: AnnotationIndex) -> int:

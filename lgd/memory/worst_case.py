@@ -8,16 +8,22 @@ from dataclasses import replace
 
 import torch
 
+from lgd.build.augmentations import build_augmentations
 from lgd.build.model import Model, compiles
 from lgd.build.training import build_sides, micro_batch_size, reads_masks, training_canvases
 from lgd.config.schema import Config
 from lgd.config.values import ConfigError
-from lgd.data.canvases import fit_canvas
+from lgd.data.canvases import augmented_canvases, fit_canvas
 from lgd.data.index import AnnotationIndex
 from lgd.engine.loop import Side
 from lgd.engine.metrics import measure_memory
 from lgd.memory.trial_step import fits_memory, largest_batch
-from lgd.memory.worst_batch import largest_canvases, most_edges, most_objects, worst_batch
+from lgd.memory.worst_batch import (
+    largest_canvases,
+    most_augmented_objects,
+    most_edges,
+    worst_batch,
+)
 from lgd.ranks import process_group
 from lgd.structures import Batch
 
@@ -107,8 +113,19 @@ def _canvases(cfg: Config, index: AnnotationIndex, device: torch.device) -> list
         filter_empty=loader.filter_empty_annotations,
         aspect_ratio_grouping=loader.aspect_ratio_grouping,
     )
+    tight = augmented_canvases(tight, build_augmentations(cfg))
     static = training_canvases(cfg, device)
     return list(dict.fromkeys(fit_canvas(canvas, static) for canvas in tight))
+
+
+def _num_objects(cfg: Config, index: AnnotationIndex) -> int:
+    return most_augmented_objects(index, build_augmentations(cfg))
+
+
+def _mask_edges(cfg: Config, index: AnnotationIndex, canvas: tuple[int, int]) -> tuple[int, int]:
+    """Edges and parts of a mask; one that is cut is drawn anew, with an edge above and below each column."""
+    edges, parts = most_edges(index)
+    return max(edges, 2 * max(canvas)) if cfg.input.augmentations else edges, parts
 
 
 def _fits(
@@ -135,18 +152,18 @@ def _make_batch(cfg: Config, index: AnnotationIndex, canvas: tuple[int, int], ba
     batch = worst_batch(
         canvas,
         batch_size=batch_size,
-        num_objects=most_objects(index),
+        num_objects=_num_objects(cfg, index),
         num_classes=cfg.num_classes,
-        mask_edges=most_edges(index) if reads_masks(cfg) else None,
+        mask_edges=_mask_edges(cfg, index, canvas) if reads_masks(cfg) else None,
     )
     layout = torch.channels_last if cfg.train.channels_last else torch.contiguous_format
     return replace(batch, images=batch.images.contiguous(memory_format=layout))
 
 
 def _describe(cfg: Config, index: AnnotationIndex, canvas: tuple[int, int], batch_size: int) -> str:
-    edges = f" of {most_edges(index)[0]} mask edges" if reads_masks(cfg) else ""
+    edges = f" of {_mask_edges(cfg, index, canvas)[0]} mask edges" if reads_masks(cfg) else ""
     return (
-        f"{batch_size} image(s) a rank, {canvas[1]} x {canvas[0]} pixels, {most_objects(index)} "
+        f"{batch_size} image(s) a rank, {canvas[1]} x {canvas[0]} pixels, {_num_objects(cfg, index)} "
         f"object(s){edges} each"
     )
 

@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lgd.build.training import build_train_loader, uses_static_canvases
+from lgd.build.augmentations import build_augmentations
+from lgd.build.training import build_train_loader, training_canvases, uses_static_canvases
+from lgd.config.augmentation_schema import KINDS
 from lgd.config.load import load_config
 from tests.data.sets import annotation, image_record, open_coco, write_coco
 
@@ -82,3 +84,32 @@ def test_decoding_in_the_trainer_changes_nothing_on_the_cpu(tmp_path, channels_l
     for batch, other in zip(plain, first_batches(tmp_path / "b", f"{words} True", count=3), strict=True):
         assert torch.equal(batch.images, other.images)
         assert batch.images.stride() == other.images.stride()
+
+
+def test_fixed_sizes_and_turns_have_static_canvases_too(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("INPUT: {MIN_SIZE_TRAIN: [96], MAX_SIZE_TRAIN: 160}")
+    words = ["TRAIN.STATIC_CANVASES", "True"]
+    jitter = ["INPUT.AUGMENTATIONS", "[{NAME: large_scale_jitter, SIZE: [100, 250]}]"]
+    common = training_canvases(load_config(tmp_path / "recipe.yaml", words), torch.device("cpu"))
+    cfg = load_config(tmp_path / "recipe.yaml", words + jitter)
+    assert training_canvases(cfg, torch.device("cpu")) == (*common, (128, 256))
+
+
+def test_lists_of_a_recipe_change_the_batches(tmp_path):
+    (plain,) = first_batches(tmp_path / "a", "SEED 3", count=1)
+    (turned,) = first_batches(tmp_path / "b", 'INPUT.AUGMENTATIONS [{"NAME":"quarter_turn"}]', count=1)
+    assert plain.sizes.tolist() == [[48, 64]] * 4
+    assert [64, 48] in turned.sizes.tolist()
+
+
+def test_every_kind_of_entry_is_built(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("")
+    entries = ", ".join(f"{{NAME: {name}}}" for name in KINDS)
+    cfg = load_config(tmp_path / "recipe.yaml", ["INPUT.AUGMENTATIONS", f"[{entries}]"])
+    built = build_augmentations(cfg)
+    assert len(built) == len(KINDS)
+    assert built[0].image_format == "BGR"
+    assert len({type(each) for each in built}) == len(KINDS)
+    for entry, each in zip(cfg.input.augmentations, built, strict=True):
+        for key in entry.keys() - {"NAME"}:
+            assert getattr(each, key.lower()) == entry[key]

@@ -11,7 +11,38 @@ import pytest
 from lgd.config import read
 from lgd.config.load import ConfigError, load_config
 
+_KINDS = "color_jitter, vertical_flip, quarter_turn, large_scale_jitter, copy_paste, mosaic, cut_out"
 IN_FILE = {
+    # augmentations
+    "INPUT:\n  AUGMENTATIONS: [{NAME: mosaics}]": (
+        f":2: INPUT.AUGMENTATIONS has an entry with NAME 'mosaics'; did you mean mosaic?; known are {_KINDS}"
+    ),
+    "INPUT: {AUGMENTATIONS: [{PROBABILITY: 1}]}": (
+        f":1: INPUT.AUGMENTATIONS has an entry with no NAME; known are {_KINDS}"
+    ),
+    "INPUT: {AUGMENTATIONS: [mosaic]}": (
+        ":1: INPUT.AUGMENTATIONS has the entry 'mosaic'; write {NAME: mosaic, PROBABILITY: 0.5}"
+    ),
+    "INPUT: {AUGMENTATIONS: {NAME: mosaic}}": (
+        ":1: INPUT.AUGMENTATIONS expects a list (each a map (NAME: ..., KEY: value)), got {'NAME': 'mosaic'}"
+    ),
+    "INPUT: {AUGMENTATIONS: [{NAME: mosaic, probability: 1}]}": (
+        ":1: INPUT.AUGMENTATIONS mosaic has no 'probability'; did you mean PROBABILITY?; its keys are "
+        "PROBABILITY, SCALE, CENTER, MIN_VISIBLE"
+    ),
+    "INPUT: {AUGMENTATIONS: [{NAME: mosaic, PROBABILITY: 1.5}]}": (
+        ":1: INPUT.AUGMENTATIONS mosaic PROBABILITY expects a number in [0, 1], got '1.5'"
+    ),
+    "INPUT: {AUGMENTATIONS: [{NAME: mosaic, SCALE: [2, 1]}]}": (
+        ":1: INPUT.AUGMENTATIONS mosaic SCALE (2.0, 1.0) must be (least, most)"
+    ),
+    "INPUT: {AUGMENTATIONS: [{NAME: color_jitter, HUE: [0, 2]}]}": (
+        ":1: INPUT.AUGMENTATIONS color_jitter HUE expects a list (2 of them, each a number in [-0.5, 0.5]), "
+        "got ['0', '2']"
+    ),
+    "INPUT: {AUGMENTATIONS: [{NAME: mosaic, PROBABILITY: 1, PROBABILITY: 0}]}": (
+        ":1: INPUT.AUGMENTATIONS has a key twice, or one that is no name"
+    ),
     # keys
     "SOLVER:\n  MAX_ITTER: 5": ":2: SOLVER.MAX_ITTER is not a setting; did you mean SOLVER.MAX_ITER?",
     "MODLE:\n  WEIGHTS: x": ":1: MODLE is not a setting; did you mean MODEL?",
@@ -198,6 +229,10 @@ TOGETHER = {
         "set it"
     ),
     "INPUT.MIN_SIZE_TRAIN ()": "INPUT.MIN_SIZE_TRAIN is empty; give at least one length in pixels",
+    "INPUT.AUGMENTATIONS [{'NAME':'mosaic'}] DATALOADER.DECODE_ON_GPU True": (
+        "INPUT.AUGMENTATIONS needs the pixels in the loader, and DATALOADER.DECODE_ON_GPU leaves them to the "
+        "device; set one of them back"
+    ),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING range": (
         "INPUT.MIN_SIZE_TRAIN (800,) must be the shortest and the longest length, since "
         "INPUT.MIN_SIZE_TRAIN_SAMPLING is range"

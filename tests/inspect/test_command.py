@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from lgd import cli
-from lgd.inspect import command
 from tests.data.sets import annotation, image_record, write_coco
 
 
@@ -132,7 +131,7 @@ def test_an_empty_folder_is_said(tmp_path, capsys):
 @pytest.mark.parametrize("draw", [("0", "a.png"), ("x", "a.png"), ("4", "a.gif"), ("1000", "a.png")])
 def test_what_cannot_be_drawn_is_refused(draw, folder):
     with pytest.raises(SystemExit) as ended:
-        command.main([str(folder), "--draw", *draw])
+        cli.main(["data", str(folder), "--draw", *draw])
     assert ended.value.code == 2
 
 
@@ -164,3 +163,50 @@ def test_a_set_of_cocos_size_takes_seconds_once_it_is_indexed(tmp_path, capsys):
     code, out, _ = lgd_data(capsys, tmp_path, "--json")
     assert time.process_time() - begin < 6  # of 10 s; the rest is for the imports
     assert (code, json.loads(out)["images"]) == (0, 118_000)
+
+
+def pixels_of(path):
+    with Image.open(path) as sheet:
+        return np.asarray(sheet.convert("RGB")).astype(int)
+
+
+def test_samples_are_drawn_as_training_sees_them(folder, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    turned = "[{NAME: quarter_turn, PROBABILITY: 1}, {NAME: cut_out, PROBABILITY: 1}]"
+    recipe.write_text(f"INPUT: {{MIN_SIZE_TRAIN: [48], AUGMENTATIONS: {turned}}}\nSEED: 4")
+    train = f"coco:{folder}:train"
+    sheets = [tmp_path / f"{number}.png" for number in range(4)]
+    asked = (
+        (),
+        ("--augmented", "--config-file", recipe),
+        ("--augmented", turned, "--config-file", recipe),
+        ("--augmented", "[]", "--config-file", recipe),
+    )
+    for sheet, flags in zip(sheets, asked, strict=True):
+        assert lgd_data(capsys, train, "--draw", "3", sheet, *flags)[0] == 0
+    plain, by_recipe, by_list, by_none = map(pixels_of, sheets)
+    assert np.array_equal(by_recipe, by_list)
+    assert by_recipe.shape != by_none.shape or (by_recipe != by_none).any()
+    assert (by_recipe == 128).all(axis=2).sum() > 1000  # what was cut out
+    assert (plain == 128).all(axis=2).sum() < 100
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--augmented",), "needs a LIST"),
+        (("--config-file", "demo"), "goes with --augmented"),
+    ],
+)
+def test_what_to_augment_by_is_asked_for(flags, said, folder, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", str(folder), "--draw", "2", "a.png", *flags])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_wrong_list_ends_with_2(folder, tmp_path, capsys):
+    flags = ("--draw", "2", tmp_path / "a.png", "--augmented", "[{NAME: mosaics}]")
+    code, _, err = lgd_data(capsys, folder, *flags)
+    assert code == 2
+    assert "did you mean mosaic?" in err.splitlines()[-1]

@@ -4,9 +4,18 @@ import numpy as np
 import pytest
 import torch
 
+from lgd.data.augmentations import LargeScaleJitter, QuarterTurn
+from lgd.data.canvases import augmented_canvases
 from lgd.data.catalog import open_dataset
+from lgd.data.mixing import CopyPaste, Mosaic
 from lgd.data.outlines import read_outlines
-from lgd.memory.worst_batch import largest_canvases, most_edges, most_objects, worst_batch
+from lgd.memory.worst_batch import (
+    largest_canvases,
+    most_augmented_objects,
+    most_edges,
+    most_objects,
+    worst_batch,
+)
 from lgd.ops.polygons import rasterize_in_boxes
 
 
@@ -46,6 +55,25 @@ def test_original_sizes_and_crops():
     assert canvases([(31, 200)], min_sizes=[0]) == [(32, 224)]
     assert canvases([(100, 101)], crops=True) == [(96, 160)]
     assert canvases([(101, 100)], crops=True) == [(160, 96)]
+
+
+def test_turns_and_fixed_sizes_make_other_canvases():
+    own = [(96, 160), (160, 96)]
+    turn, half = QuarterTurn(0.5, (1, 3)), QuarterTurn(0.5, (2, 2))
+    often, always = (LargeScaleJitter(p, (0.1, 2.0), (100, 140), 0.1) for p in (0.5, 1.0))
+    assert augmented_canvases(own, [half, LargeScaleJitter(1.0, (0.1, 2.0), None, 0.1)]) == own
+    assert augmented_canvases(own, [turn]) == [(160, 160)]
+    assert augmented_canvases(own, [often]) == [(128, 160), (160, 160)]
+    assert augmented_canvases(own, [always]) == [(128, 160)]
+    assert augmented_canvases(own, [QuarterTurn(0.0, (1, 3))]) == own
+
+
+def test_mosaics_and_pasted_objects_make_more_of_them(index):
+    most = most_objects(index)
+    mosaic, paste = Mosaic(0.5, (0.5, 1.0), (0.3, 0.7), 0.1), CopyPaste(0.5, (1, 2), 0.1)
+    assert most_augmented_objects(index, [mosaic, paste]) == 4 * most + 2
+    assert most_augmented_objects(index, [CopyPaste(0.5, (1, 999), 0.1)]) == 2 * most
+    assert most_augmented_objects(index, [CopyPaste(0.0, (1, 999), 0.1)]) == most
 
 
 @pytest.fixture(scope="module")
