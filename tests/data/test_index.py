@@ -19,9 +19,9 @@ def parsed(monkeypatch):
     """The names of the annotation files parsed from here on."""
     names: list[str] = []
 
-    def count(path: Path, content_hash: str):
+    def count(path: Path, *rest):
         names.append(path.name)
-        return original(path, content_hash)
+        return original(path, *rest)
 
     original = coco.parse_coco
     monkeypatch.setattr(coco, "parse_coco", count)
