@@ -1,5 +1,6 @@
 """Shared by all tests."""
 
+import logging
 import shutil
 import signal
 
@@ -20,6 +21,16 @@ def ctrl_c_is_heeded():
     """A shell starts what is in the background with SIGINT ignored, and whatever that starts inherits it."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """Commands that a test calls set logging up, with streams that are closed when the test is over."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
 
 
 @pytest.fixture(scope="session")

@@ -136,9 +136,9 @@ def test_second_signal_and_data_workers(small_data, tmp_path, alone):
 
 def evaluate_for_a_minute(folder):
     """Let every evaluation of this process see its first batch over and over again."""
-    from lgd.run import run
+    from lgd.run import measuring
 
-    make_loader = run.build_test_loader
+    make_loader = measuring.build_test_loader
 
     def repeat_first(*arguments, **keywords):
         batch = next(iter(make_loader(*arguments, **keywords)))
@@ -147,7 +147,7 @@ def evaluate_for_a_minute(folder):
             time.sleep(0.05)
             yield batch
 
-    run.build_test_loader = repeat_first
+    measuring.build_test_loader = repeat_first
 
 
 @pytest.mark.parametrize("signalled", [[0], [1], [0, 1]], ids=str)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lgd.data.deep import Range, as_bytes, count_values, is_deep, read_values
 from lgd.data.errors import DataError, ImageError
+from lgd.data.opened import open_image
 from lgd.files import open_file, read_file
 
 _LARGE = 2**20
@@ -188,7 +189,7 @@ def count_deep_values(path: Path) -> NDArray[np.int64] | None:
         ImageError: see `read_image`; a picture of 32 bits.
     """
     with _naming(path):
-        with open_file(path) as file, Image.open(file) as image:
+        with open_file(path) as file, open_image(file) as image:
             if not is_deep(image):
                 return None
         content = read_file(path)
@@ -233,7 +234,7 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         ImageError: the file is absent or not an image.
     """
-    with _naming(path), open_file(path) as file, Image.open(file) as image:
+    with _naming(path), open_file(path) as file, open_image(file) as image:
         width, height = image.size
         sideways = _orientation(image) >= 5
     return (width, height) if sideways else (height, width)
@@ -245,7 +246,7 @@ def is_turned(path: Path) -> bool:
     Raises:
         ImageError: the file is absent or not an image.
     """
-    with _naming(path), open_file(path) as file, Image.open(file) as image:
+    with _naming(path), open_file(path) as file, open_image(file) as image:
         return _orientation(image) >= 5
 
 
@@ -301,7 +302,7 @@ def _buffer(content: bytes) -> Tensor:
 def _open(content: bytes) -> Image.Image:
     """Open an image; raises where it has channels that are neither grey, RGB nor alpha."""
     try:
-        image = Image.open(io.BytesIO(content))
+        image = open_image(io.BytesIO(content))
     except UnidentifiedImageError:
         _require_colours(_read_tiff_tags(content))
         raise

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lgd.detectors.protocol import Detector
 from lgd.evaluation.predictions import Predictions
@@ -71,7 +71,7 @@ def detect(
     *,
     device: torch.device,
     teach: Teach | None = None,
-    averages: Mapping[str, Tensor] | None = None,
+    averaged: Detector | None = None,
     with_losses: bool = False,
     mixed_precision: bool = False,
     num_examples: int = 0,
@@ -87,7 +87,7 @@ def detect(
         category_ids: the data set's category id of each class, by label.
         device: where the model lies.
         teach: the teacher; None evaluates the student alone.
-        averages: other weights of the student by name, with which it is evaluated too.
+        averaged: the student with averaged weights, which is evaluated too.
         with_losses: hold features against the labels, too, see `LossMeter`.
         mixed_precision: run under bfloat16 autocast.
         num_examples: images of rank 0 to keep for drawing.
@@ -99,7 +99,7 @@ def detect(
     Raises:
         Interrupted: on every rank, because one of them was asked to leave.
     """
-    others = {"teacher": teach, "ema": averages}
+    others = {"teacher": teach, "ema": averaged}
     names = ["student", *(name for name, other in others.items() if other is not None)]
     found: dict[str, list[Predictions]] = {name: [] for name in names}
     meter = LossMeter(student) if with_losses else None
@@ -112,7 +112,7 @@ def detect(
         num_skipped += len(host_batch.skipped)
         batch = host_batch.to(device, non_blocking=True)
         with _without_trials(), torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
-            detections = dict(_detect_batch(student, teach, averages, batch, meter))
+            detections = dict(_detect_batch(student, teach, averaged, batch, meter))
         for name in names:
             found[name].append(collect_predictions(detections[name], host_batch, category_ids))
         with_masks |= any(each.masks is not None for each in detections["student"])
@@ -150,7 +150,7 @@ def _without_trials() -> Iterator[None]:
 def _detect_batch(
     student: Detector,
     teach: Teach | None,
-    averages: Mapping[str, Tensor] | None,
+    averaged: Detector | None,
     batch: Batch,
     meter: LossMeter | None,
 ) -> Iterator[tuple[str, list[Detections]]]:
@@ -162,20 +162,8 @@ def _detect_batch(
         yield name, student.detect(features, batch)
     if meter is not None:
         meter.add(pyramids, batch)
-    if averages is not None:
-        weights = {f"student.{name}": weight for name, weight in averages.items()}
-        yield "ema", torch.func.functional_call(_Detecting(student), weights, (batch,))
-
-
-class _Detecting(nn.Module):
-    """Detecting as the forward pass of a module, which is what weights can be replaced for."""
-
-    def __init__(self, student: Detector) -> None:
-        super().__init__()
-        self.student = student
-
-    def forward(self, batch: Batch) -> list[Detections]:
-        return self.student.detect(self.student.extract_features(batch), batch)
+    if averaged is not None:
+        yield "ema", averaged.detect(averaged.extract_features(batch), batch)
 
 
 def _example(batch: Batch, index: int, detections: Detections) -> Example:

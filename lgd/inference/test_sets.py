@@ -58,7 +58,7 @@ def detect_on_test_sets(
         test_sets: where to evaluate.
         device: where the model lies.
         with_teacher: detect with the teacher too, where the model has one and the set has labels.
-        averages: see `detect`.
+        averages: other weights of the student by name, with which it is evaluated too.
         with_losses: see `detect`; where the set has labels.
         mixed_precision: detect under bfloat16 autocast.
         num_examples: images to keep for drawing.
@@ -78,7 +78,7 @@ def detect_on_test_sets(
                 index.category_ids,
                 device=device,
                 teach=teach if with_teacher and index.has_annotations else None,
-                averages=averages,
+                averaged=None if averages is None else for_prediction(model.student, averages),
                 with_losses=with_losses and index.has_annotations,
                 mixed_precision=mixed_precision,
                 num_examples=num_examples,

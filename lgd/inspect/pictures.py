@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from lgd.data.columns import open_columns, write_columns
 from lgd.data.folder import folders, make_folder
 from lgd.data.index import AnnotationIndex
+from lgd.data.opened import open_image
 from lgd.notices import follow
 
 SIDE = 16
@@ -88,7 +89,7 @@ def _make_thumbnails(paths: Sequence[Path]) -> Thumbnails:
 
 def _thumbnail(path: Path) -> Thumbnails:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.draft("L", (4 * SIDE, 4 * SIDE))  # a JPEG: decoded at an eighth of its size
             grey = ImageOps.exif_transpose(image).convert("L")
             return np.array(grey.resize((SIDE, SIDE), Image.Resampling.BOX))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lgd.layers.conv import ConvNorm, set_winograd
 
@@ -14,7 +15,7 @@ Model = TypeVar("Model")
 
 
 @torch.no_grad()
-def for_prediction(model: Model) -> Model:
+def for_prediction(model: Model, weights: Mapping[str, Tensor] | None = None) -> Model:
     """Copy a model for predictions, which take less time and differ in the last digits.
 
     Norms that are constant are multiplied into their convolutions once. On a CPU the weights lie channels
@@ -23,12 +24,14 @@ def for_prediction(model: Model) -> Model:
 
     Args:
         model: a module; it stays as it is.
+        weights: what the copy has in the place of the model's own, by name; None for no other.
 
     Returns:
         A copy in evaluation mode, without gradients.
     """
     copied = copy.deepcopy(model)
     assert isinstance(copied, nn.Module)
+    copied.load_state_dict({**copied.state_dict(), **(weights or {})})
     copied.eval().requires_grad_(False)
     for module in copied.modules():
         if isinstance(module, ConvNorm):

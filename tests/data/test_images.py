@@ -410,3 +410,12 @@ class TestNasty:
     def read_grey(cls, data_set):
         weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
         return (cls.read(data_set, "plain.jpg") * weights).sum(0)
+
+
+def test_the_limit_of_pixels_holds_where_another_library_has_lifted_pillows(tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr("lgd.data.opened.MAX_DECODED_PIXELS", 99)
+    Image.new("L", (10, 10)).save(tmp_path / "large.png")
+    for read in (read_image, read_size):
+        with pytest.raises(ImageError, match=r"large\.png.*10 x 10 pixels are more than the 99"):
+            read(tmp_path / "large.png")

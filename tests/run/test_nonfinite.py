@@ -26,8 +26,8 @@ def spoil(steps, rank=0):
     """Let the losses of these steps, counted from 0, be NaN on one rank."""
     forward = LabelGuidedDistiller.forward
 
-    def forward_or_fail(self, batch, *, distill):
-        losses = forward(self, batch, distill=distill)
+    def forward_or_fail(self, batch, **how):
+        losses = forward(self, batch, **how)
         # The engine seeds every step and rank from its numbers, which are read back here.
         step, at = divmod(torch.initial_seed(), 65_537)
         if step - SEED * 1_000_003 in steps and at == rank:
