@@ -6,6 +6,7 @@ Legend: B images on a canvas H x W, T candidates of each, D slots of each for de
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -132,7 +133,9 @@ def write_program(program: torch.export.ExportedProgram, path: Path, metadata: M
         torch.ops.aten.topk.default: _take_best,
     }
     plain = program.run_decompositions(table)
-    with replacing(path) as file:
+    with replacing(path) as file, warnings.catch_warnings():
+        # Of constants of which parts are used; the parts are written.
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
         torch.export.save(plain, file, extra_files={METADATA_FILE: json.dumps(metadata)})
 
 
