@@ -34,8 +34,7 @@ class Tolerance:
 
 
 HALF_TOLERANCE = Tolerance(pixels=2.0, score=0.02, unmatched=0.01)
-"""Where the network computes in float16, whose numbers have three digits: of overlapping boxes another one may
-stay."""
+"""Where the network computes in float16, of three digits: of overlapping boxes another one may stay."""
 
 
 @dataclass(frozen=True)
