@@ -96,7 +96,7 @@ def _export(arguments: argparse.Namespace) -> int:
     tolerance = HALF_TOLERANCE if arguments.half else Tolerance()
     found = check(student, about, target, arguments.check, tolerance)
     logger.info("%s", found)
-    if not found.is_good:
+    if not found.is_within(tolerance):
         return _complain(
             f"{target}: detects otherwise than {arguments.weights}, beyond {tolerance.pixels:g} px and "
             f"{tolerance.score:g} of a score"

@@ -6,6 +6,7 @@ Legend: B images on a canvas H x W, T candidates of each, D slots of each for de
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import torch.fx.experimental._config
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from lgd.detectors.protocol import Detector
 from lgd.files import replacing
@@ -105,9 +107,14 @@ def export_program(
     batch_axis = {} if batch_size else {0: dynamic}
     size_axes = {} if size else {2: dynamic, 3: dynamic}
     shapes = {"images": batch_axis | size_axes, "sizes": batch_axis, "original_sizes": batch_axis}
-    # Else the program refuses canvases on which a level has a single cell.
+    # Else the program refuses canvases on which a level has a single cell, for which it is as good.
     with torch.no_grad(), torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-        return torch.export.export(model, (images, sizes, sizes.clone()), dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(
+            model, (images, sizes, sizes.clone()), dynamic_shapes=shapes, strict=False
+        )
+    for symbol, bounds in program.range_constraints.items():
+        program.range_constraints[symbol] = ValueRanges(min(bounds.lower, multiple), bounds.upper)
+    return program
 
 
 def write_program(program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
@@ -126,7 +133,9 @@ def write_program(program: torch.export.ExportedProgram, path: Path, metadata: M
         torch.ops.aten.topk.default: _take_best,
     }
     plain = program.run_decompositions(table)
-    with replacing(path) as file:
+    with replacing(path) as file, warnings.catch_warnings():
+        # Of constants of which parts are used; the parts are written.
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
         torch.export.save(plain, file, extra_files={METADATA_FILE: json.dumps(metadata)})
 
 

@@ -134,10 +134,8 @@ def test_a_description_comes_back(exported):
     [
         ("student.onnx", ()),
         ("student.onnx", ("--size", "64x64", "--batch", "3")),  # smaller than what the pictures come to
-        ("student.onnx", ("--half",)),
         ("student.pt2", ()),
         ("student.pt2", ("--batch", "3", "--max-detections", "7")),
-        ("student.pt2", ("--half",)),
     ],
 )
 def test_every_way_holds_the_check(weights, tmp_path, name, words):
@@ -145,8 +143,20 @@ def test_every_way_holds_the_check(weights, tmp_path, name, words):
     assert cli.main(["export", str(weights), str(path), *words, "--check", PICTURES]) == 0
     found = lgd.load(path).predict(PICTURES, 0.0)
     assert 0 < max(map(len, found)) <= (7 if "7" in words else 100)
-    if "--half" in words:
-        assert path.stat().st_size < 0.8 * weights.stat().st_size + 700_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["student.onnx", "student.pt2"])
+def test_half_is_smaller_and_says_so(weights, tmp_path, name):
+    sizes = []
+    for words in ((), ("--half",)):
+        path = tmp_path / f"{len(words)}{name}"
+        assert cli.main(["export", str(weights), str(path), "--size", "64x96", *words]) == 0
+        sizes.append(path.stat().st_size)
+    assert sizes[1] < sizes[0] - 0.35 * weights.stat().st_size
+    # All scores of this net are about 0.01: which boxes stay among them is left to rounding.
+    for one, other in zip(*(lgd.load(x).predict(PICTURES, 0.0) for x in (weights, path)), strict=True):
+        assert torch.allclose(one.scores[:20], other.scores[:20], atol=1e-4)
 
 
 @pytest.mark.slow

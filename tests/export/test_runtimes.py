@@ -60,7 +60,7 @@ def test_onnx_in_both_runtimes(name, tmp_path):
         assert said["about"] == "it"
         found = hold(detector, run, Tolerance())
         assert found.matched > 100
-        assert found.is_good, found
+        assert found.is_within(Tolerance()), found
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -72,7 +72,7 @@ def test_programs_of_torch(name, tmp_path):
     assert said == {"about": "it"}
     found = hold(detector, run, Tolerance())
     assert found.matched > 100
-    assert found.is_good, found
+    assert found.is_within(Tolerance()), found
 
 
 def test_half_is_near(tmp_path):
