@@ -26,11 +26,12 @@ def ctrl_c_is_heeded():
 @pytest.fixture(autouse=True)
 def logging_as_before():
     """Commands that a test calls set logging up, with streams that are closed when the test is over."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
+    ours = logging.getLogger("lgd")
+    handlers, level, propagate = ours.handlers[:], ours.level, ours.propagate
     yield
-    root.handlers[:] = before[0]
-    root.setLevel(before[1])
+    ours.handlers[:] = handlers
+    ours.setLevel(level)
+    ours.propagate = propagate
 
 
 @pytest.fixture(scope="session")
