@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -69,7 +70,10 @@ class SameConvNorm(ConvNorm):
 
     def _padding_of(self, side: int) -> int:
         stride = self.stride[0]
-        return max((-(-side // stride) - 1) * stride + self.kernel_size[0] - side, 0)
+        # Exported programs take canvases of which every stride is a divisor. With sides that are not known,
+        # torch would reason about the remainder of each for minutes.
+        rest = 0 if torch.compiler.is_exporting() else side % stride
+        return max(self.kernel_size[0] - (rest or stride), 0)
 
 
 class InvertedResidual(nn.Module):

@@ -115,3 +115,14 @@ def test_the_packages_own_model_has_the_same_maps(variant):
                 if index in ends:
                     difference = (maps[ends[index]] - x).abs().max() / x.abs().max()
                     assert difference < 1e-5, (size, ends[index])
+
+
+@pytest.mark.parametrize(("kernel_size", "side"), [(3, 8), (5, 12)])
+def test_exported_programs_pad_without_asking_for_remainders(kernel_size, side, monkeypatch):
+    """Their canvases are multiples of every stride."""
+    conv = SameConvNorm(4, 4, kernel_size, stride=2, groups=1, norm="")
+    x = torch.randn(1, 4, side, side)
+    expected = conv(x)
+    monkeypatch.setattr("torch.compiler.is_exporting", lambda: True)
+    assert torch.equal(conv(x), expected)
+    assert conv(x[..., 1:]).shape[-1] < expected.shape[-1]
