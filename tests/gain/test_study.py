@@ -1,5 +1,6 @@
 """What a study trains, and by which settings."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_a_plain_recipe_gets_the_phases_of_own_data():
 def test_every_method_is_a_recipe(method, caplog):
     cfg = config_of(method)
     assert cfg.model.distillator.enabled == (method != PLAIN)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     if method == "sssd":
         assert cfg.model.distillator.lambda_steps == (201,)
     if method == "fixed-first":
