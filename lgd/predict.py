@@ -23,8 +23,8 @@ from lgd.inference.save import KINDS, SHOWS_PIXELS, Savers, read_image_ids
 from lgd.inference.sources import Source, find_sources
 from lgd.inference.tiles import Tiling
 from lgd.notices import above_bars, long_work
+from lgd.run.complaints import answer, complain
 from lgd.run.log import start_logging
-from lgd.run.run import USER_ERRORS
 from lgd.run.trained import load
 
 logger = logging.getLogger("lgd.predict")
@@ -95,18 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_logging(rank=0, stream=sys.stderr)
     # Large pictures are what tiles are for; those beyond Pillow's limit are refused by name.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    try:
-        return _predict(arguments)
-    except (*USER_ERRORS, ImportError) as error:
-        return _complain(str(error))
-    except ValueError as error:  # a class that there is not
-        return _complain(str(error))
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        return _complain(f"{error.strerror or error}: {error.filename or arguments.out}")
-    except KeyboardInterrupt:
-        return exits.CTRL_C
+    # A ValueError: a class that there is not.
+    return answer(partial(_predict, arguments), arguments.out, also=(ValueError,))
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -132,7 +122,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     where = f"; saved in {arguments.out}" if arguments.out else ""
     logger.info("%d pictures, %d objects, %.1f images/s%s", pictures, objects, pictures / seconds, where)
     if unreadable:
-        return _complain(f"{len(unreadable)} of {len(sources)} files could not be read; see the lines above")
+        return complain(f"{len(unreadable)} of {len(sources)} files could not be read; see the lines above")
     return exits.DONE
 
 
@@ -171,11 +161,6 @@ def _write_line(content: dict[str, object]) -> None:
     with above_bars(sys.stdout):
         sys.stdout.write(json.dumps(content) + "\n")
         sys.stdout.flush()
-
-
-def _complain(message: str) -> int:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    return exits.USER_ERROR
 
 
 def _words(text: str) -> list[str]:

@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from lgd import exits
@@ -26,8 +27,8 @@ from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.results import write_predictions
 from lgd.files import write_text_atomically
 from lgd.notices import long_work
+from lgd.run.complaints import answer
 from lgd.run.log import start_logging
-from lgd.run.run import USER_ERRORS
 
 logger = logging.getLogger("lgd.analyse")
 
@@ -74,16 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, one of `lgd.exits`."""
     arguments = parse_arguments(argv)
     start_logging(rank=0, stream=sys.stderr)
-    try:
-        return _analyse(arguments)
-    except (*USER_ERRORS, ValueError) as error:  # of ids that the data does not have
-        return _complain(str(error))
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        return _complain(f"{error.strerror or error}: {error.filename or arguments.out}")
-    except KeyboardInterrupt:
-        return exits.CTRL_C
+    # A ValueError: ids that the data does not have.
+    return answer(partial(_analyse, arguments), arguments.out, also=(ValueError,))
 
 
 def _analyse(arguments: argparse.Namespace) -> int:
@@ -155,8 +148,3 @@ def _write(
 def _default_folder(word: str) -> Path:
     run = find_run(word)
     return Path("analysis") if run is None else run / "analysis"
-
-
-def _complain(message: str) -> int:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    return exits.USER_ERROR

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from lgd.export.load import RUNTIMES, load_exported
 from lgd.export.onnx import require_onnx, write_onnx
 from lgd.inference.model import TrainedModel, run_eagerly
 from lgd.inference.sources import find_sources
+from lgd.run.complaints import answer, complain
 from lgd.run.log import start_logging
-from lgd.run.run import USER_ERRORS
 from lgd.run.trained import TrainedStudent, read_student
 
 logger = logging.getLogger("lgd.export")
@@ -68,14 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, one of `lgd.exits`."""
     arguments = parse_arguments(argv)
     start_logging(rank=0, stream=sys.stderr)
-    try:
-        return _export(arguments)
-    except (*USER_ERRORS, ImportError) as error:
-        return _complain(str(error))
-    except OSError as error:
-        return _complain(f"{error.strerror or error}: {error.filename or arguments.target}")
-    except KeyboardInterrupt:
-        return exits.CTRL_C
+    return answer(partial(_export, arguments), arguments.target)
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -97,7 +91,7 @@ def _export(arguments: argparse.Namespace) -> int:
     found = check(student, about, target, arguments.check, tolerance)
     logger.info("%s", found)
     if not found.is_within(tolerance):
-        return _complain(
+        return complain(
             f"{target}: detects otherwise than {arguments.weights}, beyond {tolerance.pixels:g} px and "
             f"{tolerance.score:g} of a score"
         )
@@ -205,8 +199,3 @@ def _read_number(text: str) -> int | None:
     if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 1 on nor 'dynamic'")
     return int(text)
-
-
-def _complain(message: str) -> int:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    return exits.USER_ERROR

@@ -1,0 +1,46 @@
+"""What commands other than the training say at their end: one line for what the user can mend."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from lgd import exits
+from lgd.run.run import USER_ERRORS
+
+
+def answer(
+    command: Callable[[], int],
+    place: str | os.PathLike[str] | None,
+    *,
+    also: tuple[type[Exception], ...] = (),
+) -> int:
+    """Run a command, and end as `lgd.exits` says whatever it raises.
+
+    Args:
+        command: returns its exit code.
+        place: what it writes to, for errors of the disk that do not say where they were met.
+        also: further errors that the user can mend.
+
+    Raises:
+        BrokenPipeError: nobody reads stdout any more.
+        Exception: a fault of ours.
+    """
+    mendable: tuple[type[Exception], ...] = (*USER_ERRORS, ImportError, *also)
+    try:
+        return command()
+    except mendable as error:
+        return complain(str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        return complain(f"{error.strerror or error}: {error.filename or place}")
+    except KeyboardInterrupt:
+        return exits.CTRL_C
+
+
+def complain(message: str) -> int:
+    """Say what is wrong in one line; returns the exit code."""
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    return exits.USER_ERROR
