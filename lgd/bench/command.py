@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +31,10 @@ from lgd.data.coco import load_coco
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
 from lgd.data.synthetic import write_synthetic
-from lgd.ending import last_line
 from lgd.preflight.report import align
 from lgd.ranks import process_group
+from lgd.run.complaints import answer
 from lgd.run.data import open_training_data
-from lgd.run.run import USER_ERRORS
 
 STUDENT, DISTILLED = "student", "with LGD"
 
@@ -84,15 +84,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for what the user can mend."""
     arguments = parse_arguments(argv)
-    try:
-        cfg = load_config(arguments.config_file, arguments.opts)
-        cfg, _ = scale_to_world_size(cfg, 1)
-        figures = _measure(cfg, arguments)
-    except USER_ERRORS as error:
-        sys.stderr.write(f"error: {last_line(str(error))}\n")
-        return exits.USER_ERROR
-    except KeyboardInterrupt:
-        return exits.CTRL_C
+    return answer(partial(_bench, arguments), arguments.json)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    cfg = load_config(arguments.config_file, arguments.opts)
+    cfg, _ = scale_to_world_size(cfg, 1)
+    figures = _measure(cfg, arguments)
     sys.stdout.write("\n".join(describe(figures)) + "\n")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from lgd.bench.machine import machine_facts
 from lgd.config.load import load_config
 from lgd.config.values import ConfigError
 from lgd.data.catalog import open_dataset
-from lgd.ending import last_line
 from lgd.files import write_text_atomically
 from lgd.gain.folds import write_folds
 from lgd.gain.numbers import Row, equal_time, make_rows
@@ -39,7 +39,7 @@ from lgd.gain.study import (
 )
 from lgd.gain.training import TrainingError, train
 from lgd.notices import above_bars, lines_on_stderr, long_work
-from lgd.run.run import USER_ERRORS
+from lgd.run.complaints import answer, complain
 
 PAGE = "gain.md"
 
@@ -98,37 +98,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, one of `lgd.exits`."""
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = parse_arguments(words)
+    return answer(partial(_gain, arguments, words), arguments.out)
+
+
+def _gain(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     page = arguments.page or arguments.out / PAGE
-    try:
-        study = _read_study(arguments)
-        session = Session(study, _lines_of(study), arguments.jobs)
-        facts, command = _facts(), f"lgd gain {shlex.join(words)}"
+    study = _read_study(arguments)
+    session = Session(study, _lines_of(study), arguments.jobs)
+    facts, command = _facts(), f"lgd gain {shlex.join(words)}"
 
-        def write() -> list[Row]:
-            rows, about = (
-                make_rows(session.results, session.compared),
-                About(command, facts, [*map(str, session.failed)]),
-            )
-            write_page(page, study, rows, about)
-            if arguments.json:
-                content = to_json(study, session.results, rows, about)
-                write_text_atomically(arguments.json, json.dumps(content, indent=1) + "\n")
-            return rows
+    def write() -> list[Row]:
+        rows, about = (
+            make_rows(session.results, session.compared),
+            About(command, facts, [*map(str, session.failed)]),
+        )
+        write_page(page, study, rows, about)
+        if arguments.json:
+            content = to_json(study, session.results, rows, about)
+            write_text_atomically(arguments.json, json.dumps(content, indent=1) + "\n")
+        return rows
 
-        with lines_on_stderr():
-            session.train_all(arguments.equal_time, write)
-        rows = write()
-    except USER_ERRORS as error:
-        sys.stderr.write(f"error: {last_line(str(error))}\n")
-        return exits.USER_ERROR
-    except KeyboardInterrupt:
-        return exits.CTRL_C
+    with lines_on_stderr():
+        session.train_all(arguments.equal_time, write)
+    rows = write()
     sys.stdout.write(f"{to_table(rows)}\n\n{page}\n")
-    if session.failed:
-        sys.stderr.write(f"error: {len(session.failed)} trainings failed, the last: {session.failed[-1]}\n")
-        mendable = all(error.code == exits.USER_ERROR for error in session.failed)
-        return exits.USER_ERROR if mendable else exits.FAULT
-    return exits.DONE
+    if not session.failed:
+        return exits.DONE
+    complain(f"{len(session.failed)} trainings failed, the last: {session.failed[-1]}")
+    mendable = all(error.code == exits.USER_ERROR for error in session.failed)
+    return exits.USER_ERROR if mendable else exits.FAULT
 
 
 def _read_study(arguments: argparse.Namespace) -> Study:

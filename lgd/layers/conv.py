@@ -98,19 +98,14 @@ class ConvNorm(Conv2d):
 
         Constant are frozen batch norms, and batch norms in evaluation mode.
         """
-        norm = self.norm
-        if (
-            isinstance(norm, nn.modules.batchnorm._BatchNorm)
-            and not norm.training
-            and norm.track_running_stats
-        ):
-            norm = frozen_copy(norm)
-        if not isinstance(norm, FrozenBatchNorm2d) or not norm.folds:
-            return
-        scale, shift = norm.scale_and_shift()
-        self.weight = nn.Parameter(self.weight * scale[:, None, None, None], requires_grad=False)
-        self.bias = nn.Parameter(shift, requires_grad=False)
-        self.norm = None
+        if isinstance(self.norm, nn.modules.batchnorm._BatchNorm) and not self.norm.training:
+            self.norm = frozen_copy(self.norm)
+        if self.norm_is_folded():
+            weight, bias = self.folded_parameters()
+            assert bias is not None
+            self.weight = nn.Parameter(weight, requires_grad=False)
+            self.bias = nn.Parameter(bias, requires_grad=False)
+            self.norm = None
 
     def folded_parameters(self) -> tuple[Tensor, Tensor | None]:
         """The convolution's weight and bias, with a frozen norm multiplied in."""

@@ -31,7 +31,8 @@ def for_prediction(model: Model, weights: Mapping[str, Tensor] | None = None) ->
     """
     copied = copy.deepcopy(model)
     assert isinstance(copied, nn.Module)
-    copied.load_state_dict({**copied.state_dict(), **(weights or {})})
+    if weights is not None:
+        copied.load_state_dict({**copied.state_dict(), **weights})
     copied.eval().requires_grad_(False)
     for module in copied.modules():
         if isinstance(module, ConvNorm):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from lgd import exits
+from lgd.ending import last_line
 from lgd.run.run import USER_ERRORS
 
 
@@ -42,5 +43,5 @@ def answer(
 
 def complain(message: str) -> int:
     """Say what is wrong in one line; returns the exit code."""
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"error: {last_line(message)}\n")
     return exits.USER_ERROR

@@ -7,20 +7,20 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lgd import __version__
+from lgd import __version__, exits
 from lgd.build import Model, build_model
 from lgd.build.weights import config_of_weights, fill_model
 from lgd.config.keys import flatten
 from lgd.config.load import config_hash, load_config
 from lgd.config.schema import Config
 from lgd.config.values import ConfigError
-from lgd.ending import last_line
 from lgd.engine.checkpoint import FORMAT, save_file
+from lgd.run.complaints import answer
 from lgd.run.log import start_logging
-from lgd.run.run import USER_ERRORS
 from lgd.weights import (
     fetch_weights,
     read_checkpoint_file,
@@ -132,18 +132,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for what the user can mend."""
     arguments = parse_arguments(argv)
     start_logging(rank=0)
-    try:
-        convert(
-            arguments.source,
-            Path(arguments.target),
-            arguments.to,
-            config_file=arguments.config_file,
-            overrides=arguments.opts,
-        )
-    except USER_ERRORS as error:
-        sys.stderr.write(f"error: {last_line(str(error))}\n")
-        return 2
-    return 0
+    return answer(partial(_convert, arguments), arguments.target)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    convert(
+        arguments.source,
+        Path(arguments.target),
+        arguments.to,
+        config_file=arguments.config_file,
+        overrides=arguments.opts,
+    )
+    return exits.DONE
 
 
 if __name__ == "__main__":
