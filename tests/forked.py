@@ -4,11 +4,11 @@ import contextlib
 import importlib
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from pathlib import Path
 
+from lgd.ranks.store import find_free_port
 from tests.training import REPOSITORY
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -55,9 +55,7 @@ class Forked(ForkedProgram):
 
 def start_ranks(settings, *flags, folder, number=2, before=None, **settings_of_rank):
     """Start the ranks of a run; `rank1=[...]` are further settings of rank 1 alone."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = find_free_port()
     return [
         Forked(
             [*settings, *settings_of_rank.get(f"rank{rank}", [])],

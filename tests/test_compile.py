@@ -25,8 +25,8 @@ from lgd.distill.teacher import DynamicTeacher
 from lgd.engine.compile import CompileWatch, compile_parts, explaining_errors, num_graphs
 from lgd.engine.loop import _wrap
 from lgd.layers.fpn import FPN, TopBlockP6P7
+from lgd.ranks.store import find_free_port
 from tests.detectors.small import DETECTORS, make_batch, make_faster_rcnn, make_retinanet
-from tests.test_ranks import free_port
 from tests.training import REPOSITORY
 
 CANVASES = ((64, 96), (96, 64), (64, 128), (96, 96))
@@ -210,7 +210,7 @@ def run_rank(rank, port, path):
 
 @pytest.mark.slow
 def test_two_ranks_average_the_gradients_of_compiled_code(tmp_path):
-    multiprocessing.spawn(run_rank, (free_port(), tmp_path), nprocs=2)
+    multiprocessing.spawn(run_rank, (find_free_port(), tmp_path), nprocs=2)
     (eager, compiled), others = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
     torch.testing.assert_close(compiled, eager, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(others[1], compiled, rtol=0, atol=0)

@@ -8,13 +8,8 @@ import pytest
 
 from lgd import launch
 from lgd.config.values import ConfigError
+from lgd.ranks.store import find_free_port
 from tests.forked import ForkedProgram
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start(folder, behaviour, *options, log="out", workers=2):
@@ -136,7 +131,7 @@ def test_signals_are_passed_on_to_the_workers(tmp_path, number):
 
 
 def test_a_signal_while_waiting_for_other_machines(tmp_path):
-    endpoint = f"127.0.0.1:{free_port()}"
+    endpoint = f"127.0.0.1:{find_free_port()}"
     program = start(tmp_path, "wait", "--nnodes", "2", "--rdzv-endpoint", endpoint)
     time.sleep(1.0)
     program.signal(signal.SIGTERM)
@@ -145,7 +140,7 @@ def test_a_signal_while_waiting_for_other_machines(tmp_path):
 
 
 def test_machines_that_do_not_come(tmp_path):
-    endpoint = f"127.0.0.1:{free_port()}"
+    endpoint = f"127.0.0.1:{find_free_port()}"
     program = start(
         tmp_path, "wait", "--nnodes", "2", "--rdzv-endpoint", endpoint, "--rdzv-conf", "join_timeout=2"
     )
@@ -154,7 +149,7 @@ def test_machines_that_do_not_come(tmp_path):
 
 
 def test_two_machines_leave_with_75_though_one_is_later(tmp_path):
-    options = ("--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--max-restarts", "1")
+    options = ("--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{find_free_port()}", "--max-restarts", "1")
     programs = [start(tmp_path, "last_lags", *options, log=log, workers=1) for log in ("a", "b")]
     assert [program.wait() for program in programs] == [75, 75]
     assert starts(tmp_path) == ONCE

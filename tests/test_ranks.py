@@ -1,6 +1,5 @@
 """Two ranks give the gradients of one rank with the whole batch."""
 
-import socket
 from datetime import timedelta
 
 import pytest
@@ -11,6 +10,7 @@ from torch import multiprocessing
 from lgd.build import build_model
 from lgd.config.load import load_config
 from lgd.engine.loop import _wrap
+from lgd.ranks.store import find_free_port
 from lgd.structures import Batch, Targets
 from tests.training import REPOSITORY, SMALL
 
@@ -73,12 +73,6 @@ def normalizer_of(model):
     return getattr(model.student, "loss_normalizer", None)
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -90,7 +84,7 @@ def free_port():
 )
 def test_two_ranks_equal_one(tmp_path, changes):
     path = tmp_path / "two_ranks.pth"
-    multiprocessing.spawn(run_rank, (free_port(), changes, path), nprocs=2)
+    multiprocessing.spawn(run_rank, (find_free_port(), changes, path), nprocs=2)
     two = torch.load(path, weights_only=True)
 
     model = make_model(**changes)

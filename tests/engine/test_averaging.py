@@ -12,7 +12,8 @@ from lgd.engine.averaging import WeightAverage, weights_by_model
 from lgd.engine.loop import LoopOptions, Side, TrainState, train
 from lgd.engine.optim import LRSchedule
 from lgd.engine.progress import Progress
-from tests.test_ranks import free_port, make_batch, make_model
+from lgd.ranks.store import find_free_port
+from tests.test_ranks import make_batch, make_model
 
 CPU = torch.device("cpu")
 
@@ -121,7 +122,7 @@ def run_rank(rank, port, path):
 
 
 def test_two_ranks_average_as_one_does(tmp_path):
-    multiprocessing.spawn(run_rank, (free_port(), tmp_path), nprocs=2)
+    multiprocessing.spawn(run_rank, (find_free_port(), tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
     alone, fresh = train_on([(0, 4)]), make_model().student.state_dict()
     assert any(not torch.equal(x, fresh[name]) for name, x in alone.items())

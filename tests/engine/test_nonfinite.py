@@ -14,8 +14,9 @@ from lgd.engine.loop import LoopOptions, Side, TrainState, train
 from lgd.engine.nonfinite import NonFinitePolicy
 from lgd.engine.optim import LRSchedule
 from lgd.engine.progress import NonFiniteError, Progress
+from lgd.ranks.store import find_free_port
 from lgd.structures import Batch
-from tests.test_ranks import free_port, make_batch, make_model
+from tests.test_ranks import make_batch, make_model
 
 CPU = torch.device("cpu")
 NUM_STEPS = 6
@@ -193,7 +194,7 @@ def run_rank(rank, port, path):
 
 def test_all_ranks_leave_it_out_together(tmp_path):
     """Though it went wrong on one of them, whose images are named by both."""
-    multiprocessing.spawn(run_rank, (free_port(), tmp_path), nprocs=2)
+    multiprocessing.spawn(run_rank, (find_free_port(), tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
     trained = {name for name, _ in make_state().model.named_parameters()}
     for name in trained:

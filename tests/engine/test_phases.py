@@ -11,7 +11,8 @@ from lgd.distill.schedule import DistillSchedule
 from lgd.engine.loop import LoopOptions, Side, TrainState, _wrap, train
 from lgd.engine.optim import LRSchedule
 from lgd.engine.progress import Progress
-from tests.test_ranks import free_port, make_batch, make_model
+from lgd.ranks.store import find_free_port
+from tests.test_ranks import make_batch, make_model
 
 CPU = torch.device("cpu")
 NUM_STEPS = 6
@@ -66,7 +67,7 @@ def run_rank(rank, port, way, path):
 
 @pytest.mark.parametrize("way", ["as in the paper", "slow head"])
 def test_two_ranks_accumulate_through_all_phases_as_one_does(tmp_path, way):
-    multiprocessing.spawn(run_rank, (free_port(), way, tmp_path), nprocs=2)
+    multiprocessing.spawn(run_rank, (find_free_port(), way, tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
     alone = tensors_of(train_on([(0, 2), (2, 4)], way))
     fresh = make_model().state_dict()

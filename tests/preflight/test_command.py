@@ -17,14 +17,9 @@ from lgd.preflight.findings import Finding
 from lgd.preflight.meeting import MeetingError, open_meeting
 from lgd.preflight.place import Place
 from lgd.preflight.storage import Dataset, Storage, sees, try_output
+from lgd.ranks.store import find_free_port
 from tests.preflight.cards import make_card, make_cards
 from tests.training import REPOSITORY, small_settings
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +94,7 @@ def start(rank, world_size, port, *arguments):
 
 
 def test_two_ranks(tmp_path):
-    port = free_port()
+    port = find_free_port()
     ranks = [start(rank, 2, port, "--json", str(tmp_path / "report.json")) for rank in range(2)]
     outputs = [rank.communicate(timeout=150)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [exits.DONE, exits.DONE], outputs
@@ -114,7 +109,7 @@ def test_two_ranks(tmp_path):
 
 
 def test_nobody_serves_the_store():
-    place = Place(1, 0, 2, 1, 1, "127.0.0.1", free_port(), "torchrun")
+    place = Place(1, 0, 2, 1, 1, "127.0.0.1", find_free_port(), "torchrun")
     with pytest.raises(
         MeetingError, match=r"nobody answers at 127\.0\.0\.1:\d+ .* in 1 s: rank 0 did not start"
     ):
@@ -149,9 +144,8 @@ def test_calls():
     assert answered.error == ""
     assert answered.round_trip > 0
     assert abs(answered.skew) <= answered.round_trip  # one clock: only the way there and back is between
-    assert (
-        call(make_card(1), make_card(0, address="127.0.0.1", port=free_port())).error == "Connection refused"
-    )
+    nobody = make_card(0, address="127.0.0.1", port=find_free_port())
+    assert call(make_card(1), nobody).error == "Connection refused"
     assert call(make_card(1), make_card(0, address="")).error == "it has no address"
     listener.shutdown()
     listener.server_close()

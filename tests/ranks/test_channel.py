@@ -16,22 +16,16 @@ from lgd.ranks import channel, process_group
 from lgd.ranks import store as ranks_store
 from lgd.ranks.channel import Channel, call_roll
 from lgd.ranks.interruption import SIGNALS
-from lgd.ranks.store import RanksError, open_store
+from lgd.ranks.store import RanksError, find_free_port, open_store
 from tests.forked import start_ranks
 from tests.training import small_settings
 
 HOST = socket.gethostname()
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def run_ranks(function, *arguments, number=2):
     multiprocessing.start_processes(
-        join_and_call, (number, free_port(), function, arguments), number, start_method="forkserver"
+        join_and_call, (number, find_free_port(), function, arguments), number, start_method="forkserver"
     )
 
 
@@ -111,7 +105,7 @@ def test_a_missing_rank_is_named_with_the_collective(how):
 
 def test_a_rank_that_never_comes(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.setenv("MASTER_PORT", str(find_free_port()))
     store = open_store(0, 3, 5)
     with pytest.raises(RanksError) as error:
         call_roll(store, 0, 3, 0.2)
@@ -153,7 +147,7 @@ def test_the_store_is_gone_while_the_roll_is_called(monkeypatch, calls):
 
 def test_rank_0_leaves_while_the_roll_is_called(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "node1")
-    port = free_port()
+    port = find_free_port()
     servers = [dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)]
     client = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
 
@@ -238,7 +232,7 @@ def test_the_main_rank_hangs_while_the_others_ask_for_news(tmp_path):
 
 
 def test_the_main_rank_cannot_be_reached(monkeypatch):
-    port = free_port()
+    port = find_free_port()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
     with pytest.raises(RanksError, match=f"rank 1 on {HOST} cannot reach rank 0 at 127.0.0.1:{port}"):
@@ -295,7 +289,7 @@ def come_again(rank, port):
 
 def test_a_store_that_outlives_its_ranks():
     """What an earlier start of the workers has written is not taken for this one's."""
-    run_ranks(come_again, free_port())
+    run_ranks(come_again, find_free_port())
 
 
 @pytest.mark.slow

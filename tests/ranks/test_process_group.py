@@ -1,7 +1,6 @@
 """What ranks do together, tried with two of them."""
 
 import os
-import socket
 import time
 from datetime import timedelta
 
@@ -10,13 +9,8 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 from lgd.ranks import process_group
+from lgd.ranks.store import find_free_port
 from lgd.weights.report import WeightsError
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def run_rank(rank, port, folder):
@@ -71,7 +65,7 @@ def check_two_nodes(rank):
 
 
 def test_the_first_rank_of_a_node_works_while_the_others_wait(tmp_path):
-    multiprocessing.spawn(run_rank, (free_port(), tmp_path), nprocs=2)
+    multiprocessing.spawn(run_rank, (find_free_port(), tmp_path), nprocs=2)
 
 
 def test_one_rank_alone_just_works():
