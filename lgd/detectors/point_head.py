@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgd.detectors.dense import init_head
+from lgd.detectors.dense import Towers, finish_towers, init_head
+from lgd.detectors.protocol import TowerFeatures
 from lgd.layers.conv import Conv2d
 from lgd.layers.norm import make_norm
 from lgd.ops.predictions import flatten_predictions, promote
@@ -87,15 +88,28 @@ class PointHead(nn.Module):
         self.scales = nn.ModuleList(Scale() for _ in strides)
         init_head(self, self.cls_score, prior_prob)
 
+    @property
+    def towers(self) -> Towers:
+        """What lies before the predicting convolutions."""
+        return self.cls_subnet, self.bbox_subnet
+
     def forward(self, features: Features) -> list[PointPredictions]:
         """Predict on every level, fine to coarse; A goes row by row."""
         return [
-            self._predict(features[level], scale, stride)
+            self._predict(self.cls_subnet(features[level]), self.bbox_subnet(features[level]), scale, stride)
             for (level, stride), scale in zip(self.strides.items(), self.scales, strict=True)
         ]
 
-    def _predict(self, feature: Tensor, scale: nn.Module, stride: int) -> PointPredictions:
-        for_class, for_box = self.cls_subnet(feature), self.bbox_subnet(feature)
+    def finish(self, begun: TowerFeatures, num_convs: int) -> list[PointPredictions]:
+        """Predict on every level from what the first `num_convs` convolutions of the towers give."""
+        ends = finish_towers(self.towers, begun, num_convs)
+        return [
+            self._predict(ends.for_class[level], ends.for_box[level], scale, stride)
+            for (level, stride), scale in zip(self.strides.items(), self.scales, strict=True)
+        ]
+
+    def _predict(self, for_class: Tensor, for_box: Tensor, scale: nn.Module, stride: int) -> PointPredictions:
+        """From the ends of the two towers, (B, C, h, w) each."""
         raw = promote(flatten_predictions(scale(self.bbox_pred(for_box)), 4))
         central = None
         if self.centerness is not None:

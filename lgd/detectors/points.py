@@ -16,9 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgd.detectors.dense import join_pyramids, select_as_reference, select_candidates
+from lgd.detectors.dense import (
+    begin_towers,
+    count_convs,
+    join_pyramids,
+    select_as_reference,
+    select_candidates,
+)
 from lgd.detectors.detections import SelectionLimits, keep_detections, to_original_sizes
 from lgd.detectors.point_head import PointHead, PointPredictions, join_levels, split_images
+from lgd.detectors.protocol import DensePredictions, TowerFeatures
 from lgd.layers.fpn import FPN
 from lgd.layers.pixels import PixelNormalizer
 from lgd.ops.locations import boxes_around, centerness, grid_locations, side_distances
@@ -253,12 +260,39 @@ class PointDetector(nn.Module):
         return self.backbone.parameters()
 
     @property
+    def num_head_convs(self) -> int:
+        """See `DenseDetector.num_head_convs`."""
+        return count_convs(self.head.cls_subnet)
+
+    @property
+    def positions_per_cell(self) -> int:
+        """See `DenseDetector.positions_per_cell`."""
+        return 1
+
+    def begin_head(self, features: Features, num_convs: int) -> TowerFeatures:
+        """See `DenseDetector.begin_head`."""
+        return begin_towers(self.head.towers, features, num_convs)
+
+    def finish_head(self, begun: TowerFeatures, num_convs: int) -> DensePredictions:
+        """See `DenseDetector.finish_head`."""
+        predictions = join_levels(self._in_pixels(self.head.finish(begun, num_convs)))
+        locations = torch.cat([level.locations for level in self._make_levels(begun.for_class)])
+        return DensePredictions(predictions.logits, boxes_around(locations, predictions.distances))
+
+    def find_foreground(self, assignment: PointAssignment) -> Tensor:
+        """See `DenseDetector.find_foreground`."""
+        return assignment.labels < self.num_classes
+
+    @property
     def _dtype(self) -> torch.dtype:
         return torch.promote_types(self.head.cls_score.weight.dtype, torch.float32)
 
     def _predict(self, features: Features) -> list[PointPredictions]:
         """Predictions by level, the distances in pixels."""
-        predictions: list[PointPredictions] = self.head(features)
+        return self._in_pixels(self.head(features))
+
+    def _in_pixels(self, predictions: list[PointPredictions]) -> list[PointPredictions]:
+        """The head's own predictions, the distances divided by their factors."""
         if self.box_reg_weights == (1.0, 1.0, 1.0, 1.0):
             return predictions
         weights = predictions[0].distances.new_tensor(self.box_reg_weights)

@@ -86,6 +86,23 @@ class _NegativeLoss(torch.autograd.Function):
         return inner.add_(probabilities).mul_(probabilities.pow_(ctx.gamma)).mul_(gradient), None
 
 
+def soft_focal_loss(logits: Tensor, scores: Tensor, *, beta: float) -> Tensor:
+    """Sum of the quality focal loss (arXiv 2006.04388, eq. 4) over anchors and classes.
+
+    The cross entropy to a score between 0 and 1, times the distance from it to the power of `beta`.
+
+    Args:
+        logits: (...).
+        scores: (...) in [0, 1], what the sigmoid of the logits is to be; no gradient flows into them.
+        beta: focusing exponent, at least 0.
+
+    Returns:
+        Scalar.
+    """
+    losses = F.binary_cross_entropy_with_logits(logits, scores.detach(), reduction="none")
+    return (losses * (logits.sigmoid() - scores.detach()).abs() ** beta).sum()
+
+
 def smooth_l1_loss(predictions: Tensor, targets: Tensor, mask: Tensor, *, beta: float) -> Tensor:
     """Sum of the smooth L1 loss (arXiv 1504.08083, eq. 3) over the rows that `mask` selects.
 
