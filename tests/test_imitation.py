@@ -1,4 +1,4 @@
-"""Methods with a pretrained teacher on the command line: an earlier student as the teacher, resume, errors."""
+"""Methods with a pretrained teacher on the command line: an earlier student as teacher, resume, errors."""
 
 import json
 
