@@ -87,8 +87,9 @@ def normalizer_of(model):
         imitating("PKD"),
         imitating("LGD+PKD"),
         imitating("CrossKD", MODEL__META_ARCHITECTURE="ATSS"),
+        {"MODEL__META_ARCHITECTURE": "GFL"},
     ],
-    ids=["LGD", "plain student", "LGD on FCOS", "PKD", "LGD and PKD", "CrossKD on ATSS"],
+    ids=["LGD", "plain student", "LGD on FCOS", "PKD", "LGD and PKD", "CrossKD on ATSS", "LGD on GFL"],
 )
 def test_two_ranks_equal_one(tmp_path, changes):
     path = tmp_path / "two_ranks.pth"

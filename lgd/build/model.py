@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from lgd.build.choice import choose
-from lgd.build.dense import build_atss, build_fcos, build_poto
+from lgd.build.dense import build_atss, build_fcos, build_gfl, build_poto
 from lgd.build.imitation import build_imitation, read_teacher_config
 from lgd.build.rcnn import build_rcnn
 from lgd.build.retinanet import build_retinanet
@@ -31,6 +31,7 @@ DETECTORS: Mapping[str, Callable[[Config], Detector]] = {
     "FCOS": build_fcos,
     "ATSS": build_atss,
     "POTO": build_poto,
+    "GFL": build_gfl,
     "GeneralizedRCNN": build_rcnn,
 }
 

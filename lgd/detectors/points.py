@@ -1,6 +1,7 @@
 """Detectors that predict, at every location, a class and the distances to the sides of its box.
 
-FCOS, ATSS and POTO are this detector with different assigners: who answers for which object.
+FCOS, ATSS and POTO are this detector with different assigners: who answers for which object. GFL has other
+losses too (`gfl.py`).
 
 Legend: B images, A locations of all levels (A_l of one), N object slots per image, K classes, C channels.
 """
@@ -118,6 +119,7 @@ class PointDetector(nn.Module):
         reference_order: leave the order of equal scores to torch's unstable sort, as the reference does. They
             are common where the teacher sees no object: its features are the same all over. Off: the first
             location wins.
+        num_bins: see `PointHead`.
 
     Raises:
         ValueError: factors of the distances that are not positive, or channels that don't divide into groups.
@@ -150,6 +152,7 @@ class PointDetector(nn.Module):
         nms_thresh_test: float | None = 0.6,
         detections_per_image: int = 100,
         reference_order: bool = False,
+        num_bins: int | None = None,
     ) -> None:
         super().__init__()
         if min(box_reg_weights) <= 0:
@@ -181,6 +184,7 @@ class PointDetector(nn.Module):
             prior_prob=prior_prob,
             centerness=centerness,
             distances_in_strides=distances_in_strides,
+            num_bins=num_bins,
         )
 
     def extract_features(self, batch: Batch) -> Features:
@@ -277,7 +281,8 @@ class PointDetector(nn.Module):
         """See `DenseDetector.finish_head`."""
         predictions = join_levels(self._in_pixels(self.head.finish(begun, num_convs)))
         locations = torch.cat([level.locations for level in self._make_levels(begun.for_class)])
-        return DensePredictions(predictions.logits, boxes_around(locations, predictions.distances))
+        boxes = boxes_around(locations, predictions.distances)
+        return DensePredictions(predictions.logits, boxes, predictions.sides)
 
     def find_foreground(self, assignment: PointAssignment) -> Tensor:
         """See `DenseDetector.find_foreground`."""

@@ -122,10 +122,12 @@ class DensePredictions:
     Attributes:
         logits: (B, A, K) of the classes.
         boxes: (B, A, 4) xyxy, pixels of the canvas, not clipped to it.
+        sides: (B, A, 4, n + 1) logits of the distributions of the boxes' sides; None from a head without.
     """
 
     logits: Tensor
     boxes: Tensor
+    sides: Tensor | None = None
 
 
 @runtime_checkable

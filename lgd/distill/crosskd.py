@@ -6,7 +6,7 @@ last layers, which stay as they are.
 
 Source: CrossKD, Cross-Head Knowledge Distillation for Object Detection (arXiv 2306.11369, section 3). What it
 leaves open is said where it is settled.
-Legend: B images, A positions of all levels, K classes.
+Legend: B images, A positions of all levels, K classes, n + 1 bins of a side's distribution.
 """
 
 from __future__ import annotations
@@ -129,8 +129,10 @@ def cross_head_losses(
     """Hold predictions of the student's features through the teacher's head against the teacher's own.
 
     The scores everywhere, by the quality focal loss with the teacher's scores as targets; the boxes by the
-    generalised IoU where the student's own assignment has an object. Both are divided by the number of such
-    positions over all ranks, at least 1, as a dense detector's losses are; the paper does not say by what.
+    generalised IoU where the student's own assignment has an object, or, where the teacher's head predicts
+    distributions of their sides, by the mean Kullback-Leibler divergence of these. Both are divided by the
+    number of such positions over all ranks, at least 1, as a dense detector's losses are; the paper does not
+    say by what.
 
     Args:
         crossed: the student's features through the teacher's head.
@@ -143,4 +145,14 @@ def cross_head_losses(
     weights = foreground.to(crossed.boxes.dtype)
     count = all_reduce_sum(weights.sum()).clamp(min=1) / get_world_size()
     of_classes = soft_focal_loss(crossed.logits, said.logits.sigmoid(), beta=_BETA)
-    return of_classes / count, giou_loss(crossed.boxes, said.boxes.detach(), weights) / count
+    if crossed.sides is None or said.sides is None:
+        of_boxes = giou_loss(crossed.boxes, said.boxes.detach(), weights)
+    else:
+        of_boxes = (_divergence(crossed.sides, said.sides.detach()).mean(dim=-1) * weights).sum()
+    return of_classes / count, of_boxes / count
+
+
+def _divergence(logits: Tensor, said: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the distributions (..., n + 1) from what is said: (...)."""
+    log_shares, of_said = logits.log_softmax(dim=-1), said.log_softmax(dim=-1)
+    return (of_said.exp() * (of_said - log_shares)).sum(dim=-1)
