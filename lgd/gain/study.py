@@ -24,6 +24,8 @@ METHODS: Mapping[str, str] = {
     "fixed-first": f"{_LGD}.HEAD.FIXED_ITERS 33%",
     "ramp": f"{_LGD}.HEAD.RAMP_ITERS 67%",
     "averaged": f"{_LGD}.HEAD.MODE averaged",
+    "late": f"{_LGD}.HEAD.MODE fixed {_LGD}.TEACHER.DETACH_APPEARANCE_EMBED True "
+    f"{_LGD}.PRE_NONDISTILL_ITERS 67% {_LGD}.PRE_FREEZE_STUDENT_BACKBONE_ITERS 0",
     "sssd": f"{_LGD}.LOSS jensen_shannon {_LGD}.LAMBDA_STEPS (67%,) {_LGD}.LAMBDA_GAMMA 2",
     FGFI: f"{_LGD}.METHOD FGFI {_LGD}.PRE_NONDISTILL_ITERS 0",
 }
