@@ -1,7 +1,7 @@
 """Time training steps of small models on a CPU: this build against an earlier one, in turns.
 
     python benchmarks/small_step.py --against HEAD~3
-    python benchmarks/small_step.py --against HEAD~3 --threads 1,2 --busy 1    # beside a process that computes
+    python benchmarks/small_step.py --against HEAD~3 --threads 1,2 --busy 1   # beside a process that computes
 
 Each build has a process of its own for each recipe, plain and with LGD, which makes and trains on a batch of
 random pictures. They take turns, round by round; figures are medians. With --busy so many other processes
