@@ -18,6 +18,7 @@ PLAIN, FGFI, TEACHER, EQUAL_TIME = "plain", "fgfi", "teacher", "plain-equal-time
 _LGD = "MODEL.DISTILLATOR"
 METHODS: Mapping[str, str] = {
     PLAIN: f"{_LGD}.ENABLED False",
+    "ema": f"{_LGD}.ENABLED False TRAIN.EMA.ENABLED True TRAIN.EMA.WARMUP_ITERS 33%",
     "lgd": "",
     "detached": f"{_LGD}.TEACHER.DETACH_APPEARANCE_EMBED True",
     "fixed": f"{_LGD}.HEAD.MODE fixed",
