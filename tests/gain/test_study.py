@@ -94,10 +94,10 @@ def test_own_methods_and_options_for_all():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("lgdd", "write one of plain, lgd"),
-        ("mine=other A 1", "write one of plain, lgd"),
-        ("teacher=plain", "write one of plain, lgd"),
-        ("../x=plain", "write one of plain, lgd"),
+        ("lgdd", "write one of plain, ema, lgd"),
+        ("mine=other A 1", "write one of plain, ema, lgd"),
+        ("teacher=plain", "write one of plain, ema, lgd"),
+        ("../x=plain", "write one of plain, ema, lgd"),
         ("mine=lgd MODEL.DISTILLATOR.LAMBDA", "MODEL.DISTILLATOR.LAMBDA has no value"),
     ],
 )
