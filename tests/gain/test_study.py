@@ -68,7 +68,8 @@ def test_a_plain_recipe_gets_the_phases_of_own_data():
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_a_recipe(method, caplog):
     cfg = config_of(method)
-    assert cfg.model.distillator.enabled == (method != PLAIN)
+    assert cfg.model.distillator.enabled == (method not in (PLAIN, "ema"))
+    assert cfg.train.ema.enabled == (method == "ema")
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     if method == "sssd":
         assert cfg.model.distillator.lambda_steps == (201,)
