@@ -198,7 +198,7 @@ class TorchvisionDetector(nn.Module):
         """
         heads = [self.get_submodule(part) for part in self.head_parts]
         with nullcontext() if assignment is None else _statistics_kept(heads):
-            losses: dict[str, Tensor] = self._continue_from(features, batch, training=True)
+            losses: dict[str, Tensor] = self._continue_from(features, batch, self._answers(batch))
         return losses, True
 
     @torch.no_grad()
@@ -206,7 +206,7 @@ class TorchvisionDetector(nn.Module):
         """See `Detector.decode`; not to be exported, for which torchvision's models have their own way."""
         if torch.compiler.is_exporting():
             raise ValueError("a detector of torchvision is exported by torch.onnx.export(distiller.student)")
-        found = self._continue_from(features, batch, training=False)
+        found = self._continue_from(features, batch)
         heads = getattr(self.model, "roi_heads", self.model)
         padded = _pad_detections(found, heads.detections_per_img, self.rules.first_label)
         return to_original_sizes(padded, batch)
@@ -232,14 +232,20 @@ class TorchvisionDetector(nn.Module):
         ]
         return ImageList(transform.batch_images(images, transform.size_divisible), sizes)
 
-    def _continue_from(self, features: Features, batch: Batch, *, training: bool) -> Any:
-        """What the model's forward pass makes of maps: losses or, if not `training`, detections.
+    def _answers(self, batch: Batch) -> Sequence[TorchvisionTarget]:
+        """The targets as the model takes them."""
+        return batch.answers if isinstance(batch, TransformedBatch) else from_targets(batch, self.rules)
+
+    def _continue_from(
+        self, features: Features, batch: Batch, answers: Sequence[TorchvisionTarget] | None = None
+    ) -> Any:
+        """What the model's forward pass makes of maps: losses where there are answers, else detections.
 
         The pass is that of shallow copies, whose submodules are the model's own: they stand in either mode
         without a change to the model, and what comes before the heads is given to them.
         """
+        training = answers is not None
         pixels = self._pixels(batch)
-        answers = batch.answers if isinstance(batch, TransformedBatch) else from_targets(batch, self.rules)
         twin = _in_mode(self.model, training)
         given = {"transform": _Given((pixels, answers)), "backbone": _Given(OrderedDict(features))}
         deciding = {
