@@ -366,10 +366,10 @@ def test_a_teacher_of_masks_needs_masks():
 
 
 def test_models_that_cannot_be_wrapped():
-    with pytest.raises(ValueError, match="resnet.ResNet is none of torchvision's RetinaNet, FCOS"):
+    with pytest.raises(ValueError, match=r"resnet\.ResNet is none of torchvision's RetinaNet, FCOS"):
         wrap(resnet18())
     ssd = detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
-    with pytest.raises(ValueError, match="ssd.SSD is none of"):
+    with pytest.raises(ValueError, match=r"ssd\.SSD is none of"):
         wrap(ssd)
     strange = make_model("faster_rcnn")
     strange.roi_heads.box_predictor = nn.Identity()
@@ -378,5 +378,5 @@ def test_models_that_cannot_be_wrapped():
     uneven = make_model("retinanet")
     assert isinstance(uneven.backbone, BackboneWithFPN)
     uneven.backbone.fpn = nn.Identity()
-    with pytest.raises(ValueError, match="levels have {'0': 8, '1': 12, '2': 16} channels .* says 32"):
+    with pytest.raises(ValueError, match=r"levels have \{'0': 8, '1': 12, '2': 16\} channels .* says 32"):
         wrap(uneven)
