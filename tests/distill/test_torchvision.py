@@ -1,7 +1,6 @@
 """torchvision's detectors with a teacher beside them, in torchvision's own format."""
 
 import copy
-import dataclasses
 import io
 
 import pytest
@@ -9,16 +8,22 @@ import torch
 from torch import nn
 from torchvision.models import detection, resnet18
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNN, KeypointRCNNHeads, KeypointRCNNPredictor
 
-from lgd.detectors.protocol import Detector
-from lgd.distill.distiller import PlainStudent
 from lgd.distill.teacher import DynamicTeacher
 from lgd.distill.torchvision import TorchvisionDetector, wrap
-from lgd.distill.torchvision_format import from_targets
 from lgd.ops.polygons import rasterize_on_grid
-from tests.detectors.small import make_batch, with_masks
-from tests.distill.torchvision_models import NUM_CLASSES, SMALL, make_data, make_model
+from tests.distill.torchvision_models import (
+    CHANNELS,
+    NUM_CLASSES,
+    SIDES,
+    SMALL,
+    losses_of,
+    make_backbone,
+    make_data,
+    make_model,
+    rcnn_settings,
+)
 
 FULL = [
     "retinanet_resnet50_fpn",
@@ -35,12 +40,6 @@ CONTENTS = [(2, 0, 3), (0, 0), (1,)]
 @pytest.fixture(params=list(SMALL))
 def name(request):
     return request.param
-
-
-def losses_of(model, *arguments, **keywords):
-    """What a model computes with the random draws of one seed."""
-    torch.manual_seed(7)
-    return model(*arguments, **keywords)
 
 
 def own_part(losses):
@@ -250,54 +249,18 @@ def test_a_teacher_of_ones_own():
     assert wrap(model, teacher=teacher, weight=0.5).label_guided.teacher is teacher
 
 
-def test_a_batch_of_ours_gives_the_losses_of_torchvisions_format(name):
-    """So that the engine trains what wrap makes."""
-    model = make_model(name, min_size=64, max_size=96)
-    model.transform._skip_resize = True
-    detector: Detector = TorchvisionDetector(model)
-    batch = make_batch([2, 0, 1], dtype=torch.float32)
-    if detector.rules.with_masks:
-        batch = with_masks(batch)
-    answers = from_targets(batch, detector.rules)
-    images = [
-        image[:, :height, :width] / 255
-        for image, (height, width) in zip(batch.images, batch.sizes.tolist(), strict=True)
-    ]
-    expected = losses_of(model, images, answers)
-    assert sum(len(answer["boxes"]) for answer in answers) == 3
-    losses = losses_of(PlainStudent(detector), batch, distill=True)
-    assert list(losses) == list(expected)
-    assert all(abs(losses[key] - expected[key]).item() <= 1e-6 for key in expected)
-    learned = losses_of(wrap(model).label_guided, batch, distill=True)
-    assert all(abs(learned[key] - expected[key]).item() <= 1e-6 for key in expected)
-
-
-def test_what_it_detects_in_a_batch_of_ours_is_what_torchvision_detects(name):
-    model = make_model(name, min_size=64, max_size=96)
-    detector = TorchvisionDetector(model)
-    getattr(model, "roi_heads", model).score_thresh = 0.005
-    batch = make_batch([1], dtype=torch.float32)  # of 64 x 96 pixels: torchvision's transform leaves it
-    model.eval()
-    with torch.no_grad():
-        (expected,) = model(list(batch.images / 255))
-    has_extent = (expected["boxes"][:, 2:] > expected["boxes"][:, :2]).all(dim=1)  # FCOS finds empty ones
-    expected = {key: value[has_extent] for key, value in expected.items()}
-    batch = dataclasses.replace(batch, original_sizes=batch.sizes)
-    model.train()  # objects are detected in either mode
-    model.backbone.eval()
-    model.get_submodule("roi_heads" if "rcnn" in name else "head").eval()
-    (found,) = detector.detect(detector.extract_features(batch), batch)
-    assert len(expected["scores"]) > 5
-    assert torch.allclose(found.boxes, expected["boxes"], atol=1e-4)
-    assert torch.equal(found.scores, expected["scores"])
-    assert torch.equal(found.labels + detector.rules.first_label, expected["labels"])
-    assert (found.masks is None) == ("masks" not in expected)
-    if found.masks is not None:
-        pasted = paste_masks_in_image(found.masks[:, None], expected["boxes"], (64, 96))
-        assert torch.equal(pasted, expected["masks"])
-    twice = dataclasses.replace(batch, original_sizes=2 * batch.sizes)
-    (larger,) = detector.detect(detector.extract_features(twice), twice)
-    assert torch.allclose(larger.boxes, 2 * found.boxes, atol=1e-3)
+def test_keypoints_and_whatever_else_is_in_the_targets_reach_the_model():
+    torch.manual_seed(0)
+    keypoints = {
+        "keypoint_head": KeypointRCNNHeads(CHANNELS, (8,)),
+        "keypoint_predictor": KeypointRCNNPredictor(8, 4),
+    }
+    model = KeypointRCNN(make_backbone(), **SIDES | rcnn_settings() | keypoints)
+    images, targets = make_data("rcnn")
+    for target in targets:
+        corners = target["boxes"][:, [0, 1, 2, 1, 2, 3, 0, 3]].view(-1, 4, 2)
+        target["keypoints"] = torch.cat([corners, torch.ones_like(corners[..., :1])], dim=-1)
+    assert "loss_keypoint.tea" in check_the_losses_are_torchvisions(model, images, targets)
 
 
 def with_target(**changes):

@@ -76,6 +76,12 @@ def make_model(name, **settings):
     return SMALL[name](**settings)
 
 
+def losses_of(model, *arguments, **keywords):
+    """What a model computes with the random draws of one seed."""
+    torch.manual_seed(7)
+    return model(*arguments, **keywords)
+
+
 def make_data(name, num_objects=(2, 0, 3), seed=0):
     """Images of noise with bright rectangles, whose colour is their class; the targets have masks."""
     generator = torch.Generator().manual_seed(seed)
