@@ -54,7 +54,7 @@ def wrap(
         weight: factor of the distillation loss.
 
     Raises:
-        ValueError: another model, or one whose levels differ in channels.
+        ValueError: another model, one whose levels differ in channels, or a teacher that is not for it.
     """
     detector = TorchvisionDetector(model)
     if teacher is None:
@@ -63,6 +63,12 @@ def wrap(
             num_classes=detector.num_classes,
             add_context_box=True,
             use_masks=use_masks,
+        )
+    made_for = (teacher.instance_projection.in_features, teacher.num_classes)
+    if made_for != (detector.channels, detector.num_classes):
+        raise ValueError(
+            f"the teacher is for {made_for[0]} channels and {made_for[1]} classes, and the model has "
+            f"{detector.channels} channels and {detector.num_classes} classes"
         )
     first = next(model.parameters())
     teacher.to(first.device, first.dtype)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from lgd.ops.polygons import mask_edges, rasterize_on_grid
 from lgd.structures import Batch, Outlines, Targets
@@ -42,7 +43,7 @@ def check_format(images: Sequence[Tensor], targets: Sequence[TorchvisionTarget],
     Raises:
         ValueError: what is wrong with which image.
     """
-    if len(images) != len(targets) or not images:
+    if len(images) != len(targets) or len(images) == 0:
         raise ValueError(
             f"{len(images)} images and targets of {len(targets)}; give as many of each, one at least"
         )
@@ -76,6 +77,10 @@ def _check_shapes(i: int, image: Tensor, target: TorchvisionTarget, rules: Targe
         raise ValueError(
             f"the boxes of image {i} are {tuple(boxes.shape)} of {boxes.dtype}; give floats (objects, 4), "
             "torch.zeros(0, 4) where there is no object"
+        )
+    if isinstance(boxes, BoundingBoxes) and boxes.format != BoundingBoxFormat.XYXY:
+        raise ValueError(
+            f"the boxes of image {i} are in the format {boxes.format.value}; convert them to XYXY"
         )
     if labels.shape != boxes.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(

@@ -9,6 +9,7 @@ from torch import nn
 from torchvision.models import detection, resnet18
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNN, KeypointRCNNHeads, KeypointRCNNPredictor
+from torchvision.tv_tensors import BoundingBoxes, Image, Mask
 
 from lgd.distill.teacher import DynamicTeacher
 from lgd.distill.torchvision import TorchvisionDetector, wrap
@@ -247,6 +248,27 @@ def test_a_teacher_of_ones_own():
     model = make_model("retinanet")
     teacher = DynamicTeacher(channels=32, num_classes=NUM_CLASSES, interact_pattern="labelGuided")
     assert wrap(model, teacher=teacher, weight=0.5).label_guided.teacher is teacher
+    with pytest.raises(ValueError, match="is for 32 channels and 4 classes, and the model has 32 chan"):
+        wrap(model, teacher=DynamicTeacher(channels=32, num_classes=NUM_CLASSES + 1))
+
+
+def test_the_tensors_of_torchvisions_datasets(name):
+    images, targets = make_data(name)
+    size = images[0].shape[1:]
+    labelled = [
+        target
+        | {
+            "boxes": BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size),
+            "masks": Mask(target["masks"]),
+        }
+        for target in targets
+    ]
+    expected = losses_of(wrap(make_model(name), use_masks=True), images, targets)
+    found = losses_of(wrap(make_model(name), use_masks=True), [Image(image) for image in images], labelled)
+    assert all(torch.equal(found[key], loss) for key, loss in expected.items())
+    labelled[0]["boxes"] = BoundingBoxes(targets[0]["boxes"], format="XYWH", canvas_size=size)
+    with pytest.raises(ValueError, match="boxes of image 0 are XYWH; convert them to XYXY"):
+        wrap(make_model(name))(images, labelled)
 
 
 def test_keypoints_and_whatever_else_is_in_the_targets_reach_the_model():
@@ -313,6 +335,7 @@ def test_images_that_cannot_be_used():
     for given, says in [
         ((images, []), "1 images and targets of 0"),
         (([], []), "one at least"),
+        ((torch.zeros(0, 3, 50, 50), []), "one at least"),
         (([images[0][0]], targets), r"image 0 has the shape .* give \(3, height, width\)"),
         (([(255 * images[0]).byte()], targets), r"image 0 is of torch.uint8; .* floats in \[0, 1\]"),
     ]:
