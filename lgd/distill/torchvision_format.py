@@ -79,9 +79,7 @@ def _check_shapes(i: int, image: Tensor, target: TorchvisionTarget, rules: Targe
             "torch.zeros(0, 4) where there is no object"
         )
     if isinstance(boxes, BoundingBoxes) and boxes.format != BoundingBoxFormat.XYXY:
-        raise ValueError(
-            f"the boxes of image {i} are in the format {boxes.format.value}; convert them to XYXY"
-        )
+        raise ValueError(f"the boxes of image {i} are {boxes.format.value}; convert them to XYXY")
     if labels.shape != boxes.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(
             f"the labels of image {i} are {tuple(labels.shape)} of {labels.dtype}; give one int64 for each "
