@@ -12,7 +12,7 @@ from tests.detectors.small import make_batch
 from tests.distill.torchvision_models import make_data, make_model
 from tests.training import REPOSITORY
 
-TORCHVISION, DETECTOR, TRAINING = re.findall(
+TORCHVISION, DETECTOR, TRAINING, ENGINE = re.findall(
     r"^```python\n(.*?)^```", (REPOSITORY / "docs/any-detector.md").read_text(), flags=re.M | re.S
 )
 
@@ -56,9 +56,17 @@ def test_a_detector_of_ones_own_learns(folder, capsys):
     assert all(each.scores.diff().max() <= 0 for each in names["found"])
 
 
+def test_the_engine_trains_it(folder, capsys):
+    run(DETECTOR + TRAINING + "print('the engine')\n" + ENGINE)
+    reports = capsys.readouterr().out.partition("the engine\n")[2].splitlines()
+    assert [line.split()[0] for line in reports] == ["2", "4", "6"]
+    assert float(reports[-1].split()[1]) < float(reports[0].split()[1])
+    saved = torch.load(folder / "last.pt", weights_only=True)
+    assert {name.partition(".")[0] for name in saved["model"]} == {"student", "teacher", "adapter"}
+
+
 def test_it_is_short_and_has_what_a_detector_must_have():
-    lines = [line for line in DETECTOR.splitlines() if line.strip()]
-    assert len(lines) <= 60
+    assert len(DETECTOR.splitlines()) <= 60
     shown = run(DETECTOR)["CentreDetector"](num_classes=3)
     members = {name for name, _ in inspect.getmembers(Detector) if not name.startswith("_")} - {"decode"}
     assert [name for name in members if not hasattr(shown, name)] == []
