@@ -12,7 +12,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -50,7 +50,7 @@ def wrap(
         model: RetinaNet, FCOS, Faster or Mask R-CNN as torchvision makes them, with any backbone whose maps
             have one number of channels. It stays as it is: its parameters are the distiller's.
         teacher: another one than the paper's for these channels and classes.
-        use_masks: whether the paper's teacher reads the targets' "masks" beside the boxes.
+        use_masks: whether the teacher reads the targets' "masks" beside the boxes.
         weight: factor of the distillation loss.
 
     Raises:
@@ -64,6 +64,8 @@ def wrap(
             add_context_box=True,
             use_masks=use_masks,
         )
+    elif use_masks != teacher.use_masks:
+        raise ValueError(f"use_masks is {use_masks} and that of the teacher given is {teacher.use_masks}")
     made_for = (teacher.instance_projection.in_features, teacher.num_classes)
     if made_for != (detector.channels, detector.num_classes):
         raise ValueError(
@@ -123,10 +125,8 @@ class TorchvisionDistiller(nn.Module):
         Raises:
             ValueError: what is wrong with which image.
         """
-        check_format(images, targets, self._detector.rules)
-        reads_masks = self.label_guided.teacher.use_masks
-        if reads_masks and not all("masks" in target for target in targets):
-            raise ValueError('the teacher reads masks and not all targets have "masks"')
+        rules, reads_masks = self._detector.rules, self.label_guided.teacher.use_masks
+        check_format(images, targets, replace(rules, with_masks=rules.with_masks or reads_masks))
         batch = self._detector.transform(images, targets, reads_masks)
         losses: dict[str, Tensor] = self.label_guided(
             batch, distill=distill, head_share=head_share, weight_factor=weight_factor
@@ -336,9 +336,11 @@ def _find_strides(model: nn.Module) -> dict[str, int]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     blank = next(model.parameters()).new_zeros(1, 3, _PROBE_SIDE, _PROBE_SIDE)
-    maps = _run_backbone(model, blank)
-    for module, mode in modes.items():
-        module.training = mode
+    try:
+        maps = _run_backbone(model, blank)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
     channels = {level: x.shape[1] for level, x in maps.items()}
     if set(channels.values()) != {model.backbone.out_channels}:  # type: ignore[union-attr]
         raise ValueError(

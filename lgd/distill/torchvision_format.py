@@ -28,7 +28,7 @@ class TargetRules:
 
     Attributes:
         num_classes: K, without the background.
-        first_label: the label of class 0: 1 where 0 is the background.
+        first_label: the label of our class 0: 1 where 0 is the background.
         with_masks: whether there must be masks.
     """
 
@@ -69,9 +69,7 @@ def _check_shapes(i: int, image: Tensor, target: TorchvisionTarget, rules: Targe
     wanted = ("boxes", "labels", "masks") if rules.with_masks else ("boxes", "labels")
     for key in wanted:
         if key not in target:
-            raise ValueError(
-                f'the targets of image {i} have no "{key}"; this model takes {", ".join(wanted)}'
-            )
+            raise ValueError(f'the targets of image {i} have no "{key}"; give {", ".join(wanted)}')
     boxes, labels = target["boxes"], target["labels"]
     if boxes.dim() != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
         raise ValueError(
