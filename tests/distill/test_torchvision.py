@@ -128,7 +128,7 @@ def make_optimizer(distiller):
 def test_lgd_lowers_its_losses_and_the_student_goes_back_to_torchvision(name):
     distiller, data = wrap(make_model(name, min_size=64)), make_data(name, (2, 1))
     totals = train(distiller, data, make_optimizer(distiller), range(6))
-    assert sum(totals[-3:]) < 0.9 * sum(totals[:3])
+    assert sum(totals[-3:]) < 0.8 * sum(totals[:3])
     saved = io.BytesIO()
     torch.save(distiller.student.state_dict(), saved)
     saved.seek(0)
