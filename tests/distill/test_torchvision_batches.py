@@ -42,7 +42,17 @@ def test_a_batch_of_ours_gives_the_losses_of_torchvisions_format(name):
         for image, (height, width) in zip(batch.images, batch.sizes.tolist(), strict=True)
     ]
     expected = losses_of(model, images, answers)
-    assert sum(len(answer["boxes"]) for answer in answers) == 3
+    for answer, boxes, labels, valid, size in zip(
+        answers, batch.targets.boxes, batch.targets.labels, batch.targets.valid, batch.sizes, strict=True
+    ):
+        assert torch.equal(answer["boxes"], boxes[valid])
+        assert torch.equal(answer["labels"], labels[valid] + (1 if "rcnn" in name else 0))
+        for mask, (x1, y1, x2, y2) in zip(answer.get("masks", []), answer["boxes"].tolist(), strict=False):
+            assert list(mask.shape) == size.tolist()
+            rows, columns = mask.nonzero().unbind(1)  # of a diamond, cut to the image
+            assert x1 - 1 <= min(columns) <= max(columns) <= x2
+            assert y1 - 1 <= min(rows) <= max(rows) <= y2
+            assert 0.3 < mask.sum() / ((x2 - x1) * (y2 - y1)) < 0.7
     losses = losses_of(PlainStudent(detector), batch, distill=True)
     assert list(losses) == list(expected)
     assert all(abs(losses[key] - expected[key]).item() <= 1e-6 for key in expected)
