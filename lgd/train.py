@@ -64,7 +64,7 @@ _WISHES = ("detector", "size", "epochs", "method", "output", "recipe_only")
 
 
 def _add_wishes(group: argparse._ArgumentGroup) -> None:
-    detectors = ("retinanet", "fcos", "atss", "poto", "faster_rcnn", "mask_rcnn")
+    detectors = ("retinanet", "fcos", "atss", "poto", "gfl", "faster_rcnn", "mask_rcnn")
     group.add_argument("--detector", choices=detectors, help="default: retinanet")
     group.add_argument(
         "--size",

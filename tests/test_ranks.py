@@ -26,6 +26,11 @@ def make_model(**changes):
     return build_model(cfg).double()
 
 
+def imitating(method, **changes):
+    """Settings of a method with a pretrained teacher, which has the weights that it was made with."""
+    return {"MODEL__DISTILLATOR__METHOD": method, "MODEL__DISTILLATOR__TEACHER__WEIGHTS": "none", **changes}
+
+
 def make_batch(start, stop):
     """Images `start` to `stop` of four of one size, with different numbers of objects."""
     generator = torch.Generator().manual_seed(0)
@@ -79,8 +84,12 @@ def normalizer_of(model):
         {},
         {"MODEL__DISTILLATOR__ENABLED": False, "MODEL__RESNETS__NORM": "GN"},
         {"MODEL__META_ARCHITECTURE": "FCOS"},
+        imitating("PKD"),
+        imitating("LGD+PKD"),
+        imitating("CrossKD", MODEL__META_ARCHITECTURE="ATSS"),
+        {"MODEL__META_ARCHITECTURE": "GFL"},
     ],
-    ids=["LGD", "plain student", "LGD on FCOS"],
+    ids=["LGD", "plain student", "LGD on FCOS", "PKD", "LGD and PKD", "CrossKD on ATSS", "LGD on GFL"],
 )
 def test_two_ranks_equal_one(tmp_path, changes):
     path = tmp_path / "two_ranks.pth"

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from lgd import train
+from lgd.config.distillator_schema import IMITATING
 from lgd.config.keys import flatten
 from lgd.config.load import load_config
 from lgd.config.solver import resolve_solver
@@ -132,7 +133,7 @@ def small_data_sets(name: str, coco: Path, folder: Path) -> list[str]:
 
 
 def small_teacher(name: str, coco: Path, folder: Path) -> list[str]:
-    """KEY VALUE pairs for FGFI's teacher: the recipe that the student's names, trained in small."""
+    """KEY VALUE pairs for a pretrained teacher: the recipe that the student's names, trained in small."""
     recipe = REPOSITORY / load_config(CONFIGS / name).model.distillator.teacher.config_file
     relative = recipe.relative_to(CONFIGS).as_posix()
     settings = [*smaller(relative), *small_data_sets(relative, coco, folder), "OUTPUT_DIR", str(folder)]
@@ -156,14 +157,18 @@ def losses_by_step(output: Path) -> dict[int, dict[str, float]]:
     }
 
 
+DISTILLED = {"CrossKD": {"loss_distill", "loss_distill_box"}, "LGD+PKD": {"loss_distill", "loss_pkd"}}
+"""Losses of the methods that have more than one of their own."""
+
+
 def check_losses(output: Path, method: str) -> None:
     steps = losses_by_step(output)
     assert list(steps) == [1, 2]
     for losses in steps.values():
         assert all(math.isfinite(value) for value in losses.values()), losses
-        own = {key for key in losses if key.startswith("loss_") and ".tea" not in key} - {"loss_distill"}
-        taught = {f"{key}.tea" for key in own} if method == "LGD" else set()
-        distilled = {"loss_distill"} if method else set()
+        distilled = DISTILLED.get(method, {"loss_distill"} if method else set())
+        own = {key for key in losses if key.startswith("loss_") and ".tea" not in key} - distilled
+        taught = {f"{key}.tea" for key in own} if "LGD" in method else set()
         assert own
         assert set(losses) == own | taught | distilled | {"total_loss"}
 
@@ -206,11 +211,11 @@ def test_trains_evaluates_saves_and_resumes(name: str, small_data: Path, tmp_pat
     method = model.distillator.method if model.distillator.enabled else ""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     settings = [*smaller(name), *small_data_sets(name, small_data, tmp_path)]
-    if method == "FGFI":
+    if method in IMITATING:
         settings += small_teacher(name, small_data, tmp_path / "teacher")
     assert train.main(["--config-file", str(CONFIGS / name), *settings, "OUTPUT_DIR", str(whole)]) == 0
     check_losses(whole, method)
-    check_results(whole, with_teacher=method == "LGD", with_masks=model.mask_on)
+    check_results(whole, with_teacher="LGD" in method, with_masks=model.mask_on)
 
     shutil.copytree(whole, resumed)
     (resumed / "checkpoints" / "step_0000002.pth").unlink()

@@ -1,7 +1,9 @@
-"""FCOS, ATSS and POTO from the configuration."""
+"""FCOS, ATSS, POTO and GFL from the configuration."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from lgd.build.backbones import build_backbone
@@ -10,6 +12,7 @@ from lgd.config.schema import Config
 from lgd.config.values import ConfigError
 from lgd.detectors.atss import ATSSAssigner
 from lgd.detectors.fcos import FCOSAssigner
+from lgd.detectors.gfl import GFL
 from lgd.detectors.points import Assigner, PointDetector
 from lgd.detectors.poto import POTOAssigner
 
@@ -27,7 +30,7 @@ def build_fcos(cfg: Config) -> PointDetector:
         assigner = FCOSAssigner(options.center_sampling_radius, options.object_sizes_of_interest)
     except ValueError as error:
         raise ConfigError(f"MODEL.FCOS.OBJECT_SIZES_OF_INTEREST: {error}") from error
-    return _build(cfg, assigner, centerness="box" if options.centerness_on_reg else "class")
+    return _build(cfg, assigner, _with_centerness(cfg))
 
 
 def build_atss(cfg: Config) -> PointDetector:
@@ -36,7 +39,7 @@ def build_atss(cfg: Config) -> PointDetector:
     return _build(
         cfg,
         ATSSAssigner(cfg.model.atss.anchor_scale, cfg.model.atss.topk),
-        centerness="box" if cfg.model.fcos.centerness_on_reg else "class",
+        _with_centerness(cfg),
         box_loss_weight=cfg.model.fcos.reg_weight,
     )
 
@@ -50,16 +53,28 @@ def build_poto(cfg: Config) -> PointDetector:
     return _build(
         cfg,
         POTOAssigner(options.alpha, options.center_sampling_radius),
-        centerness=None,
+        partial(PointDetector, centerness=None),
         box_loss_weight=options.reg_weight,
     )
+
+
+def build_gfl(cfg: Config) -> PointDetector:
+    """Build GFL on the configured backbone."""
+    options = cfg.model.gfl
+    _refuse_unused(
+        cfg, "centerness_on_reg", "center_sampling_radius", "object_sizes_of_interest", "reg_weight",
+        "norm_reg_targets", "bbox_reg_weights", "focal_loss_gamma", "focal_loss_alpha",
+    )  # fmt: skip
+    make = partial(GFL, num_bins=options.reg_max + 1, beta=options.beta, side_loss_weight=options.side_weight)
+    assigner = ATSSAssigner(cfg.model.atss.anchor_scale, cfg.model.atss.topk)
+    return _build(cfg, assigner, make, box_loss_weight=options.box_weight)
 
 
 def _build(
     cfg: Config,
     assigner: Assigner,
+    make: Callable[..., PointDetector],
     *,
-    centerness: Literal["box", "class"] | None,
     box_loss_weight: float = 1.0,
 ) -> PointDetector:
     options = cfg.model.fcos
@@ -75,7 +90,7 @@ def _build(
         if given != found:
             raise ConfigError(f"MODEL.FCOS.{key} {given} are not those of the neck, {found}")
     try:
-        return PointDetector(
+        return make(
             backbone=backbone,
             neck=neck,
             assigner=assigner,
@@ -84,7 +99,6 @@ def _build(
             pixel_std=cfg.model.pixel_std,
             num_convs=options.num_convs,
             prior_prob=options.prior_prob,
-            centerness=centerness,
             distances_in_strides=options.norm_reg_targets,
             location_offset=cfg.model.shift_generator.offset,
             box_reg_weights=options.bbox_reg_weights,
@@ -100,6 +114,11 @@ def _build(
         )
     except ValueError as error:
         raise ConfigError(f"MODEL.FCOS: {error}") from error
+
+
+def _with_centerness(cfg: Config) -> Callable[..., PointDetector]:
+    tower: Literal["box", "class"] = "box" if cfg.model.fcos.centerness_on_reg else "class"
+    return partial(PointDetector, centerness=tower)
 
 
 def _refuse_unused(cfg: Config, *names: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
 from lgd.build.choice import choose
-from lgd.build.dense import build_atss, build_fcos, build_poto
-from lgd.build.fgfi import build_feature_imitation, read_teacher_config
+from lgd.build.dense import build_atss, build_fcos, build_gfl, build_poto
+from lgd.build.imitation import build_imitation, read_teacher_config
 from lgd.build.rcnn import build_rcnn
 from lgd.build.retinanet import build_retinanet
 from lgd.config.schema import Config
@@ -17,6 +18,7 @@ from lgd.detectors.protocol import Detector
 from lgd.distill.comparison import distillation_loss, divergence_loss
 from lgd.distill.distiller import Adapter, LabelGuidedDistiller, PlainStudent
 from lgd.distill.head import SlowHead
+from lgd.distill.pkd import LabelGuidedImitation
 from lgd.distill.reference_order import ReferenceOrderTeacher
 from lgd.distill.teacher import DynamicTeacher
 from lgd.engine.compile import compile_parts, require_compiler
@@ -29,6 +31,7 @@ DETECTORS: Mapping[str, Callable[[Config], Detector]] = {
     "FCOS": build_fcos,
     "ATSS": build_atss,
     "POTO": build_poto,
+    "GFL": build_gfl,
     "GeneralizedRCNN": build_rcnn,
 }
 
@@ -84,12 +87,15 @@ def compile_model(cfg: Config, model: Model, device: torch.device) -> None:
 
 
 def _assemble(cfg: Config) -> Model:
-    student = build_detector(cfg)
-    if not cfg.model.distillator.enabled:
+    student, distillator = build_detector(cfg), cfg.model.distillator
+    if not distillator.enabled:
         return PlainStudent(student)
-    if cfg.model.distillator.method == "FGFI":
-        return build_feature_imitation(cfg, student, build_detector(read_teacher_config(cfg)))
-    return build_label_guided_distiller(cfg, student)
+    if distillator.method == "LGD":
+        return build_label_guided_distiller(cfg, student)
+    pretrained = build_detector(read_teacher_config(cfg))
+    if distillator.method == "LGD+PKD":
+        return build_label_guided_distiller(cfg, student, pretrained)
+    return build_imitation(cfg, student, pretrained)
 
 
 def build_detector(cfg: Config) -> Detector:
@@ -97,12 +103,17 @@ def build_detector(cfg: Config) -> Detector:
     return choose(DETECTORS, cfg.model.meta_architecture, "MODEL.META_ARCHITECTURE")(cfg)
 
 
-def build_label_guided_distiller(cfg: Config, student: Detector) -> LabelGuidedDistiller:
-    """Build LGD around a student."""
+def build_label_guided_distiller(
+    cfg: Config, student: Detector, pretrained: Detector | None = None
+) -> LabelGuidedDistiller:
+    """Build LGD around a student, together with PKD where there is a pretrained detector."""
     distillator, teacher = cfg.model.distillator, cfg.model.distillator.teacher
     make_teacher = ReferenceOrderTeacher if teacher.reference_order else DynamicTeacher
+    make: Callable[..., LabelGuidedDistiller] = LabelGuidedDistiller
+    if pretrained is not None:
+        make = partial(LabelGuidedImitation, pretrained=pretrained, imitation_weight=distillator.pkd.lambda_)
     try:
-        return LabelGuidedDistiller(
+        return make(
             student=student,
             teacher=make_teacher(
                 channels=student.channels,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lgd.build.augmentations import build_augmentations
-from lgd.build.fgfi import load_teacher
+from lgd.build.imitation import load_teacher
 from lgd.build.model import Model, compiles
 from lgd.build.weights import fill_model
 from lgd.config.schema import Config
@@ -24,7 +24,6 @@ from lgd.data.loader import test_loader, train_loader
 from lgd.data.outlines import require_masks
 from lgd.data.transforms import Crop
 from lgd.distill.distiller import LabelGuidedDistiller
-from lgd.distill.fgfi import FeatureImitation
 from lgd.distill.schedule import DistillSchedule
 from lgd.engine.averaging import WeightAverage
 from lgd.engine.loop import LoopOptions, Side
@@ -250,7 +249,7 @@ def require_scorable(cfg: Config, indices: Iterable[AnnotationIndex]) -> None:
 def load_initial_weights(
     cfg: Config, model: Model, classes: Classes | None = None, *, to_evaluate: bool = False
 ) -> None:
-    """Fill the model from MODEL.WEIGHTS, if any, and FGFI's teacher; say what was loaded and what not.
+    """Fill the model from MODEL.WEIGHTS, if any, and a pretrained teacher; say what was loaded and what not.
 
     Args:
         cfg: the configuration.
@@ -261,8 +260,7 @@ def load_initial_weights(
     Raises:
         WeightsError: the weights cannot be used, or lack something that is to be evaluated.
     """
-    if isinstance(model, FeatureImitation):
-        load_teacher(cfg, model)
+    load_teacher(cfg, model, classes)
     if not cfg.model.weights:
         return
     report = fill_model(cfg, model, cfg.model.weights, classes)
@@ -279,7 +277,7 @@ def _refuse_untrained(cfg: Config, model: Model, report: LoadReport) -> None:
             f"it lacks {list_names(untrained)}"
         )
     shows_teacher = isinstance(model, LabelGuidedDistiller) and cfg.model.distillator.eval_teacher
-    if shows_teacher and report.untrained():
+    if shows_teacher and any(name.startswith(("teacher.", "adapter.")) for name in report.untrained()):
         raise WeightsError(
             f"{report.source} ({report.kind}): holds the student alone; evaluate it with "
             "MODEL.DISTILLATOR.EVAL_TEACHER False"

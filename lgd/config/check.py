@@ -66,7 +66,7 @@ def _model_complaints(cfg: Config) -> Iterator[str]:
             "have one entry for each stage"
         )
     channels, heads = model.fpn.out_channels, model.distillator.teacher.nr_transformer_heads
-    if model.distillator.enabled and channels % heads:
+    if model.distillator.enabled and model.distillator.method.startswith("LGD") and channels % heads:
         yield (
             f"MODEL.FPN.OUT_CHANNELS {channels} must be a multiple of "
             f"MODEL.DISTILLATOR.TEACHER.NR_TRANSFORMER_HEADS {heads}"

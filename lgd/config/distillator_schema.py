@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 from lgd.config.values import UNUSED, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 
+IMITATING = ("FGFI", "PKD", "CrossKD", "LGD+PKD")
+"""Values of METHOD with a pretrained teacher, of TEACHER.WEIGHTS."""
+
 
 @dataclass(frozen=True)
 class SideAmpConfig:
@@ -69,9 +72,9 @@ class TeacherConfig:
     ] = False
     add_context_box: Annotated[bool, "Add the whole image to its objects."] = False
     config_file: Annotated[
-        str, "Recipe of FGFI's teacher, a path; '' for a teacher of the student's own settings."
+        str, "Recipe of the pretrained teacher, a path; '' for one of the student's own settings."
     ] = ""
-    weights: Annotated[str, "Trained detector that FGFI's student imitates, as MODEL.WEIGHTS."] = ""
+    weights: Annotated[str, "Trained detector that the student imitates, as MODEL.WEIGHTS."] = ""
     affine: Annotated[bool, UNUSED] = False
     solver: SideSolverConfig = SideSolverConfig()
 
@@ -84,6 +87,26 @@ class FgfiConfig:
     iou_ratio: Annotated[
         UnitFloat, "A cell counts from this share of an object's best overlap with an anchor on."
     ] = 0.5
+
+
+@dataclass(frozen=True)
+class PkdConfig:
+    """MODEL.DISTILLATOR.PKD: imitation by correlation, with a pretrained teacher."""
+
+    lambda_: Annotated[NonNegativeFloat, "Weight of the imitation loss, a sum over the levels."] = 6.0
+
+
+@dataclass(frozen=True)
+class CrosskdConfig:
+    """MODEL.DISTILLATOR.CROSSKD: the student's head continued by a pretrained teacher's."""
+
+    layer: Annotated[
+        NonNegativeInt | None,
+        "The student's features after so many convolutions of its head's towers go on in the teacher's; None "
+        "for one fewer than the teacher's NUM_CONVS.",
+    ] = None
+    lambda_class: Annotated[NonNegativeFloat, "Weight of the loss of the scores."] = 1.0
+    lambda_box: Annotated[NonNegativeFloat, "Weight of the loss of the boxes."] = 1.0
 
 
 @dataclass(frozen=True)
@@ -131,9 +154,12 @@ class DistillatorConfig:
 
     enabled: Annotated[bool, "Train with LGD; False trains the plain detector."] = True
     method: Annotated[
-        Literal["LGD", "FGFI"], "Teacher made from the labels, or a pretrained detector to imitate."
+        Literal["LGD", "FGFI", "PKD", "CrossKD", "LGD+PKD"],
+        "Teacher made from the labels; a pretrained detector to imitate, in one of three ways; or both.",
     ] = "LGD"
     fgfi: FgfiConfig = FgfiConfig()
+    pkd: PkdConfig = PkdConfig()
+    crosskd: CrosskdConfig = CrosskdConfig()
     student: StudentConfig = StudentConfig()
     teacher: TeacherConfig = TeacherConfig()
     adapter: AdapterConfig = AdapterConfig()

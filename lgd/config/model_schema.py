@@ -118,7 +118,7 @@ class AnchorGeneratorConfig:
 
 @dataclass(frozen=True)
 class ShiftGeneratorConfig:
-    """MODEL.SHIFT_GENERATOR: the locations of FCOS, ATSS and POTO."""
+    """MODEL.SHIFT_GENERATOR: the locations of FCOS, ATSS, POTO and GFL."""
 
     num_shifts: Annotated[PositiveInt, "Locations of a cell."] = 1
     offset: Annotated[UnitFloat, "Where in its cell a location lies, in strides."] = 0.5
@@ -149,7 +149,7 @@ class RetinanetConfig:
 
 @dataclass(frozen=True)
 class FcosConfig:
-    """MODEL.FCOS: FCOS, and the head of ATSS and POTO."""
+    """MODEL.FCOS: FCOS, and the head of ATSS, POTO and GFL."""
 
     in_features: Annotated[Names, "Levels that the head reads."] = ("p3", "p4", "p5", "p6", "p7")
     num_convs: Annotated[LayerCount, "Convolutions of each branch before its output."] = 4
@@ -181,7 +181,7 @@ class FcosConfig:
 
 @dataclass(frozen=True)
 class AtssConfig:
-    """MODEL.ATSS."""
+    """MODEL.ATSS: who answers for an object, in ATSS and GFL."""
 
     anchor_scale: Annotated[PositiveFloat, "Side of the anchor, in strides."] = 8.0
     topk: Annotated[PositiveInt, "Candidates of each level and object."] = 9
@@ -194,6 +194,16 @@ class PotoConfig:
     alpha: Annotated[UnitFloat, "Weight of the IoU against the score in the quality of a match."] = 0.8
     center_sampling_radius: Annotated[NonNegativeFloat, "Half side of the centre box, in strides."] = 1.5
     reg_weight: Annotated[NonNegativeFloat, "Factor on the box loss."] = 2.0
+
+
+@dataclass(frozen=True)
+class GflConfig:
+    """MODEL.GFL."""
+
+    reg_max: Annotated[PositiveInt, "Longest distance to a side that can be told, in strides."] = 16
+    beta: Annotated[NonNegativeFloat, "Focusing exponent of the loss of the scores."] = 2.0
+    box_weight: Annotated[NonNegativeFloat, "Factor on the loss of the boxes."] = 2.0
+    side_weight: Annotated[NonNegativeFloat, "Factor on the loss of their sides' distributions."] = 0.25
 
 
 @dataclass(frozen=True)
@@ -280,7 +290,7 @@ class ModelConfig:
     """MODEL."""
 
     meta_architecture: Annotated[
-        Literal["RetinaNet", "FCOS", "ATSS", "POTO", "GeneralizedRCNN"], "Detector."
+        Literal["RetinaNet", "FCOS", "ATSS", "POTO", "GFL", "GeneralizedRCNN"], "Detector."
     ] = "RetinaNet"
     weights: Annotated[
         str,
@@ -306,7 +316,9 @@ class ModelConfig:
         1.0,
         1.0,
     )
-    nms_type: Annotated[Literal["normal"] | None, "NMS of FCOS, ATSS and POTO; None for none."] = "normal"
+    nms_type: Annotated[Literal["normal"] | None, "NMS of FCOS, ATSS, POTO and GFL; None for none."] = (
+        "normal"
+    )
     backbone: BackboneConfig = BackboneConfig()
     resnets: ResnetsConfig = ResnetsConfig()
     swint: SwintConfig = SwintConfig()
@@ -317,6 +329,7 @@ class ModelConfig:
     fcos: FcosConfig = FcosConfig()
     atss: AtssConfig = AtssConfig()
     poto: PotoConfig = PotoConfig()
+    gfl: GflConfig = GflConfig()
     proposal_generator: ProposalGeneratorConfig = ProposalGeneratorConfig()
     rpn: RpnConfig = RpnConfig()
     roi_heads: RoiHeadsConfig = RoiHeadsConfig()

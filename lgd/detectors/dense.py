@@ -14,8 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from lgd.detectors.protocol import TowerFeatures
 from lgd.ops.predictions import take_above, take_best, take_rows
 from lgd.structures import Features
+
+Towers = tuple[nn.Sequential, nn.Sequential]
+"""Of a head: the one that ends in the scores, and the one that ends in the boxes."""
 
 _ROUNDING = 1e-3
 """More than a threshold's logit may differ from that of a score by rounding."""
@@ -48,6 +52,35 @@ def init_head(head: nn.Module, cls_score: nn.Conv2d, prior_prob: float) -> None:
             nn.init.zeros_(module.bias)
     assert cls_score.bias is not None
     nn.init.constant_(cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+
+
+def count_convs(tower: nn.Sequential) -> int:
+    """Convolutions of a head's tower."""
+    return sum(isinstance(layer, nn.Conv2d) for layer in tower)
+
+
+def begin_towers(towers: Towers, features: Features, num_convs: int) -> TowerFeatures:
+    """Run the first convolutions of each tower, with what follows each of them, on the same features."""
+    for_class, for_box = (_cut(tower, num_convs)[0] for tower in towers)
+    return TowerFeatures(
+        for_class={level: for_class(x) for level, x in features.items()},
+        for_box={level: for_box(x) for level, x in features.items()},
+    )
+
+
+def finish_towers(towers: Towers, begun: TowerFeatures, num_convs: int) -> TowerFeatures:
+    """Run what `begin_towers` has left: the features from which the predicting convolutions predict."""
+    for_class, for_box = (_cut(tower, num_convs)[1] for tower in towers)
+    return TowerFeatures(
+        for_class={level: for_class(x) for level, x in begun.for_class.items()},
+        for_box={level: for_box(x) for level, x in begun.for_box.items()},
+    )
+
+
+def _cut(tower: nn.Sequential, num_convs: int) -> tuple[nn.Sequential, nn.Sequential]:
+    starts = [place for place, layer in enumerate(tower) if isinstance(layer, nn.Conv2d)]
+    place = [*starts, len(tower)][num_convs]
+    return tower[:place], tower[place:]
 
 
 def join_pyramids(pyramids: Sequence[Features]) -> Features:

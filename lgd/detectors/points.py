@@ -1,6 +1,7 @@
 """Detectors that predict, at every location, a class and the distances to the sides of its box.
 
-FCOS, ATSS and POTO are this detector with different assigners: who answers for which object.
+FCOS, ATSS and POTO are this detector with different assigners: who answers for which object. GFL has other
+losses too (`gfl.py`).
 
 Legend: B images, A locations of all levels (A_l of one), N object slots per image, K classes, C channels.
 """
@@ -16,9 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgd.detectors.dense import join_pyramids, select_as_reference, select_candidates
+from lgd.detectors.dense import (
+    begin_towers,
+    count_convs,
+    join_pyramids,
+    select_as_reference,
+    select_candidates,
+)
 from lgd.detectors.detections import SelectionLimits, keep_detections, to_original_sizes
 from lgd.detectors.point_head import PointHead, PointPredictions, join_levels, split_images
+from lgd.detectors.protocol import DensePredictions, TowerFeatures
 from lgd.layers.fpn import FPN
 from lgd.layers.pixels import PixelNormalizer
 from lgd.ops.locations import boxes_around, centerness, grid_locations, side_distances
@@ -111,6 +119,7 @@ class PointDetector(nn.Module):
         reference_order: leave the order of equal scores to torch's unstable sort, as the reference does. They
             are common where the teacher sees no object: its features are the same all over. Off: the first
             location wins.
+        num_bins: see `PointHead`.
 
     Raises:
         ValueError: factors of the distances that are not positive, or channels that don't divide into groups.
@@ -143,6 +152,7 @@ class PointDetector(nn.Module):
         nms_thresh_test: float | None = 0.6,
         detections_per_image: int = 100,
         reference_order: bool = False,
+        num_bins: int | None = None,
     ) -> None:
         super().__init__()
         if min(box_reg_weights) <= 0:
@@ -174,6 +184,7 @@ class PointDetector(nn.Module):
             prior_prob=prior_prob,
             centerness=centerness,
             distances_in_strides=distances_in_strides,
+            num_bins=num_bins,
         )
 
     def extract_features(self, batch: Batch) -> Features:
@@ -253,12 +264,40 @@ class PointDetector(nn.Module):
         return self.backbone.parameters()
 
     @property
+    def num_head_convs(self) -> int:
+        """See `DenseDetector.num_head_convs`."""
+        return count_convs(self.head.cls_subnet)
+
+    @property
+    def positions_per_cell(self) -> int:
+        """See `DenseDetector.positions_per_cell`."""
+        return 1
+
+    def begin_head(self, features: Features, num_convs: int) -> TowerFeatures:
+        """See `DenseDetector.begin_head`."""
+        return begin_towers(self.head.towers, features, num_convs)
+
+    def finish_head(self, begun: TowerFeatures, num_convs: int) -> DensePredictions:
+        """See `DenseDetector.finish_head`."""
+        predictions = join_levels(self._in_pixels(self.head.finish(begun, num_convs)))
+        locations = torch.cat([level.locations for level in self._make_levels(begun.for_class)])
+        boxes = boxes_around(locations, predictions.distances)
+        return DensePredictions(predictions.logits, boxes, predictions.sides)
+
+    def find_foreground(self, assignment: PointAssignment) -> Tensor:
+        """See `DenseDetector.find_foreground`."""
+        return assignment.labels < self.num_classes
+
+    @property
     def _dtype(self) -> torch.dtype:
         return torch.promote_types(self.head.cls_score.weight.dtype, torch.float32)
 
     def _predict(self, features: Features) -> list[PointPredictions]:
         """Predictions by level, the distances in pixels."""
-        predictions: list[PointPredictions] = self.head(features)
+        return self._in_pixels(self.head(features))
+
+    def _in_pixels(self, predictions: list[PointPredictions]) -> list[PointPredictions]:
+        """The head's own predictions, the distances divided by their factors."""
         if self.box_reg_weights == (1.0, 1.0, 1.0, 1.0):
             return predictions
         weights = predictions[0].distances.new_tensor(self.box_reg_weights)

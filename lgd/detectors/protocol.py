@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -98,4 +99,59 @@ class OneStageDetector(Detector, Protocol):
         Returns:
             The losses on `features` and those on `taught`.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class TowerFeatures:
+    """What lies between the convolutions of a dense head's two towers.
+
+    Attributes:
+        for_class: {level: (B, C, h, w)} of the tower that ends in the scores.
+        for_box: the same of the tower that ends in the boxes.
+    """
+
+    for_class: Features
+    for_box: Features
+
+
+@dataclass(frozen=True)
+class DensePredictions:
+    """What a dense head says at each of A positions: anchors or locations of all levels.
+
+    Attributes:
+        logits: (B, A, K) of the classes.
+        boxes: (B, A, 4) xyxy, pixels of the canvas, not clipped to it.
+        sides: (B, A, 4, n + 1) logits of the distributions of the boxes' sides; None from a head without.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    sides: Tensor | None = None
+
+
+@runtime_checkable
+class DenseDetector(OneStageDetector, Protocol):
+    """A detector whose head is two towers of convolutions that predict at every cell, and can be cut."""
+
+    @property
+    def num_head_convs(self) -> int:
+        """Convolutions of each tower before the predicting ones."""
+        ...
+
+    @property
+    def positions_per_cell(self) -> int:
+        """Anchors or locations of a cell."""
+        ...
+
+    def begin_head(self, features: Features, num_convs: int) -> TowerFeatures:
+        """Run the first `num_convs` convolutions of each tower, with what follows each of them."""
+        ...
+
+    def finish_head(self, begun: TowerFeatures, num_convs: int) -> DensePredictions:
+        """Run the rest of a head whose first `num_convs` convolutions have given `begun`."""
+        ...
+
+    def find_foreground(self, assignment: Assignment) -> Tensor:
+        """Mark the positions that answer for an object: (B, A) bool."""
         ...

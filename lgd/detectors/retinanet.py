@@ -13,8 +13,18 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lgd.detectors.dense import init_head, join_pyramids, select_as_reference, select_candidates
+from lgd.detectors.dense import (
+    Towers,
+    begin_towers,
+    count_convs,
+    finish_towers,
+    init_head,
+    join_pyramids,
+    select_as_reference,
+    select_candidates,
+)
 from lgd.detectors.detections import SelectionLimits, keep_detections, to_original_sizes
+from lgd.detectors.protocol import DensePredictions, TowerFeatures
 from lgd.layers.conv import Conv2d
 from lgd.layers.fpn import FPN
 from lgd.layers.pixels import PixelNormalizer
@@ -62,10 +72,18 @@ class RetinaNetHead(nn.Module):
         self.bbox_pred = Conv2d(channels, num_anchors * 4, 3, padding=1)
         init_head(self, self.cls_score, prior_prob)
 
+    @property
+    def towers(self) -> Towers:
+        """What lies before the predicting convolutions."""
+        return self.cls_subnet, self.bbox_subnet
+
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, h, w) -> logits (B, h * w * R, K) and deltas (B, h * w * R, 4), row by row."""
-        logits = self.cls_score(self.cls_subnet(feature))
-        deltas = self.bbox_pred(self.bbox_subnet(feature))
+        return self.predict(self.cls_subnet(feature), self.bbox_subnet(feature))
+
+    def predict(self, for_class: Tensor, for_box: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from the ends of the two towers, (B, C, h, w) each."""
+        logits, deltas = self.cls_score(for_class), self.bbox_pred(for_box)
         return flatten_predictions(logits, self.num_classes), flatten_predictions(deltas, 4)
 
 
@@ -233,6 +251,34 @@ class RetinaNet(nn.Module):
         """See `Detector.backbone_parameters`."""
         return self.backbone.parameters()
 
+    @property
+    def num_head_convs(self) -> int:
+        """See `DenseDetector.num_head_convs`."""
+        return count_convs(self.head.cls_subnet)
+
+    @property
+    def positions_per_cell(self) -> int:
+        """See `DenseDetector.positions_per_cell`."""
+        return self.cell_anchors.shape[1]
+
+    def begin_head(self, features: Features, num_convs: int) -> TowerFeatures:
+        """See `DenseDetector.begin_head`."""
+        return begin_towers(self.head.towers, features, num_convs)
+
+    def finish_head(self, begun: TowerFeatures, num_convs: int) -> DensePredictions:
+        """See `DenseDetector.finish_head`."""
+        ends = finish_towers(self.head.towers, begun, num_convs)
+        predictions = [
+            self.head.predict(ends.for_class[level], ends.for_box[level]) for level in self.strides
+        ]
+        logits, deltas = (promote(torch.cat(parts, dim=1)) for parts in zip(*predictions, strict=True))
+        anchors = torch.cat(self._make_anchors(ends.for_class))
+        return DensePredictions(logits, decode_deltas(anchors, deltas, self.box_reg_weights))
+
+    def find_foreground(self, assignment: AnchorAssignment) -> Tensor:
+        """See `DenseDetector.find_foreground`."""
+        return (assignment.labels >= 0) & (assignment.labels < self.num_classes)
+
     def _predict(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
         """Logits [(B, A_l, K)] and deltas [(B, A_l, 4)] of every level."""
         predictions = [self.head(features[level]) for level in self.strides]
@@ -246,7 +292,7 @@ class RetinaNet(nn.Module):
         parts = self._predict(join_pyramids(pyramids))
         logits, deltas = (torch.cat(levels, dim=1).chunk(len(pyramids)) for levels in parts)
         focal_loss = reference_focal_loss if self.reference_normalizer else sigmoid_focal_loss
-        foreground = self._is_foreground(assignment)
+        foreground = self.find_foreground(assignment)
         return [
             {
                 "loss_cls": focal_loss(
@@ -262,12 +308,8 @@ class RetinaNet(nn.Module):
     def _normalize_losses(
         self, sums: dict[str, Tensor], assignment: AnchorAssignment, first_call: bool
     ) -> dict[str, Tensor]:
-        normalizer = self._update_normalizer(self._is_foreground(assignment), first_call)
+        normalizer = self._update_normalizer(self.find_foreground(assignment), first_call)
         return {name: loss / normalizer.to(loss.dtype) for name, loss in sums.items()}
-
-    def _is_foreground(self, assignment: AnchorAssignment) -> Tensor:
-        """(B, A) bool."""
-        return (assignment.labels >= 0) & (assignment.labels < self.num_classes)
 
     def _make_anchors(self, features: Features) -> list[Tensor]:
         """[(h_l * w_l * R, 4)] of every level, in the model's dtype."""

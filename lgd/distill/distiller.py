@@ -112,7 +112,18 @@ class LabelGuidedDistiller(nn.Module):
             Scalars: the student's losses, the same on the teacher's features as "<name>.tea", and
             "loss_distill".
         """
-        features = self.student.extract_features(batch)
+        return self.compute_losses(
+            self.student.extract_features(batch),
+            batch,
+            distill=distill,
+            head_share=head_share,
+            weight_factor=weight_factor,
+        )
+
+    def compute_losses(
+        self, features: Features, batch: Batch, *, distill: bool, head_share: float, weight_factor: float
+    ) -> dict[str, Tensor]:
+        """Do what `forward` does, with the student's features of the batch."""
         taught = self.teach(features, batch)
         losses, teacher_losses = self._hold_against_labels(features, taught, batch, head_share)
         losses |= {f"{name}.tea": loss for name, loss in teacher_losses.items()}

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lgd.detectors.protocol import Detector
-from lgd.distill.distiller import PlainStudent
+from lgd.distill.imitation import ImitatingStudent
 from lgd.layers.conv import Conv2d
 from lgd.ops.anchors import cell_anchors, grid_anchors
 from lgd.ops.boxes import box_iou
@@ -25,13 +25,12 @@ _MAX_PAIRS = 2**25
 """Overlaps held at a time (128 MiB in float32), so that crowded images don't exhaust the memory."""
 
 
-class FeatureImitation(PlainStudent):
+class FeatureImitation(ImitatingStudent):
     """Trains a detector and pulls its features near objects to those of a pretrained, fixed detector.
 
     Args:
         student: any detector.
-        teacher: a trained detector with the student's levels; it never changes, and its parameters take no
-            gradient.
+        teacher: a trained detector with the student's levels.
         anchor_sizes: square roots of the anchors' areas in pixels by level, or one row for every level.
         aspect_ratios: height / width of the anchors by level, or one row for every level.
         iou_ratio: a cell counts where one of its anchors overlaps an object by more than this share of the
@@ -52,7 +51,7 @@ class FeatureImitation(PlainStudent):
         iou_ratio: float = 0.5,
         weight: float = 0.01,
     ) -> None:
-        super().__init__(student)
+        super().__init__(student, teacher)
         if dict(teacher.strides) != dict(student.strides):
             raise ValueError(
                 f"the teacher has the levels {dict(teacher.strides)}, the student {dict(student.strides)}"
@@ -60,7 +59,6 @@ class FeatureImitation(PlainStudent):
         for name, rows in (("anchor_sizes", anchor_sizes), ("aspect_ratios", aspect_ratios)):
             if len(rows) not in (1, len(student.strides)):
                 raise ValueError(f"{name} has {len(rows)} rows for {len(student.strides)} levels")
-        self.teacher = teacher
         self.adapter = Conv2d(student.channels, teacher.channels, 3, padding=1)
         self.iou_ratio = iou_ratio
         self.weight = weight
@@ -70,19 +68,6 @@ class FeatureImitation(PlainStudent):
             )
             for number, level in enumerate(student.strides)
         }
-        self._teacher.requires_grad_(False)
-        self._teacher.eval()
-
-    @property
-    def _teacher(self) -> nn.Module:
-        assert isinstance(self.teacher, nn.Module)
-        return self.teacher
-
-    def train(self, mode: bool = True) -> FeatureImitation:
-        """Set the mode of the student and the adapter; the teacher always evaluates."""
-        super().train(mode)
-        self._teacher.eval()
-        return self
 
     def forward(
         self, batch: Batch, *, distill: bool, head_share: float = 1.0, weight_factor: float = 1.0

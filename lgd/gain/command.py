@@ -211,7 +211,7 @@ class Session:
     failed: list[TrainingError] = field(default_factory=list)
 
     def train_all(self, timed: str | None, after_each: Callable[[], object]) -> None:
-        """Train every run, FGFI's teachers first, and at last the plain ones for as long as `timed`."""
+        """Train every run, pretrained teachers first, and at last the plain ones for as long as `timed`."""
         runs = self.study.runs()
         self._train([run for run in runs if run.method == TEACHER], after_each)
         self._train([run for run in runs if run.method != TEACHER], after_each)

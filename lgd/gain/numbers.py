@@ -74,7 +74,7 @@ def make_rows(results: Results, lengths: Mapping[Run, int]) -> list[Row]:
     """Put runs together that differ in seed and fold alone, in the order in which they come.
 
     Args:
-        results: of all runs but FGFI's teachers, which are left out.
+        results: of all runs but those of pretrained teachers, which are left out.
         lengths: of the runs of EQUAL_TIME the steps of the plain ones that they are compared with.
     """
     groups: dict[tuple[str, str, int, str], list[Run]] = {}

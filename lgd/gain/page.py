@@ -123,7 +123,7 @@ def _explain(study: Study, rows: Sequence[Row]) -> Iterator[str]:
         if settings:
             yield f"- {name}: `{settings}`"
     if any(study.imitates(name) for name in study.methods):
-        yield "- the teacher of FGFI: the plain detector, trained twice as long"
+        yield "- the pretrained teacher: the plain detector, trained twice as long"
     if any(row.method == EQUAL_TIME for row in rows):
         yield f"- {EQUAL_TIME}: the plain detector with as many steps as take the other's time"
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lgd.config.distillator_schema import IMITATING
 from lgd.config.keys import flatten
 from lgd.config.load import load_config
 from lgd.config.schema import SIDE_SOLVERS, Config
 from lgd.config.values import ConfigError
 
-PLAIN, FGFI, TEACHER, EQUAL_TIME = "plain", "fgfi", "teacher", "plain-equal-time"
+PLAIN, TEACHER, EQUAL_TIME = "plain", "teacher", "plain-equal-time"
 _LGD = "MODEL.DISTILLATOR"
 METHODS: Mapping[str, str] = {
     PLAIN: f"{_LGD}.ENABLED False",
@@ -28,7 +29,10 @@ METHODS: Mapping[str, str] = {
     "late": f"{_LGD}.HEAD.MODE fixed {_LGD}.TEACHER.DETACH_APPEARANCE_EMBED True "
     f"{_LGD}.PRE_NONDISTILL_ITERS 67% {_LGD}.PRE_FREEZE_STUDENT_BACKBONE_ITERS 0",
     "sssd": f"{_LGD}.LOSS jensen_shannon {_LGD}.LAMBDA_STEPS (67%,) {_LGD}.LAMBDA_GAMMA 2",
-    FGFI: f"{_LGD}.METHOD FGFI {_LGD}.PRE_NONDISTILL_ITERS 0",
+    "fgfi": f"{_LGD}.METHOD FGFI {_LGD}.PRE_NONDISTILL_ITERS 0",
+    "pkd": f"{_LGD}.METHOD PKD {_LGD}.PRE_NONDISTILL_ITERS 0",
+    "crosskd": f"{_LGD}.METHOD CrossKD {_LGD}.PRE_NONDISTILL_ITERS 0",
+    "lgd-pkd": f"{_LGD}.METHOD LGD+PKD",
 }
 """Settings by name; N% is a share of the steps. `lgd` is the paper's way, whatever the recipe says."""
 
@@ -101,12 +105,14 @@ class Study:
     out: Path
 
     def runs(self) -> list[Run]:
-        """All of them: what is to be compared comes one after the other, and FGFI's teachers first."""
+        """All of them: what is to be compared comes one after the other, and pretrained teachers first."""
         return [*dict.fromkeys(self._runs())]
 
     def imitates(self, method: str) -> bool:
         """Whether a method needs a trained teacher."""
-        return f"{_LGD}.METHOD FGFI" in self.methods.get(method, "")
+        words = shlex.split(self.methods.get(method, ""))
+        named = [value for key, value in zip(words[::2], words[1::2], strict=True) if key == f"{_LGD}.METHOD"]
+        return bool(named) and named[-1] in IMITATING
 
     def _runs(self) -> Iterator[Run]:
         folds = range(self.folds) if self.folds else (None,)
@@ -121,7 +127,7 @@ class Study:
 
 
 def teacher_of(run: Run) -> Run:
-    """The plain training of FGFI's teacher: twice as long, and one for all seeds."""
+    """The plain training of a pretrained teacher: twice as long, and one for all seeds."""
     return replace(run, method=TEACHER, seed=1, steps=2 * run.steps)
 
 

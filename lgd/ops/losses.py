@@ -86,6 +86,70 @@ class _NegativeLoss(torch.autograd.Function):
         return inner.add_(probabilities).mul_(probabilities.pow_(ctx.gamma)).mul_(gradient), None
 
 
+def soft_focal_loss(logits: Tensor, scores: Tensor, *, beta: float) -> Tensor:
+    """Sum of the quality focal loss (arXiv 2006.04388, eq. 4) over anchors and classes.
+
+    The cross entropy to a score between 0 and 1, times the distance from it to the power of `beta`.
+
+    Args:
+        logits: (...).
+        scores: (...) in [0, 1], what the sigmoid of the logits is to be; no gradient flows into them.
+        beta: focusing exponent, at least 0.
+
+    Returns:
+        Scalar.
+    """
+    losses = F.binary_cross_entropy_with_logits(logits, scores.detach(), reduction="none")
+    return (losses * (logits.sigmoid() - scores.detach()).abs() ** beta).sum()
+
+
+def quality_focal_loss(logits: Tensor, labels: Tensor, qualities: Tensor, *, beta: float) -> Tensor:
+    """Sum of the quality focal loss (arXiv 2006.04388, eq. 4) over locations and classes.
+
+    What `soft_focal_loss` gives for scores that are 0 but for the quality of each object's own class; no
+    scores of the logits' size are made.
+
+    Args:
+        logits: (..., K).
+        labels: (...) int64, the class in [0, K), K for background.
+        qualities: (...) in [0, 1], what the score of the own class is to be; no gradient flows into them.
+        beta: focusing exponent, at least 0.
+
+    Returns:
+        Scalar.
+    """
+    num_classes = logits.shape[-1]
+    foreground = (labels < num_classes).to(logits.dtype)
+    own = logits.gather(-1, labels.clamp(max=num_classes - 1).unsqueeze(-1)).squeeze(-1)
+    targets = qualities.detach()
+    positive = F.binary_cross_entropy_with_logits(own, targets, reduction="none")
+    exchange = positive * (own.sigmoid() - targets).abs() ** beta - _negative_loss(own, beta)
+    return _negative_loss(logits, beta).sum() + (exchange * foreground).sum()
+
+
+def distribution_focal_loss(logits: Tensor, values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of the distribution focal loss (arXiv 2006.04388, eq. 6).
+
+    The cross entropy to the two whole numbers around a value, each the more the nearer it is.
+
+    Args:
+        logits: (..., n + 1) of the whole numbers 0 to n.
+        values: (...) taken to lie in [0, n].
+        weights: (...) at least 0.
+
+    Returns:
+        Scalar.
+    """
+    last = logits.shape[-1] - 1
+    values = values.clamp(0, last)
+    below = values.floor().clamp(max=last - 1)
+    log_shares = F.log_softmax(logits, dim=-1)
+    places = below.to(torch.int64).unsqueeze(-1)
+    at_below, at_above = (log_shares.gather(-1, place).squeeze(-1) for place in (places, places + 1))
+    share = values - below
+    return -((at_below * (1 - share) + at_above * share) * weights).sum()
+
+
 def smooth_l1_loss(predictions: Tensor, targets: Tensor, mask: Tensor, *, beta: float) -> Tensor:
     """Sum of the smooth L1 loss (arXiv 1504.08083, eq. 3) over the rows that `mask` selects.
 

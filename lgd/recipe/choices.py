@@ -13,10 +13,10 @@ from lgd.inspect.contents import Contents
 from lgd.recipe.machine import Machine
 from lgd.recipe.schedule import LGD_PAYS_FROM, Method, Schedule, choose_schedule, drops, period
 
-Detector = Literal["retinanet", "fcos", "atss", "poto", "faster_rcnn", "mask_rcnn"]
+Detector = Literal["retinanet", "fcos", "atss", "poto", "gfl", "faster_rcnn", "mask_rcnn"]
 DETECTORS: tuple[Detector, ...] = get_args(Detector)
 
-_ARCHITECTURES = {"retinanet": "RetinaNet", "fcos": "FCOS", "atss": "ATSS", "poto": "POTO"}
+_ARCHITECTURES = {"retinanet": "RetinaNet", "fcos": "FCOS", "atss": "ATSS", "poto": "POTO", "gfl": "GFL"}
 _SIDED_WORDS = ("left", "right")
 _WEIGHTS = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 
@@ -200,7 +200,7 @@ def _one_stage_head(detector: Detector, size: Size, anchors: Anchors) -> list[Ch
             *(gamma if size == "small" else []),
             Choice(f"{section}.SMOOTH_L1_LOSS_BETA", 0.0),
         ]
-    if detector == "atss" and anchors.scale != 1:
+    if detector in ("atss", "gfl") and anchors.scale != 1:
         choices.append(Choice("MODEL.ATSS.ANCHOR_SCALE", 8 * anchors.scale, anchors.why))
     if detector == "fcos" and anchors.scale != 1:
         bounds = [-1.0, *(side * anchors.scale for side in (64.0, 128.0, 256.0, 512.0)), math.inf]

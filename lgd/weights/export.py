@@ -44,8 +44,8 @@ def write_detectron2_model(
 ) -> None:
     """Write the student alone, by detectron2's names, as a `.pth` that detectron2's checkpointer reads.
 
-    Detectron2 itself has no FCOS, ATSS or POTO of these layers; for them the file is of use with code that
-    has.
+    Detectron2 itself has no FCOS, ATSS, POTO or GFL of these layers; for them the file is of use with code
+    that has.
 
     Args:
         path: the file to write; replaced only once the new one is whole.

@@ -18,6 +18,8 @@ from lgd.weights.reference import find_cell_anchors, reference_constants
 from lgd.weights.report import LoadReport, WeightsError, list_names
 
 _TEACHING_PARTS = ("teacher.", "adapter.")
+_PRETRAINED = "pretrained."
+"""A detector that is imitated beside LGD; it has weights of its own to begin with."""
 _NOT_IN_CLASSIFIERS = re.compile(re.escape(BACKBONE) + r"(.*\.conv2_offset\.\w+|norm\d\.\w+)$")
 """What detectors add to a classifier's backbone: offsets of deformable convolutions, norms of Swin's maps."""
 
@@ -194,6 +196,8 @@ def _may_miss(
         missable += kind.lacks
         if not any(name.startswith(_TEACHING_PARTS) for name in tensors):
             missable += _TEACHING_PARTS
+        if not any(name.startswith(_PRETRAINED) for name in tensors):
+            missable.append(_PRETRAINED)
     return tuple(missable)
 
 
@@ -201,7 +205,7 @@ def _may_drop(
     weights: LoadedWeights, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> tuple[str, ...]:
     """Of the parts that a model may be without, those that this one is without."""
-    optional = (*_TEACHING_PARTS, *KINDS[weights.kind].surplus)
+    optional = (*_TEACHING_PARTS, _PRETRAINED, *KINDS[weights.kind].surplus)
     counters = (name for name in tensors if name.endswith(_COUNTER))
     return (*(part for part in optional if not any(name.startswith(part) for name in own)), *counters)
 

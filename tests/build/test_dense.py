@@ -89,6 +89,25 @@ def test_the_heads_variants_train(key, value):
     assert all(p.grad is not None for p in detector.parameters() if p.requires_grad)
 
 
+def test_defaults_and_keys_of_gfl():
+    gfl = build("GFL")
+    assert (gfl.assigner, gfl.head.centerness_tower) == (ATSSAssigner(8, 9), None)
+    assert (gfl.head.num_bins, gfl.beta, gfl.box_loss_weight, gfl.side_loss_weight) == (17, 2, 2, 0.25)
+    other = build(
+        "GFL",
+        MODEL__ATSS__TOPK=5,
+        MODEL__GFL__REG_MAX=7,
+        MODEL__GFL__BETA=1.5,
+        MODEL__GFL__BOX_WEIGHT=1.3,
+        MODEL__GFL__SIDE_WEIGHT=0.4,
+        MODEL__FCOS__NMS_THRESH_TEST=0.5,
+    )
+    assert (other.assigner, other.head.num_bins, other.nms_thresh_test) == (ATSSAssigner(8, 5), 8, 0.5)
+    assert (other.beta, other.box_loss_weight, other.side_loss_weight) == (1.5, 1.3, 0.4)
+    with pytest.raises(ConfigError, match=r"MODEL.FCOS.FOCAL_LOSS_ALPHA does nothing in GFL"):
+        build("GFL", MODEL__FCOS__FOCAL_LOSS_ALPHA=0.3)
+
+
 def test_keys_of_atss_and_poto():
     atss = build("ATSS", MODEL__ATSS__TOPK=5, MODEL__ATSS__ANCHOR_SCALE=6, MODEL__FCOS__REG_WEIGHT=1.3)
     assert (atss.assigner, atss.box_loss_weight) == (ATSSAssigner(6, 5), 1.3)

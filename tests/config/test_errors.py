@@ -98,8 +98,8 @@ IN_FILE = {
     ),
     "MODEL: {DISTILLATOR: {DISTILL_ON: 0}}": ":1: MODEL.DISTILLATOR.DISTILL_ON expects 1, got 0",
     "MODEL: {META_ARCHITECTURE: Retina}": (
-        ":1: MODEL.META_ARCHITECTURE expects one of 'RetinaNet', 'FCOS', 'ATSS', 'POTO', 'GeneralizedRCNN', "
-        "got 'Retina'"
+        ":1: MODEL.META_ARCHITECTURE expects one of 'RetinaNet', 'FCOS', 'ATSS', 'POTO', 'GFL', "
+        "'GeneralizedRCNN', got 'Retina'"
     ),
     "MODEL: {WEIGHTS: 5}": ":1: MODEL.WEIGHTS expects text, got 5",
     "MODEL: {PIXEL_MEAN: [1, 2]}": (

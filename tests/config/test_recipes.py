@@ -161,6 +161,7 @@ DETECTORS = {
     "retinanet": ("RetinaNet", False),
     "fcos": ("FCOS", False),
     "atss": ("ATSS", False),
+    "gfl": ("GFL", False),
     "poto": ("POTO", False),
     "faster_rcnn": ("GeneralizedRCNN", False),
     "mask_rcnn": ("GeneralizedRCNN", True),
@@ -173,7 +174,9 @@ BACKBONES = {
     "x101_dcn": ("FAIR/X-101-32x8d.pkl", 101, 32, True),
 }
 SCHEDULES = {"1x": 90_000, "2x": 180_000, "3x": 270_000, "voc": 18_000, "crowdhuman": 28_125}
-NAME = re.compile(r"(\w+)/(\w+?)_(1x|2x|3x|voc|crowdhuman)(?:_(ms|ss))?(?:_lgd|_fgfi)?\.yaml")
+NAME = re.compile(
+    r"(\w+)/(\w+?)_(1x|2x|3x|voc|crowdhuman)(?:_(ms|ss))?(?:_lgd|_fgfi|_pkd|_crosskd|_lgd_pkd)?\.yaml"
+)
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.split("/")[0] in DETECTORS])

@@ -8,6 +8,7 @@ import torch
 from lgd.backbones.resnet import ResNet
 from lgd.detectors.atss import ATSSAssigner
 from lgd.detectors.fcos import FCOSAssigner
+from lgd.detectors.gfl import GFL
 from lgd.detectors.mask_head import MaskHead
 from lgd.detectors.points import PointDetector
 from lgd.detectors.poto import POTOAssigner
@@ -60,7 +61,11 @@ def make_poto(**kwargs):
     return make_point_detector(POTOAssigner(alpha=0.8, center_radius=1.5), **{**settings, **kwargs})
 
 
-def make_point_detector(assigner, num_classes=3, channels=16, **kwargs):
+def make_gfl(**kwargs):
+    return make_point_detector(ATSSAssigner(anchor_scale=8, num_nearest=9), make=GFL, **kwargs)
+
+
+def make_point_detector(assigner, num_classes=3, channels=16, make=PointDetector, **kwargs):
     backbone, neck = make_p3_to_p7(channels)
     settings = {
         "assigner": assigner,
@@ -68,7 +73,7 @@ def make_point_detector(assigner, num_classes=3, channels=16, **kwargs):
         "pixel_std": [50.0, 55.0, 60.0],
         "num_convs": 1,
     }
-    return PointDetector(backbone=backbone, neck=neck, num_classes=num_classes, **{**settings, **kwargs})
+    return make(backbone=backbone, neck=neck, num_classes=num_classes, **{**settings, **kwargs})
 
 
 def make_faster_rcnn(num_classes=3, channels=16, *, rpn=None, roi_heads=None, mask_head=None):
@@ -178,6 +183,7 @@ DETECTORS = {
     "fcos": make_fcos,
     "atss": make_atss,
     "poto": make_poto,
+    "gfl": make_gfl,
     "faster_rcnn": make_faster_rcnn,
     "mask_rcnn": make_mask_rcnn,
 }

@@ -23,6 +23,7 @@ RECIPES = [
     "fcos/r50_2x_ms",
     "atss/r50_1x_ss",
     "poto/r50_3x_ms",
+    "gfl/r50_1x_ss",
     "faster_rcnn/r50_2x_ms",
     "mask_rcnn/r50_1x_ms",
 ]

@@ -7,7 +7,7 @@ import pytest
 
 from lgd.config.load import load_config
 from lgd.config.values import ConfigError
-from lgd.gain.study import FGFI, METHODS, PLAIN, TEACHER, Run, Study, read_methods, settings_of
+from lgd.gain.study import METHODS, PLAIN, TEACHER, Run, Study, read_methods, settings_of
 from lgd.gain.study import test_line as line_of
 
 LINE = "coco:some/cells:train"
@@ -41,12 +41,15 @@ def test_what_is_compared_comes_together():
 
 
 def test_a_teacher_is_trained_once_for_all_seeds():
-    runs = make_study([PLAIN, "mine=fgfi SOLVER.BASE_LR 0.1", FGFI]).runs()
+    runs = make_study([PLAIN, "mine=fgfi SOLVER.BASE_LR 0.1", "fgfi", "pkd", "crosskd", "lgd-pkd"]).runs()
     (teacher,) = [run for run in runs if run.method == TEACHER]
     assert (teacher.seed, teacher.steps) == (1, 600)
-    cfg = config_of(FGFI)
-    assert cfg.model.distillator.method == "FGFI"
-    assert cfg.model.distillator.teacher.weights == "out/cells/bccd_small/teacher-600-seed1/model_final.pth"
+    for method in ("FGFI", "PKD", "CrossKD", "LGD+PKD"):
+        cfg = config_of(method.lower().replace("+", "-"))
+        distillator = cfg.model.distillator
+        assert distillator.method == method
+        assert distillator.teacher.weights == "out/cells/bccd_small/teacher-600-seed1/model_final.pth"
+        assert (distillator.pre_nondistill_iters > 0) == (method == "LGD+PKD")
 
 
 def test_a_schedule_in_proportion():

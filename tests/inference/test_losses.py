@@ -12,6 +12,7 @@ DETECTORS = {
     "FCOS": {"MODEL__META_ARCHITECTURE": "FCOS"},
     "ATSS": {"MODEL__META_ARCHITECTURE": "ATSS"},
     "POTO": {"MODEL__META_ARCHITECTURE": "POTO"},
+    "GFL": {"MODEL__META_ARCHITECTURE": "GFL"},
     "two stages": {
         "MODEL__META_ARCHITECTURE": "GeneralizedRCNN",
         "MODEL__RPN__IN_FEATURES": "[p3, p4, p5, p6, p7]",

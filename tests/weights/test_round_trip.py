@@ -26,6 +26,7 @@ RECIPES = {
     "fcos/r50_2x_ms_lgd.yaml": "FCOS",
     "atss/r50_1x_ss_lgd.yaml": "ATSS",
     "poto/r50_3x_ms_lgd.yaml": "POTO",
+    "gfl/r50_1x_ss_lgd.yaml": "GFL",
     "faster_rcnn/r50_1x_ms_lgd.yaml": "GeneralizedRCNN",
     "mask_rcnn/swin_t_3x_ms_lgd.yaml": "GeneralizedRCNN",
 }
