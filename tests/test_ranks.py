@@ -79,8 +79,9 @@ def normalizer_of(model):
         {},
         {"MODEL__DISTILLATOR__ENABLED": False, "MODEL__RESNETS__NORM": "GN"},
         {"MODEL__META_ARCHITECTURE": "FCOS"},
+        {"MODEL__DISTILLATOR__LABEL_ENCODER__CATEGORY_FORMAT": "embedding"},
     ],
-    ids=["LGD", "plain student", "LGD on FCOS"],
+    ids=["LGD", "plain student", "LGD on FCOS", "LGD with embedded classes"],
 )
 def test_two_ranks_equal_one(tmp_path, changes):
     path = tmp_path / "two_ranks.pth"
