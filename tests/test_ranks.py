@@ -88,8 +88,18 @@ def normalizer_of(model):
         imitating("LGD+PKD"),
         imitating("CrossKD", MODEL__META_ARCHITECTURE="ATSS"),
         {"MODEL__META_ARCHITECTURE": "GFL"},
+        {"MODEL__DISTILLATOR__LABEL_ENCODER__CATEGORY_FORMAT": "embedding"},
     ],
-    ids=["LGD", "plain student", "LGD on FCOS", "PKD", "LGD and PKD", "CrossKD on ATSS", "LGD on GFL"],
+    ids=[
+        "LGD",
+        "plain student",
+        "LGD on FCOS",
+        "PKD",
+        "LGD and PKD",
+        "CrossKD on ATSS",
+        "LGD on GFL",
+        "LGD with embedded classes",
+    ],
 )
 def test_two_ranks_equal_one(tmp_path, changes):
     path = tmp_path / "two_ranks.pth"

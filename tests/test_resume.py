@@ -150,9 +150,13 @@ def test_an_earlier_run_is_set_aside(small_data, tmp_path):
     assert len(list(output.glob("events.out.tfevents.*"))) == 1
 
 
-def test_a_slow_head_goes_on_to_the_bit(small_data, tmp_path):
+@pytest.mark.parametrize(
+    "setting", [{"HEAD__MODE": "averaged"}, {"LABEL_ENCODER__CATEGORY_FORMAT": "embedding"}]
+)
+def test_what_the_distiller_keeps_goes_on_to_the_bit(small_data, tmp_path, setting):
     """What stands in for the head under the teacher's features is no part of the model, and is saved too."""
-    changes = {"MODEL__DISTILLATOR__HEAD__MODE": "averaged", "SOLVER__MAX_ITER": 6}
+    changes = {f"MODEL__DISTILLATOR__{key}": value for key, value in setting.items()}
+    changes["SOLVER__MAX_ITER"] = 6
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run_alone(small_settings(small_data, whole, **changes), tmp_path / "whole.txt")
     settings = small_settings(small_data, parts, **changes)
@@ -164,3 +168,4 @@ def test_a_slow_head_goes_on_to_the_bit(small_data, tmp_path):
     assert_same_run(whole, parts)
     names = final_model(parts)
     assert not [name for name in names if "slow" in name]
+    assert ("teacher.category_embedding.weight" in names) == ("LABEL_ENCODER__CATEGORY_FORMAT" in setting)

@@ -191,6 +191,10 @@ def test_resume_with_another_model_batch_or_classes(small_data, finished, tmp_pa
     for change, expected in (
         ({"MODEL__FPN__OUT_CHANNELS": 24}, "of another shape"),
         ({"SOLVER__IMS_PER_BATCH": 2}, "keep SOLVER.IMS_PER_BATCH"),
+        (
+            {"MODEL__DISTILLATOR__LABEL_ENCODER__CATEGORY_FORMAT": "embedding"},
+            "set MODEL.DISTILLATOR.LABEL_ENCODER.CATEGORY_FORMAT as it was trained",
+        ),
     ):
         settings = small_settings(small_data, tmp_path / "out", SOLVER__MAX_ITER=14, **change)
         assert expected in fails(capsys, settings, "--resume")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -18,11 +19,14 @@ from lgd.detectors.protocol import Detector
 from lgd.distill.comparison import distillation_loss, divergence_loss
 from lgd.distill.distiller import Adapter, LabelGuidedDistiller, PlainStudent
 from lgd.distill.head import SlowHead
+from lgd.distill.label_encoder import EMBEDDING_DIM, MOST_ONE_HOT, CategoryFormat, format_for
 from lgd.distill.pkd import LabelGuidedImitation
 from lgd.distill.reference_order import ReferenceOrderTeacher
 from lgd.distill.teacher import DynamicTeacher
 from lgd.engine.compile import compile_parts, require_compiler
 from lgd.layers.conv import set_winograd
+
+logger = logging.getLogger(__name__)
 
 Model = LabelGuidedDistiller | PlainStudent
 
@@ -121,7 +125,7 @@ def build_label_guided_distiller(
                 interact_pattern=teacher.interact_pattern,
                 add_context_box=teacher.add_context_box,
                 detach_appearance_embed=teacher.detach_appearance_embed,
-                category_format=distillator.label_encoder.category_format,
+                category_format=_choose_category_format(cfg),
                 num_heads=teacher.nr_transformer_heads,
                 use_masks=distillator.label_encoder.load_labelmap,
                 checkpoint=cfg.train.checkpoint_teacher,
@@ -134,3 +138,20 @@ def build_label_guided_distiller(
         )
     except ValueError as error:
         raise ConfigError(f"MODEL.DISTILLATOR: {error}") from error
+
+
+def _choose_category_format(cfg: Config) -> CategoryFormat:
+    """How the teacher is told the classes; says so where `auto` leaves the paper's way."""
+    wanted = cfg.model.distillator.label_encoder.category_format
+    if wanted != "auto":
+        return wanted
+    chosen = format_for(cfg.num_classes)
+    if chosen == "embedding":
+        logger.info(
+            "%d classes: the teacher is told each by %d learned numbers, since they are more than %d "
+            "(MODEL.DISTILLATOR.LABEL_ENCODER.CATEGORY_FORMAT auto; one_hot is the paper's)",
+            cfg.num_classes,
+            EMBEDDING_DIM,
+            MOST_ONE_HOT,
+        )
+    return chosen

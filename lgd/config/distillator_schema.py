@@ -125,8 +125,10 @@ class LabelEncoderConfig:
     load_labelmap: Annotated[bool, "Describe objects by their masks too, and pool inside the masks."] = False
     box_format: Annotated[Literal["x1y1x2y2"], "The four numbers of a box."] = "x1y1x2y2"
     category_format: Annotated[
-        Literal["one_hot", "norm_classes"], "One number a class, or class / classes."
-    ] = "one_hot"
+        Literal["auto", "one_hot", "norm_classes", "embedding"],
+        "One number a class, class / classes, or 64 learned numbers; auto: one_hot up to 200 classes, else "
+        "embedding.",
+    ] = "auto"
 
 
 @dataclass(frozen=True)

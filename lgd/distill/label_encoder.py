@@ -2,14 +2,14 @@
 
 Source: LGD (arXiv 2109.11496, section 3.2); PointNet (arXiv 1612.00593).
 Legend: B images on a canvas H x W, N object slots, S rows per image (objects and context), K classes,
-k descriptor width, C embedding width.
+k descriptor width, C embedding width, E numbers of an embedded category.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from lgd.ops.polygons import rasterize_in_boxes
 from lgd.structures import Outlines, Targets
 
-CategoryFormat = Literal["one_hot", "norm_classes"]
+CategoryFormat = Literal["one_hot", "norm_classes", "embedding"]
+
+EMBEDDING_DIM = 64
+"""E, whatever the number of classes: as many as the encoder's first layer makes of the descriptor."""
+
+MOST_ONE_HOT = 200
+"""Classes up to which one-hot costs little; of each object the encoder's first matrix has K^2 entries."""
 
 _MASK_SIZE = 7
 
@@ -31,7 +37,8 @@ class LabelRows:
 
     Attributes:
         boxes: (B, S, 4) xyxy pixels of the canvas, x in [0, W - 1], y in [0, H - 1].
-        descriptors: (B, S, k) in [-1, 1]: box over canvas size, then the category, then the mask, if any.
+        descriptors: (B, S, k): box over canvas size, then the category, then the mask, if any; in [-1, 1],
+            embedded categories apart.
         valid: (B, S) bool; every image has at least one valid row.
     """
 
@@ -46,11 +53,32 @@ def descriptor_width(num_classes: int, category_format: CategoryFormat, use_mask
     Raises:
         ValueError: an unknown category format.
     """
-    if category_format not in get_args(CategoryFormat):
-        raise ValueError(
-            f"unknown category format {category_format!r}; choose one of {get_args(CategoryFormat)}"
-        )
-    return 4 + (num_classes if category_format == "one_hot" else 1) + _MASK_SIZE**2 * use_masks
+    widths = {"one_hot": num_classes, "norm_classes": 1, "embedding": EMBEDDING_DIM}
+    if category_format not in widths:
+        raise ValueError(f"unknown category format {category_format!r}; choose one of {tuple(widths)}")
+    return 4 + widths[category_format] + _MASK_SIZE**2 * use_masks
+
+
+def format_for(num_classes: int) -> CategoryFormat:
+    """The category format for a number of classes: the paper's for few, embedded for many."""
+    return "one_hot" if num_classes <= MOST_ONE_HOT else "embedding"
+
+
+class CategoryEmbedding(nn.Embedding):
+    """E learned numbers for each class in place of the K of one-hot, drawn from these' range [0, 1].
+
+    They are the product of one-hot categories and a matrix (K, E): with the unit matrix they are one-hot.
+
+    Args:
+        num_classes: K.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, EMBEDDING_DIM)
+
+    def reset_parameters(self) -> None:
+        """Draw all anew."""
+        nn.init.uniform_(self.weight)
 
 
 def require_outlines(targets: Targets) -> Outlines:
@@ -72,6 +100,7 @@ def describe_labels(
     add_context_box: bool,
     dtype: torch.dtype,
     use_masks: bool = False,
+    embedding: Tensor | None = None,
 ) -> LabelRows:
     """Describe the objects of every image, and its context.
 
@@ -83,16 +112,23 @@ def describe_labels(
         targets: ground truth.
         canvas: (H, W), numbers or a (2,) tensor.
         num_classes: K.
-        category_format: "one_hot" (K numbers), or "norm_classes" (class / K as one number).
+        category_format: "one_hot" (K numbers), "norm_classes" (class / K as one number), or "embedding" (E
+            learned numbers).
         add_context_box: whether to append the context row.
         dtype: of the boxes and descriptors.
         use_masks: whether to describe the masks, as they are in a 7 x 7 grid over the box.
+        embedding: (K, E), what is learned for the last of the formats.
 
     Raises:
         ValueError: masks are to be described and the targets have none.
     """
     boxes, valid = targets.boxes.to(dtype), targets.valid
-    categories = _encode_categories(targets.labels, num_classes, category_format, dtype) * valid[..., None]
+    if category_format == "embedding":
+        assert embedding is not None
+        categories = F.embedding(targets.labels, embedding)
+    else:
+        categories = _encode_categories(targets.labels, num_classes, category_format, dtype)
+    categories = categories * valid[..., None]
     masks = _encode_masks(targets, dtype) if use_masks else categories[..., :0]
     height, width = canvas
     has_objects = valid.any(dim=1, keepdim=True)

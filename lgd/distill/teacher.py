@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgd.distill.label_encoder import (
+    CategoryEmbedding,
     CategoryFormat,
     LabelEncoder,
     LabelRows,
@@ -210,13 +211,17 @@ class DynamicTeacher(nn.Module):
         self.interact_pattern = interact_pattern
         self.add_context_box = add_context_box
         self.detach_appearance_embed = detach_appearance_embed
-        self.category_format: CategoryFormat = category_format
+        # Where no label is read, any format does.
+        self.category_format: CategoryFormat = category_format if uses_labels else "norm_classes"
         self.use_masks = use_masks
         self.checkpoint = checkpoint
         if uses_labels:
             width = descriptor_width(num_classes, category_format, use_masks)
             self.label_encoder = LabelEncoder(descriptor_width=width, embedding_width=channels)
             self.label_projection = nn.Linear(channels, channels)
+        self.category_embedding: CategoryEmbedding | None = None
+        if self.category_format == "embedding":
+            self.category_embedding = CategoryEmbedding(num_classes)
         if uses_appearance:
             self.student_projection = Conv2d(channels, channels, 3, padding=1)
         if uses_labels and uses_appearance:
@@ -260,6 +265,7 @@ class DynamicTeacher(nn.Module):
             add_context_box=self.add_context_box,
             dtype=self.instance_projection.weight.dtype,
             use_masks=self.use_masks,
+            embedding=None if self.category_embedding is None else self.category_embedding.weight,
         )
         masks = {}
         for level, x in features.items():

@@ -23,6 +23,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from lgd.detectors.detections import to_original_sizes
 from lgd.distill.distiller import Adapter, LabelGuidedDistiller
+from lgd.distill.label_encoder import format_for
 from lgd.distill.teacher import DynamicTeacher
 from lgd.distill.torchvision_format import (
     TargetRules,
@@ -49,7 +50,7 @@ def wrap(
     Args:
         model: RetinaNet, FCOS, Faster or Mask R-CNN as torchvision makes them, with any backbone whose maps
             have one number of channels. It stays as it is: its parameters are the distiller's.
-        teacher: another one than the paper's for these channels and classes.
+        teacher: another one than the paper's for these channels and classes (more than 200 of them embedded).
         use_masks: whether the teacher reads the targets' "masks" beside the boxes.
         weight: factor of the distillation loss.
 
@@ -62,6 +63,7 @@ def wrap(
             channels=detector.channels,
             num_classes=detector.num_classes,
             add_context_box=True,
+            category_format=format_for(detector.num_classes),
             use_masks=use_masks,
         )
     elif use_masks != teacher.use_masks:

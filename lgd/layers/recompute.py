@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 T = TypeVar("T")
+
+_LEAST_BYTES = 3 * 2**19
+"""Of an argument: less is kept, since its calls would take longer than its memory is worth."""
 
 
 def recomputed(function: Callable[..., T], *arguments: Any) -> T:
@@ -29,8 +32,9 @@ def recomputed(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def cheaply_recomputed(function: Callable[..., T], *arguments: Any) -> T:
-    """The same for what costs next to nothing; compiled code decides by itself what it keeps of such."""
-    return function(*arguments) if torch.compiler.is_compiling() else recomputed(function, *arguments)
+    """The same for large arguments of what costs next to nothing; compiled code decides by itself."""
+    keeps = torch.compiler.is_compiling() or _are_small(arguments)
+    return function(*arguments) if keeps else recomputed(function, *arguments)
 
 
 def feed_recomputed(
@@ -39,8 +43,8 @@ def feed_recomputed(
     """Return consumer(function(*arguments)), of which neither keeps the function's result.
 
     A convolution keeps its input, and an activation its output, which is the same. Both are made again from
-    the arguments where this costs next to nothing; the consumer is not called again. Compiled code decides by
-    itself.
+    the arguments where this costs next to nothing; the consumer is not called again. Of small arguments they
+    are kept, and compiled code decides by itself.
 
     Args:
         consumer: what reads the function's result in the backward pass.
@@ -48,7 +52,7 @@ def feed_recomputed(
         arguments: tensors among them are kept.
     """
     made = cheaply_recomputed(function, *arguments)
-    if torch.compiler.is_compiling() or not made.requires_grad:
+    if torch.compiler.is_compiling() or not made.requires_grad or _are_small(arguments):
         return consumer(made)
     kept = [x.detach() if isinstance(x, Tensor) else x for x in arguments]
     device = made.device.type
@@ -71,3 +75,7 @@ def feed_recomputed(
         result = consumer(made)
     held.clear()  # the graph holds on to `pack`
     return result
+
+
+def _are_small(arguments: Sequence[Any]) -> bool:
+    return all(x.numel() * x.element_size() < _LEAST_BYTES for x in arguments if isinstance(x, Tensor))

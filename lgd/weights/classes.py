@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,16 @@ from lgd.weights.report import WeightsError
 
 logger = logging.getLogger(__name__)
 
+_EMBEDDING = "teacher.category_embedding.weight"
+_LABEL_ENCODER = "teacher.label_encoder."
+
 CLASS_LAYER = re.compile(
     r"(student\.(head\.cls_score"
     r"|roi_heads\.box_predictor\.(cls_score|bbox_pred)"
     r"|roi_heads\.mask_head\.predictor)"
-    r"|teacher\.label_encoder\.(conv1|stn_desc\.(conv1|fc3)))\.\w+$"
+    r"|teacher\.(category_embedding|label_encoder\.(conv1|stn_desc\.(conv1|fc3))))\.\w+$"
 )
-"""Layers whose width follows from the number of classes."""
+"""Layers whose width follows from the number of classes; the label encoder's not, where they are embedded."""
 
 _KEYS = ("names", "category_ids")
 
@@ -85,9 +88,12 @@ def _pairs(classes: Classes) -> list[Any]:
     return list(zip(classes.names, classes.category_ids, strict=True))
 
 
-def depends_on_classes(name: str, tensor: Tensor) -> bool:
-    """Whether what a tensor of our names says depends on which classes there are."""
+def depends_on_classes(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether what one of a model's tensors, by our names, says depends on which classes there are."""
+    tensor = tensors[name]
     if CLASS_LAYER.match(name) is None or tensor.ndim == 0:
+        return False
+    if name.startswith(_LABEL_ENCODER) and _EMBEDDING in tensors:
         return False
     widths_without = {".bbox_pred.": _BOX_NUMBERS, ".mask_head.": 1}
     return all(part not in name or len(tensor) != width for part, width in widths_without.items())
@@ -116,8 +122,8 @@ def order_classes(
         )
     if places == sorted(places):
         return dict(tensors)
-    has_teacher = any(name.startswith("teacher.label_encoder.") for name in tensors)
-    if has_teacher and getattr(getattr(model, "teacher", None), "category_format", "") == "norm_classes":
+    category_format = getattr(getattr(model, "teacher", None), "category_format", "")
+    if _has_label_encoder(tensors) and category_format == "norm_classes":
         # Told as numbers between 0 and 1, by their order, which no weights can take back.
         raise WeightsError(
             f"the data has its classes in another order ({_list(wanted)}) than the weights "
@@ -129,15 +135,42 @@ def order_classes(
     # Of another shape than the model's they cannot be used, which `load_into` says.
     return {
         name: _reorder(name, tensor, order)
-        if CLASS_LAYER.match(name) and tensor.ndim and tensor.shape == own.get(name, tensor).shape
+        if depends_on_classes(name, tensors) and tensor.shape == own.get(name, tensor).shape
         else tensor
         for name, tensor in tensors.items()
     }
 
 
+def check_category_format(names: Collection[str], own: Collection[str]) -> None:
+    """Hold the teacher of weights against a model's, where both have one, by how it is told the classes.
+
+    Args:
+        names: of the weights.
+        own: the model's.
+
+    Raises:
+        WeightsError: one embeds the classes and the other does not.
+    """
+    if not (_has_label_encoder(names) and _has_label_encoder(own)):
+        return
+    trained, wanted = _EMBEDDING in names, _EMBEDDING in own
+    if trained != wanted:
+        formats = {True: "embedding", False: "one_hot (or norm_classes)"}
+        raise WeightsError(
+            f"their teacher was trained with LABEL_ENCODER.CATEGORY_FORMAT {formats[trained]}, this model's "
+            f"has {formats[wanted]}; set MODEL.DISTILLATOR.LABEL_ENCODER.CATEGORY_FORMAT as it was trained"
+        )
+
+
+def _has_label_encoder(names: Collection[str]) -> bool:
+    return any(name.startswith(_LABEL_ENCODER) for name in names)
+
+
 def _reorder(name: str, tensor: Tensor, order: Tensor) -> Tensor:
     """Put the classes of one tensor in order; one that has none, as of class-agnostic boxes, stays."""
     num_classes = len(order)
+    if name == _EMBEDDING:
+        return tensor[order] if len(tensor) == num_classes else tensor
     if name.startswith("teacher."):
         return _reorder_descriptor(name, tensor, order)
     if name.startswith("student.roi_heads.box_predictor.cls_score"):

@@ -9,7 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lgd.weights.classes import CLASS_LAYER, Classes, depends_on_classes, order_classes
+from lgd.weights.classes import (
+    CLASS_LAYER,
+    Classes,
+    check_category_format,
+    depends_on_classes,
+    order_classes,
+)
 from lgd.weights.convention import adapt_to_input, check_input_convention
 from lgd.weights.files import LoadedWeights, read_checkpoint_file
 from lgd.weights.kind import BACKBONE, InputConvention
@@ -70,6 +76,7 @@ def load_weights(
             raise WeightsError(problem)
         tensors, dropped = KINDS[weights.kind].to_ours(weights.tensors, constants)
         tensors, note = adapt_to_input(weights, tensors, convention)
+        check_category_format(tensors, own)
         trained = Classes.of_file(weights.metadata) if weights.kind == "lgd" else None
         if trained is not None and classes is not None:
             tensors, other_classes = _settle_classes(model, tensors, trained, classes, ignore_classes)
@@ -124,6 +131,10 @@ def load_into(
             first names. The model is unchanged then.
     """
     own = model.state_dict()
+    try:
+        check_category_format((*tensors, *dropped), own)
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from None
     kept = [name for name in own if name not in tensors]
     unused = [name for name in tensors if name not in own]
     shared = [name for name in own if name in tensors]
@@ -151,7 +162,7 @@ def _settle_classes(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The weights with their classes in the data's order, and prefixes of the layers that cannot be used."""
     if ignore_classes and wanted.places_in(trained) is None:
-        return tensors, _prefixes([name for name in tensors if depends_on_classes(name, tensors[name])])
+        return tensors, _prefixes([name for name in tensors if depends_on_classes(name, tensors)])
     tensors = order_classes(tensors, trained, wanted, model)
     return tensors, _layers_of_other_width(model.state_dict(), tensors)
 

@@ -156,7 +156,14 @@ def to_reference(state: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -
         state: the state dict of a distiller, or of a plain student.
         constants: from `reference_constants`; empty for detectors without anchors, whose constants the
             reference does not save.
+
+    Raises:
+        WeightsError: the teacher embeds its classes, which the reference's does not.
     """
+    if "teacher.category_embedding.weight" in state:
+        raise WeightsError(
+            "the reference has no teacher of LABEL_ENCODER.CATEGORY_FORMAT embedding; write the student alone"
+        )
     exported = _without_aliases(state, constants)
     for name in [name for name in exported if name.startswith(_ALIASED)]:
         exported[_ALIAS + name.removeprefix(_ALIASED)] = exported[name]

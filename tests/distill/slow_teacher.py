@@ -37,7 +37,7 @@ def describe_mask(polygons, box):
     return draw_polygons(moved, 7, 7).flatten().tolist()
 
 
-def list_rows(targets, image, canvas, num_classes, category_format, context, use_masks=False):
+def list_rows(targets, image, canvas, num_classes, category_format, context, use_masks=False, embedding=None):
     """[(clamped box, descriptor, is the context, polygons or None)] of one image."""
     height, width = canvas
     rows = []
@@ -51,10 +51,11 @@ def list_rows(targets, image, canvas, num_classes, category_format, context, use
     ):
         if valid:
             one_hot = [float(k == label) for k in range(num_classes)]
-            category = one_hot if category_format == "one_hot" else [label / num_classes]
+            embedded = None if embedding is None else embedding[label].tolist()
+            category = {"one_hot": one_hot, "embedding": embedded}.get(category_format, [label / num_classes])
             polygons = list_polygons(targets.outlines, image, slot) if use_masks else None
             rows.append((box, category, describe_mask(polygons, box) if use_masks else [], False, polygons))
-    nothing = [0.0] * (num_classes if category_format == "one_hot" else 1)
+    nothing = [0.0] * {"one_hot": num_classes, "embedding": 64}.get(category_format, 1)
     if not rows:
         rows.append(([0.0, 0.0, 1.0, 1.0], nothing, [0.0] * 49 * use_masks, context, None))
     elif context:
@@ -131,6 +132,7 @@ def teach_slowly(teacher, features, batch):
             teacher.category_format,
             teacher.add_context_box,
             teacher.use_masks,
+            None if teacher.category_embedding is None else teacher.category_embedding.weight,
         )
         for b in range(num_images)
     ]

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from lgd.distill.label_encoder import LabelEncoder, SpatialTransformer, describe_labels, descriptor_width
+from lgd.distill.label_encoder import (
+    MOST_ONE_HOT,
+    LabelEncoder,
+    SpatialTransformer,
+    describe_labels,
+    descriptor_width,
+    format_for,
+)
 from lgd.structures import Outlines, Targets
 from tests.distill.slow_teacher import embed_labels
 
@@ -47,7 +54,23 @@ def test_class_as_one_number():
     assert rows.descriptors[0, 2, 4] == -1.0
 
 
-@pytest.mark.parametrize(("category_format", "width"), [("one_hot", 84), ("norm_classes", 5)])
+def test_class_as_learned_numbers():
+    embedding = torch.arange(6.0, dtype=torch.float64).view(2, 3)
+    rows = describe(category_format="embedding", add_context_box=True, embedding=embedding)
+    assert rows.descriptors.shape == (2, 3, 7)
+    assert rows.descriptors[0, 0, 4:].tolist() == [5, 7, 9]  # 2 * 3 - 1, ...
+    assert (rows.descriptors[0, 1:, 4:] == -1).all()  # the unused slot and the context
+    assert (rows.descriptors[1, :, 4:] == -1).all()  # the image without objects
+
+
+def test_few_classes_are_one_hot_many_embedded():
+    formats = [format_for(num_classes) for num_classes in (1, 80, MOST_ONE_HOT, MOST_ONE_HOT + 1, 1203)]
+    assert formats == ["one_hot"] * 3 + ["embedding"] * 2
+
+
+@pytest.mark.parametrize(
+    ("category_format", "width"), [("one_hot", 84), ("norm_classes", 5), ("embedding", 68)]
+)
 def test_width(category_format, width):
     assert descriptor_width(80, category_format) == width
     assert descriptor_width(80, category_format, use_masks=True) == width + 49

@@ -1,7 +1,9 @@
 """What a training step keeps for its backward pass."""
 
+import pytest
 import torch
 
+from lgd.bench.step import make_batch, make_step
 from lgd.build import build_model
 from lgd.config.load import load_config
 from lgd.memory.worst_batch import worst_batch
@@ -32,3 +34,20 @@ def test_lgd_keeps_little_more_than_the_student():
     student = kept_bytes("MODEL.DISTILLATOR.ENABLED", "False")
     assert student < kept_bytes() <= 1.3 * student
     assert kept_bytes("TRAIN.CHECKPOINT_TEACHER", "True") <= 1.25 * student
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["retinanet/r50_2x_ms_lgd", "examples/bccd_small"])
+def test_of_a_large_vocabulary_a_step_takes_little_more_than_the_students(recipe):
+    device = torch.device("cpu")
+    batch = make_batch(2, 256, 320, num_boxes=7, num_classes=1203, device=device)
+    peaks = []
+    for enabled in (False, True):
+        settings = ["MODEL.WEIGHTS", "", "NUM_CLASSES", "1203", "MODEL.DISTILLATOR.ENABLED", str(enabled)]
+        step = make_step(load_config(REPOSITORY / f"configs/{recipe}.yaml", settings), batch, device)
+        _, peak = step.weigh()
+        assert peak is not None
+        peaks.append(peak)
+        del step
+    student, distilled = peaks
+    assert student < distilled < 1.5 * student

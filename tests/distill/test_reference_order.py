@@ -17,6 +17,7 @@ from tests.distill.test_teacher import PATTERNS, make_features
 def test_the_same_numbers_and_gradients_to_rounding(pattern, add_context_box, use_masks, num_objects):
     settings = {"channels": 8, "num_classes": 3, "num_heads": 2, "interact_pattern": pattern}
     settings |= {"add_context_box": add_context_box, "use_masks": use_masks}
+    settings |= {"category_format": "embedding" if num_objects == [1] else "one_hot"}
     torch.manual_seed(0)
     teacher = DynamicTeacher(**settings).double()
     slower = ReferenceOrderTeacher(**settings).double()

@@ -1,9 +1,10 @@
 import dataclasses
+from typing import get_args
 
 import pytest
 import torch
 
-from lgd.distill.label_encoder import describe_labels
+from lgd.distill.label_encoder import EMBEDDING_DIM, CategoryFormat, describe_labels
 from lgd.distill.teacher import DynamicTeacher, inside_masks, inside_outlines, taps_pay
 from tests.detectors.small import make_batch, with_masks
 from tests.distill.slow_teacher import draw_mask, teach_slowly
@@ -93,7 +94,7 @@ def test_masks_like_one_pixel_at_a_time(size):
         assert torch.equal(mask.double(), draw_mask(box, (64, 96), size))
 
 
-@pytest.mark.parametrize("category_format", ["one_hot", "norm_classes"])
+@pytest.mark.parametrize("category_format", get_args(CategoryFormat))
 @pytest.mark.parametrize("add_context_box", [False, True])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_like_one_object_at_a_time(pattern, add_context_box, category_format):
@@ -109,7 +110,7 @@ def test_like_one_object_at_a_time(pattern, add_context_box, category_format):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize("category_format", ["one_hot", "norm_classes"])
+@pytest.mark.parametrize("category_format", get_args(CategoryFormat))
 @pytest.mark.parametrize("add_context_box", [False, True])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_with_masks_like_one_object_at_a_time(pattern, add_context_box, category_format):
@@ -164,6 +165,49 @@ def test_every_parameter_gets_a_gradient(pattern, add_context_box, num_objects, 
     assert all(torch.isfinite(p.grad).all() for p in teacher.parameters())
 
 
+@pytest.mark.parametrize("pattern", ["stuGuided", "labelGuided", "teacher_fill"])
+@pytest.mark.parametrize("num_objects", [[2, 3], [0, 2], [0, 0]])
+def test_embedded_classes_learn_where_they_occur(pattern, num_objects):
+    teacher = make_teacher(interact_pattern=pattern, category_format="embedding", num_classes=300)
+    batch = make_batch(num_objects)
+    taught = teacher(make_features(2), batch)
+    sum((x**3).sum() for x in taught.values()).backward()
+    learns = teacher.category_embedding.weight.grad.any(dim=1).nonzero().flatten()
+    assert learns.tolist() == batch.targets.labels[batch.targets.valid].unique().tolist()
+
+
+@pytest.mark.parametrize("num_objects", [[2, 0, 4], [0, 0], [1]])
+@pytest.mark.parametrize("settings", [{}, {"add_context_box": True}, {"use_masks": True}])
+def test_embedded_by_the_unit_matrix_classes_are_one_hot(num_objects, settings):
+    """The two forms are one: the same features and gradients, to the bit."""
+    teachers = [
+        make_teacher(num_classes=EMBEDDING_DIM, category_format=category_format, **settings)
+        for category_format in ("one_hot", "embedding")
+    ]
+    unit = torch.eye(EMBEDDING_DIM, dtype=torch.float64)
+    state = {**teachers[0].state_dict(), "category_embedding.weight": unit}
+    teachers[1].load_state_dict(state)
+    batch, found = with_masks(make_batch(num_objects)), []
+    for teacher in teachers:
+        taught = teacher(make_features(len(num_objects)), batch)
+        sum((x**3).sum() for x in taught.values()).backward()
+        gradients = {name: p.grad for name, p in teacher.named_parameters()}
+        gradients.pop("category_embedding.weight", None)
+        found.append({**taught, **gradients})
+    one_hot, embedded = found
+    assert one_hot.keys() == embedded.keys()
+    assert all(torch.equal(x, embedded[name]) for name, x in one_hot.items())
+
+
+def test_embedded_classes_cost_little():
+    """The paper's form has 372 million weights for as many classes."""
+    teacher = make_teacher(num_classes=1203, category_format="embedding")
+    names = [name for name, _ in teacher.named_parameters() if name.startswith("category_embedding")]
+    assert names == ["category_embedding.weight"]
+    assert teacher.category_embedding.weight.shape == (1203, EMBEDDING_DIM)
+    assert sum(p.numel() for p in teacher.label_encoder.parameters()) < 4_000_000
+
+
 @pytest.mark.parametrize("detach", [False, True])
 def test_detach_appearance_embed(detach):
     features = make_features(1, requires_grad=True)
@@ -184,6 +228,8 @@ def test_only_the_parameters_a_pattern_uses():
     assert parts["teacher_fill"] == always | labels
     with_context = {name.split(".")[0] for name, _ in make_teacher(add_context_box=True).named_parameters()}
     assert with_context == parts["stuGuided"] | {"context_projection"}
+    fill = make_teacher(interact_pattern="student_fill", category_format="embedding")
+    assert {name.split(".")[0] for name, _ in fill.named_parameters()} == parts["student_fill"]
 
 
 def test_state_names():

@@ -244,6 +244,12 @@ def test_the_teacher_reads_masks_to_the_pixel():
     assert drawn.any()
 
 
+def test_many_classes_are_embedded():
+    assert wrap(make_model("retinanet")).label_guided.teacher.category_format == "one_hot"
+    model = detection.FCOS(make_backbone(), 300, anchor_generator=make_model("fcos").anchor_generator)
+    assert wrap(model).label_guided.teacher.category_format == "embedding"
+
+
 def test_a_teacher_of_ones_own():
     model = make_model("retinanet")
     teacher = DynamicTeacher(channels=32, num_classes=NUM_CLASSES, interact_pattern="labelGuided")

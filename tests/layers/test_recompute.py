@@ -32,13 +32,21 @@ def norm_and_multiply(x, y):
 
 @pytest.mark.parametrize("recompute", [recomputed, cheaply_recomputed])
 def test_the_same_bits_and_nothing_kept(recompute):
-    x, y = torch.randn(2, 4, 6), torch.randn(6, 3)
+    x, y = torch.randn(2, 64, 4096), torch.randn(4096, 3)
     kept, value, gradients = kept_and_gradients(norm_and_multiply, x, y)
     again, same, others = kept_and_gradients(lambda *xs: recompute(norm_and_multiply, *xs), x, y)
     assert len(kept) > 1
     assert [tensor for tensor in again if tensor is not same] == []
     assert torch.equal(value, same)
     assert all(map(torch.equal, gradients, others))
+
+
+def test_what_is_small_is_kept():
+    x, y = torch.randn(2, 4, 6), torch.randn(6, 3)
+    kept, value, gradients = kept_and_gradients(norm_and_multiply, x, y)
+    also, same, others = kept_and_gradients(lambda *xs: cheaply_recomputed(norm_and_multiply, *xs), x, y)
+    assert len(kept) == len(also)
+    assert all(map(torch.equal, [value, *gradients], [same, *others]))
 
 
 def test_the_last_product_is_not_made_again():
@@ -117,6 +125,10 @@ def test_what_a_convolution_is_fed_is_not_kept(winograd, mixed):
     value = feed_recomputed(consumer, norm_and_relu, x)
     assert value.requires_grad
     assert [each() for each in made] == [None]
+    made.clear()
+    value = feed_recomputed(consumer, norm_and_relu, x[..., :4])  # of which little is to be had
+    assert value.requires_grad
+    assert [each() for each in made] != [None]
 
 
 def test_fed_without_gradients():

@@ -7,7 +7,14 @@ from lgd.detectors.mask_head import MaskHead
 from lgd.detectors.point_head import PointHead
 from lgd.detectors.retinanet import RetinaNetHead
 from lgd.detectors.roi_heads import BoxPredictor
-from lgd.distill.label_encoder import LabelEncoder, LabelRows, descriptor_width
+from lgd.distill.label_encoder import (
+    CategoryEmbedding,
+    LabelEncoder,
+    LabelRows,
+    describe_labels,
+    descriptor_width,
+)
+from lgd.structures import Targets
 from lgd.weights.classes import Classes, depends_on_classes, order_classes
 from lgd.weights.load import load_weights
 from lgd.weights.report import WeightsError
@@ -97,6 +104,38 @@ def test_the_heads_of_regions(agnostic):
         assert_close(head(x, turned), masks)
 
 
+class DescribingEncoder(torch.nn.Module):
+    """What a teacher of embedded classes makes of labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.category_embedding = CategoryEmbedding(K)
+        width = descriptor_width(K, "embedding")
+        self.label_encoder = LabelEncoder(descriptor_width=width, embedding_width=16)
+
+    def forward(self, labels):
+        ones = torch.ones(1, len(labels), dtype=torch.bool)
+        rows = describe_labels(
+            Targets(torch.zeros(1, len(labels), 4), labels[None], ones),
+            (64, 64),
+            num_classes=K,
+            category_format="embedding",
+            add_context_box=True,
+            dtype=torch.float32,
+            embedding=self.category_embedding.weight,
+        )
+        return self.label_encoder(rows)[0]
+
+
+def test_embedded_classes():
+    """They alone depend on the order; the layers that read them, as wide as those of more classes, do not."""
+    encoder, labels = DescribingEncoder(), torch.arange(K)
+    before, after = outputs(encoder, "teacher.", lambda encoder: encoder(labels))
+    assert not torch.allclose(after, before)
+    turned = encoder(torch.argsort(torch.tensor(ORDER)))
+    assert_close(turned, before)
+
+
 @pytest.mark.parametrize("use_masks", [False, True])
 def test_the_label_encoder(use_masks):
     width = descriptor_width(K, "one_hot", use_masks)
@@ -116,13 +155,18 @@ def test_the_label_encoder(use_masks):
 
 
 def test_what_depends_on_classes():
-    ones = torch.ones
-    assert depends_on_classes("student.head.cls_score.bias", ones(1))
-    assert depends_on_classes("student.roi_heads.box_predictor.bbox_pred.weight", ones(20, 3))
-    assert not depends_on_classes("student.roi_heads.box_predictor.bbox_pred.weight", ones(4, 3))
-    assert not depends_on_classes("student.roi_heads.mask_head.predictor.bias", ones(1))
-    assert not depends_on_classes("student.head.bbox_pred.weight", ones(20, 3))
-    assert depends_on_classes("teacher.label_encoder.stn_desc.fc3.weight", ones(81, 3))
+    def depends(name, *shape, **others):
+        return depends_on_classes(name, {name: torch.ones(shape), **others})
+
+    assert depends("student.head.cls_score.bias", 1)
+    assert depends("student.roi_heads.box_predictor.bbox_pred.weight", 20, 3)
+    assert not depends("student.roi_heads.box_predictor.bbox_pred.weight", 4, 3)
+    assert not depends("student.roi_heads.mask_head.predictor.bias", 1)
+    assert not depends("student.head.bbox_pred.weight", 20, 3)
+    assert depends("teacher.label_encoder.stn_desc.fc3.weight", 81, 3)
+    embedding = {"teacher.category_embedding.weight": torch.ones(5, 64)}
+    assert not depends("teacher.label_encoder.stn_desc.fc3.weight", 81, 3, **embedding)
+    assert depends("teacher.category_embedding.weight", 5, 64)
 
 
 def test_classes_by_name_and_of_one_name_by_id():

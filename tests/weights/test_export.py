@@ -1,10 +1,11 @@
+import pytest
 import torch
 
 from lgd.detectors.retinanet import RetinaNet
 from lgd.distill.distiller import Adapter, LabelGuidedDistiller
 from lgd.distill.teacher import DynamicTeacher
 from lgd.layers.fpn import FPN, TopBlockP6P7
-from lgd.weights import load_weights, read_checkpoint_file, write_reference_checkpoint
+from lgd.weights import WeightsError, load_weights, read_checkpoint_file, write_reference_checkpoint
 from tests.weights.modules import small_resnet
 
 PIXELS = {"pixel_mean": (103.53, 116.28, 123.675), "pixel_std": (1.0, 1.0, 1.0)}
@@ -29,6 +30,14 @@ def make_distiller(seed: int) -> LabelGuidedDistiller:
     )
     teacher = DynamicTeacher(channels=8, num_classes=3, add_context_box=True)
     return LabelGuidedDistiller(student=student, teacher=teacher, adapter=Adapter(8))
+
+
+def test_the_reference_does_not_embed_classes(tmp_path):
+    model = make_distiller(1)
+    model.teacher = DynamicTeacher(channels=8, num_classes=3, category_format="embedding")
+    with pytest.raises(WeightsError, match="CATEGORY_FORMAT embedding; write the student alone"):
+        write_reference_checkpoint(tmp_path / "model.pth", model, **PIXELS)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_written_checkpoint_loads_into_another_model_bit_by_bit(tmp_path):

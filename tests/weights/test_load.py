@@ -226,6 +226,48 @@ def test_ignoring_classes_leaves_whole_layers_as_they_are(tmp_path):
     assert all((model.state_dict()[name] == 0).all() for name in CLASS_LAYERS)
 
 
+def embedded(num_classes: int) -> dict[str, torch.Tensor]:
+    shapes = {
+        "student.head.cls_score.bias": (num_classes,),
+        "teacher.category_embedding.weight": (num_classes, 3),
+        "teacher.label_encoder.conv1.weight": (64, 7),
+    }
+    return randomise({name: torch.zeros(shape) for name, shape in shapes.items()}, seed=num_classes)
+
+
+@pytest.mark.parametrize("ignore_classes", [False, True])
+@pytest.mark.parametrize("which", [0, 1])
+def test_embedded_classes_and_others_do_not_fit(tmp_path, which, ignore_classes):
+    states = [embedded(3), with_classes(1)]
+    path = save(tmp_path, {"format": "lgd", "model": states[which]})
+    model = module_of(states[1 - which])
+    with pytest.raises(WeightsError) as caught:
+        load_weights(model, path, **INPUT, ignore_classes=ignore_classes)
+    names = ["embedding", "one_hot (or norm_classes)"]
+    assert str(caught.value) == (
+        f"{path}: their teacher was trained with LABEL_ENCODER.CATEGORY_FORMAT {names[which]}, this model's "
+        f"has {names[1 - which]}; set MODEL.DISTILLATOR.LABEL_ENCODER.CATEGORY_FORMAT as it was trained"
+    )
+    with pytest.raises(WeightsError, match=r"checkpoint: their teacher was trained with LABEL_ENCODER\."):
+        load_into(model, states[which], source="checkpoint")
+    assert all((tensor == 0).all() for tensor in model.state_dict().values())
+    student = module_of({name: tensor for name, tensor in states[which].items() if "student" in name})
+    load_weights(student, path, **INPUT)  # alone it does not mind
+    assert_holds(student, {name: states[which][name] for name in student.state_dict()})
+
+
+def test_another_number_of_embedded_classes_starts_them_alone_anew(tmp_path):
+    state = embedded(5)
+    path = save(tmp_path, {"format": "lgd", "model": state})
+    model = module_of(embedded(3))
+    with pytest.raises(WeightsError, match="another number of classes: 2 layers of another shape: student"):
+        load_weights(model, path, **INPUT)
+    report = load_weights(model, path, **INPUT, ignore_classes=True)
+    assert report.kept == ("student.head.cls_score.bias", "teacher.category_embedding.weight")
+    name = "teacher.label_encoder.conv1.weight"
+    assert_holds(model, {name: state[name]})
+
+
 def test_ignoring_classes_does_not_hide_another_width(tmp_path):
     state = with_classes(1) | {"student.neck.a.weight": torch.ones(2, 4)}
     path = save(tmp_path, {"format": "lgd", "model": state})
