@@ -69,6 +69,7 @@ from lgd.run.resume import (
 from lgd.run.sharing import require_shared
 from lgd.run.soundness import require_sound
 from lgd.run.training import Training, train_and_evaluate
+from lgd.trackers.open import find_missing
 from lgd.weights.classes import Classes
 from lgd.weights.report import WeightsError
 
@@ -175,6 +176,12 @@ def _require_places(output: OutputFolder) -> None:
         )
 
 
+def _require_trackers(cfg: Config) -> None:
+    missing = process_group.broadcast_object(find_missing(cfg.log.trackers))
+    if missing:
+        raise ConfigError(missing)
+
+
 def _digest(cfg: Config) -> str:
     """Tells settings, code and numbers of ranks apart."""
     facts = {**code_facts(), **flatten(cfg), "ranks": process_group.get_world_size()}
@@ -229,6 +236,7 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
     require_scorable(cfg, data.tests.values())
     if data.train is not None:
         require_best_metric(cfg, data.tests)
+        _require_trackers(cfg)
     origin = None if eval_only else trace_data(data, checkpoint, accept=cfg.train.accept_changed_data)
     cfg, share, changes = adapt_to_ranks(cfg, checkpoint, world_size)
     cfg = replace(cfg, seed=choose_seed(cfg.seed, checkpoint))
