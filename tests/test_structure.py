@@ -7,10 +7,10 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PLAN = (
-    "exits", "ending", "structures", "files", "events", "notices", "config", "ranks", "ops", "layers", "backbones",
-    "detectors", "distill", "data", "evaluation", "weights", "trackers", "engine", "inference", "inspect", "export",
-    "recipe", "build", "memory", "run", "adapters", "launch", "command", "train", "predict", "analyse",
-    "preflight", "weights.convert", "export.command", "bench", "gain", "cli",
+    "exits", "ending", "structures", "files", "events", "notices", "config", "ranks", "ops", "layers",
+    "backbones", "detectors", "distill", "data", "evaluation", "weights", "trackers", "engine", "inference",
+    "inspect", "export", "recipe", "build", "memory", "run", "adapters", "launch", "command", "train",
+    "predict", "analyse", "preflight", "weights.convert", "export.command", "bench", "gain", "cli",
 )  # fmt: skip
 """Each imports only from itself and from those before it. `weights.convert` and `export.command` are commands
 beside their topics."""

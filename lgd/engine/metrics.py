@@ -186,6 +186,12 @@ class MetricsWriter:
         for writer in self._writers:
             writer.add_images(f"validation_images/{_flat(dataset)}", iteration, images)
 
+    def log_figures(self, dataset: str, iteration: int, figures: Mapping[str, Tensor]) -> None:
+        """Show pictures of an evaluation, (3, H, W) uint8 RGB by what they show."""
+        for writer in self._writers:
+            for name, figure in figures.items():
+                writer.add_images(f"{name}/{_flat(dataset)}", iteration, [figure])
+
     def waiting(self) -> list[str]:
         """The lines of metrics.jsonl that the disk has refused so far, for a checkpoint."""
         return self._lines.waiting() if self._lines is not None else []

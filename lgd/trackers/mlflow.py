@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from lgd.trackers.tracker import About, Entry, LostError
@@ -35,7 +36,10 @@ class MLflow:
         artifacts = None
         if not self.place:
             about.folder.mkdir(parents=True, exist_ok=True)
-            self.place = f"sqlite:///{about.folder.absolute()}/mlflow.db"
+            database = about.folder.absolute() / "mlflow.db"
+            if not database.exists():
+                _create(database)
+            self.place = f"sqlite:///{database}"
             artifacts = (about.folder.absolute() / "artifacts").as_uri()
         self._client = MlflowClient(self.place)
         if run is None:
@@ -87,6 +91,30 @@ class MLflow:
         while some := list(itertools.islice(params, _MOST_PARAMS)):
             client.log_batch(run, params=some)
         return run
+
+
+def _create(database: Path) -> None:
+    """Create a database, whole or not at all.
+
+    MLflow does it in dozens of steps and as many seconds, and one that was killed between them is of no use
+    ever after. Not all of the steps need to be on the disk, but the last one.
+    """
+    from mlflow import MlflowClient
+    from sqlalchemy import Engine, event
+
+    def be_quick(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    new = database.with_name(f"new-{database.name}")
+    new.unlink(missing_ok=True)
+    event.listen(Engine, "connect", be_quick)
+    try:
+        MlflowClient(f"sqlite:///{new}").search_experiments()
+    finally:
+        event.remove(Engine, "connect", be_quick)
+    with new.open("rb") as file:
+        os.fsync(file.fileno())
+    new.replace(database)
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

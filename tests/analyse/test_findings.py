@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lgd.analyse.findings import analyse, best_threshold
+from lgd.analyse.findings import analyse, threshold_of
 from lgd.analyse.images import count_by_image
 from lgd.analyse.matches import BACKGROUND, BOTH, CLASS, DUPLICATE, IGNORED, LOCATION, RIGHT, match
 from lgd.analyse.suspects import NOT_FOUND, OTHER_CLASS, UNLABELLED, find_suspects
@@ -97,7 +97,7 @@ def test_no_other_threshold_is_better(random_scene):
 def test_equal_scores_are_all_taken_or_none(tmp_path):
     found = [*right_ones(2, score=0.5), detection(1, 3, (4, 26, 10, 10), 0.5)]
     analysis = analysed(scene(tmp_path, 2), found)
-    threshold, f1, precision, recall = best_threshold(analysis.matches, CAT, 2)
+    threshold, f1, precision, recall = threshold_of(analysis.matches, CAT, 2)
     assert (threshold, recall) == (0.5, 1)
     assert precision == pytest.approx(2 / 3)
     assert f1 == pytest.approx(0.8)
