@@ -9,16 +9,17 @@ import argparse
 import json
 import logging
 import math
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 _FACTS = "facts"
 """The attribute of a log record that holds an event."""
 
 
-def event(kind: str, **facts: Any) -> dict[str, Any]:
+def event(kind: str, /, **facts: Any) -> dict[str, Any]:
     """What a line of the log means, for its argument `extra`.
 
     Args:
@@ -28,11 +29,10 @@ def event(kind: str, **facts: Any) -> dict[str, Any]:
     return {_FACTS: {"event": kind, **facts}}
 
 
-def write_event(kind: str, stream: TextIO | None = None, **facts: Any) -> None:
-    """Write an event that has no line in the log, at once; to stdout unless told otherwise."""
-    stream = stream or sys.stdout
-    stream.write(json.dumps(_plain({"event": kind, **facts})) + "\n")
-    stream.flush()
+def write_event(kind: str, /, **facts: Any) -> None:
+    """Write an event that has no line in the log to stdout, at once."""
+    sys.stdout.write(json.dumps(_plain({"event": kind, **facts})) + "\n")
+    sys.stdout.flush()
 
 
 class _Events(logging.StreamHandler):  # type: ignore[type-arg]
@@ -70,9 +70,15 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """Give a command --json, or --json FILE for what comes out at the end: `wants_events`, `json_file`."""
     parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE",
+        "--json", nargs="?", const="-", metavar="FILE", type=_file_name,
         help="a JSON object a line on stdout, words on stderr; with FILE what comes out there, in one object",
     )  # fmt: skip
+
+
+def _file_name(text: str) -> str:
+    if re.fullmatch(r"[A-Z][A-Z0-9_.]*", text):
+        raise argparse.ArgumentTypeError(f"{text} looks like a setting: give --json behind the settings")
+    return text
 
 
 def wants_events(arguments: argparse.Namespace) -> bool:

@@ -20,6 +20,7 @@ from lgd.engine.progress import NonFiniteError
 from lgd.evaluation.coco import Backend
 from lgd.evaluation.results import Results, headline, write_predictions, write_results_json
 from lgd.evaluation.score import is_better
+from lgd.events import event
 from lgd.inference.detect import Inference
 from lgd.inference.figures import draw_outcomes
 from lgd.inference.test_sets import TestSet, draw_examples
@@ -136,7 +137,9 @@ class Evaluator:
             metrics.log_losses(step, name, losses)
         for model, values in losses.items():
             total, *parts = (f"{loss} {value:.4f}" for loss, value in values.items())
-            logger.info("%s at step %d, %s: %s (%s)", name, step, model, total, "  ".join(parts))
+            line = f"{name} at step {step}, {model}: {total} ({'  '.join(parts)})"
+            facts = event("losses", iteration=step, data=name, model=model, losses=values)
+            logger.info("%s", line, extra=facts)
 
     def _report(self, step: int, name: str, scored: Scored, metrics: MetricsWriter | None) -> None:
         if metrics is not None:
@@ -146,7 +149,9 @@ class Evaluator:
         for model, kinds in scored.scores.items():
             for kind, numbers in kinds.items():
                 if numbers is not None:
-                    logger.info("%s at step %d, %s %s: %s", name, step, model, kind, headline(numbers))
+                    line = f"{name} at step {step}, {model} {kind}: {headline(numbers)}"
+                    facts = {"iteration": step, "data": name, "model": model, "kind": kind}
+                    logger.info("%s", line, extra=event("evaluation", **facts, metrics=numbers))
 
     def _write(self, results: Results) -> Results | None:
         if not process_group.is_main():

@@ -35,6 +35,7 @@ from lgd.engine.checkpoint import Checkpoint, CheckpointError, find_newest, say_
 from lgd.engine.progress import NonFiniteError
 from lgd.evaluation.reach import say_out_of_reach
 from lgd.evaluation.results import Results, results_table
+from lgd.events import event
 from lgd.files import FULL, write_text_atomically
 from lgd.memory.worst_case import find_batch, tries_worst_shape, try_worst_shape
 from lgd.ranks import process_group
@@ -130,7 +131,8 @@ def run(
             raise
         channel.close()
     if results:
-        logger.info("%s\n%s", output.results, results_table(results))
+        said = event("results", file=str(output.results), results=results)
+        logger.info("%s\n%s", output.results, results_table(results), extra=said)
     return results
 
 
