@@ -6,6 +6,7 @@ the terminal or die, and the training does not notice.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TextIO
@@ -89,10 +91,10 @@ class Delivery:
             self._journal = Journal(self._about.folder.parent / f"{self._name}.jsonl")
         if self._tracker is None:
             module, kind = LIBRARIES[self._name]
-            goes_on = self._journal.run is not None
-            self._tracker = getattr(importlib.import_module(module), kind)(self._about, self._journal.run)
-            self._say("INFO", f"{'goes on with' if goes_on else 'begins'} run {self._tracker.run}, "
-                      f"{self._tracker.place}")  # fmt: skip
+            known = self._journal.run
+            self._tracker = getattr(importlib.import_module(module), kind)(self._about, known)
+            how = "begins" if known is None else "goes on with"
+            self._say("INFO", f"{how} run {self._tracker.run}, {self._tracker.place}")
         self._journal.begin(self._tracker.run)
         return self._journal, self._tracker
 
@@ -115,9 +117,17 @@ def serve() -> None:
     facts = json.loads(told)
     settings = yaml.safe_load(facts["settings"]) or {}
     about = About(facts["name"], facts["project"], Path(facts["folder"]), settings)
-    delivery = Delivery(name, about, lambda level, text: print(level, text, file=stream, flush=True))
+    delivery = Delivery(name, about, partial(_say, stream))
     finished = _deliver_all(Connection(int(number)), delivery)
     delivery.close(finished=finished)
+
+
+def _say(stream: TextIO, level: str, text: str) -> None:
+    with contextlib.suppress(
+        OSError
+    ):  # the trainer is gone, and what it told shall be delivered nevertheless
+        stream.write(f"{level} {text}\n")
+        stream.flush()
 
 
 def _end_with(trainer: int) -> None:
