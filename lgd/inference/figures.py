@@ -57,7 +57,8 @@ def draw_precision(curves: Mapping[str, Mapping[str, np.ndarray]]) -> Tensor:
         lines.append((name, curve, class_color(label), 1))
     if len(lines) > _MOST_LINES:
         lines = []
-    for number, (model, classes) in enumerate(curves.items()):
+    measured = {model: classes for model, classes in curves.items() if classes}
+    for number, (model, classes) in enumerate(measured.items()):
         color = (_INK, _WRONG_COLOR, _RIGHT_COLOR)[number % 3]
         lines.append((f"{model}, mean", np.mean(list(classes.values()), axis=0), color, 3))
     for row, (name, curve, color, width) in enumerate(reversed(lines)):
@@ -92,6 +93,8 @@ def draw_confusion(confusion: Confusion) -> Tensor:
                 ink = _PAPER if share > 0.55 else _INK
                 draw.text((x + cell / 2, y + cell / 2), str(counts[row, column]), ink, font, anchor="mm")
     _draw_upright(picture, shown, margin, cell)
+    if len(names) == _MOST_CLASSES + 1:
+        draw.text((4, 4), "the largest", _INK, font)
     end = margin + len(names) * cell
     draw.rectangle((margin - 1, margin - 1, end - 1, end - 1), outline=_GRID)
     return _to_tensor(picture)

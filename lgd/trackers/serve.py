@@ -15,7 +15,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,6 +41,9 @@ _SECONDS_BETWEEN = 30.0
 
 _SECONDS_ALONE = 20.0
 """In which the process ends when the trainer is gone, whatever it is doing."""
+
+_MOST_BYTES = 16 * 2**20
+"""Of entries that wait here; others wait with the trainer."""
 
 Say = Callable[[str, str], None]
 """Says a line, with its level, to the trainer."""
@@ -106,6 +110,50 @@ class Delivery:
             self._say("WARNING", f"{said}; the training goes on, {consequence}")
 
 
+class Inbox:
+    """What the trainer has told, taken from the pipe at once, so that it is not lost with the trainer.
+
+    Attributes:
+        is_finished: at the end, whether the training came to its own.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.is_finished = False
+        self._connection = connection
+        self._waiting: deque[bytes] = deque()
+        self._num_bytes, self._has_ended = 0, False
+        self._changed = threading.Condition()
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield what comes, until the trainer says that it is done, or is gone."""
+        while True:
+            with self._changed:
+                while not self._waiting and not self._has_ended:
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                data = self._waiting.popleft()
+                self._num_bytes -= len(data)
+                self._changed.notify()
+            yield data
+
+    def _receive(self) -> None:
+        """What a thread does."""
+        with contextlib.suppress(EOFError, OSError):
+            while data := self._connection.recv_bytes():
+                with self._changed:
+                    while self._num_bytes > _MOST_BYTES:
+                        self._changed.wait()
+                    self._waiting.append(data)
+                    self._num_bytes += len(data)
+                    self._changed.notify()
+            self.is_finished = True
+        with self._changed:
+            self._has_ended = True
+            self._changed.notify()
+
+
 def serve() -> None:
     """Deliver until the trainer says that it is done, or is gone."""
     number, name, told = sys.argv[1:]
@@ -118,8 +166,10 @@ def serve() -> None:
     settings = yaml.safe_load(facts["settings"]) or {}
     about = About(facts["name"], facts["project"], Path(facts["folder"]), settings)
     delivery = Delivery(name, about, partial(_say, stream))
-    finished = _deliver_all(Connection(int(number)), delivery)
-    delivery.close(finished=finished)
+    inbox = Inbox(Connection(int(number)))
+    for data in inbox:
+        delivery.deliver(pickle.loads(data))
+    delivery.close(finished=inbox.is_finished)
 
 
 def _say(stream: TextIO, level: str, text: str) -> None:
@@ -136,18 +186,6 @@ def _end_with(trainer: int) -> None:
         time.sleep(1.0)
     time.sleep(_SECONDS_ALONE)
     os._exit(1)
-
-
-def _deliver_all(connection: Connection, delivery: Delivery) -> bool:
-    """Deliver what comes; returns whether the training came to its end."""
-    while True:
-        try:
-            data = connection.recv_bytes()
-        except (EOFError, OSError):
-            return False
-        if not data:
-            return True
-        delivery.deliver(pickle.loads(data))
 
 
 def _keep_stdout() -> TextIO:

@@ -10,6 +10,7 @@ from lgd.analyse.suspects import NOT_FOUND, OTHER_CLASS, UNLABELLED, find_suspec
 from lgd.data.index import AnnotationIndex
 from lgd.evaluation.coco import hotcoco_evaluator
 from lgd.evaluation.ground_truth import ground_truth_of, numbered
+from lgd.evaluation.outcome import find_outcome
 from lgd.evaluation.predictions import Predictions
 from tests.analyse.scenes import (
     CAT,
@@ -172,3 +173,12 @@ def test_planted_label_errors_are_suspected(tmp_path):
         (NOT_FOUND, 6, DOG, None),
     ]
     assert suspects[2].box == (2, 30, 18, 46)
+
+
+def test_pictures_of_an_evaluation_show_what_an_analysis_says(random_scene):
+    index, results = random_scene
+    findings = analysed(index, results).findings
+    outcome = find_outcome(index, Predictions.from_results(results))
+    assert outcome.confusion == findings.confusion
+    said = {each.name: each.curve for each in findings.classes if each.curve is not None}
+    assert {name: curve.tolist() for name, curve in outcome.curves.items()} == said

@@ -106,7 +106,7 @@ def test_a_library_that_hangs_holds_nothing_up(tmp_path, monkeypatch, said):
     monkeypatch.setattr(process, "MOST_BYTES", 10_000_000)
     tracker = TrackerProcess("wandb", tmp_path / "run", Log())
     image, begin = torch.zeros(3, 1000, 1000, dtype=torch.uint8), time.monotonic()
-    for step in range(6):
+    for step in range(12):
         tracker.add_images("images", step, [image])
     tracker.close(30.0, finished=True)
     assert time.monotonic() - begin < 3
