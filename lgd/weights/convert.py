@@ -73,7 +73,7 @@ def convert(
     logger.info("%s", fill_model(cfg, model, source).summary())
     classes = weights.metadata.get("classes") if weights.kind == "lgd" else None
     WRITERS[kind](target, _Conversion(model, cfg, classes))
-    logger.info("%s written as %s", target, kind, extra=event("written", file=str(target), kind=kind))
+    logger.info("%s written as %s", target, kind, extra=event("written", file=str(target), weights=kind))
 
 
 def _write_student(target: Path, conversion: _Conversion) -> None:
