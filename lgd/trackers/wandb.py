@@ -29,6 +29,7 @@ class WeightsAndBiases:
         try:
             self._run = self._begin(about, mode)
         except Exception as error:
+            _forget()
             if mode != "online":
                 raise
             doubt = f" ({' '.join(str(error).split())[:200]})"
@@ -67,6 +68,13 @@ class WeightsAndBiases:
             mode=mode,
             settings=quiet,
         )
+
+
+def _forget() -> None:
+    """End the library's own process, which takes a run that could not begin for one that is in use."""
+    import wandb
+
+    wandb.teardown()
 
 
 def _has_key() -> bool:

@@ -11,6 +11,11 @@ BEHAVIOUR = os.environ.get("FAKE_TRACKER", "")
 class api:
     api_key = os.environ.get("FAKE_KEY")
 
+in_use = set()
+
+def teardown():
+    in_use.clear()
+
 class Settings:
     def __init__(self, **options):
         pass
@@ -47,6 +52,9 @@ def init(**options):
         options["name"] = input("Your key, please: ")
     if BEHAVIOUR == "hangs":
         time.sleep(1000)
+    if options["id"] in in_use:
+        raise RuntimeError("run ID is in use")
+    in_use.add(options["id"])
     if BEHAVIOUR == "fails" or BEHAVIOUR == "fails online" and options["mode"] == "online":
         raise RuntimeError("no server there\\nnor here")
     return Run(options)
