@@ -13,10 +13,7 @@ is the mean difference of the pixels of a view, of 255, from that of the picture
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from functools import partial
@@ -25,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import report
 import torch
+from builds import Build, unpack
 from PIL import Image
 
 from lgd.bench.machine import take_turns
@@ -55,42 +53,6 @@ def write_photographs(root: Path, quality: int, noise: float, num_images: int) -
         picture.save(root / "train" / record["file_name"], quality=quality)
     (root / "annotations/instances_train.json").write_text(json.dumps(small))
     return f"coco:{root}:train"
-
-
-def unpack(revision: str, folder: Path) -> Path:
-    """Lay the package of a revision down in a folder of its own."""
-    archive = folder / "tree.tar"
-    subprocess.run(["git", "archive", "-o", str(archive), revision, "lgd"], cwd=report.ROOT, check=True)
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder / "before", filter="data")
-    return folder / "before"
-
-
-class Build:
-    """A process that makes batches with the package of one tree."""
-
-    def __init__(self, tree: Path, spec: str, short_side: int) -> None:
-        """Start it."""
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", spec, "--short-side", str(short_side)],
-            env={**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def time(self, num_images: int) -> float:
-        """Let it make so many pictures; returns seconds per picture."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(num_images, file=self._process.stdin, flush=True)
-        return float(self._process.stdout.readline())
-
-    def close(self) -> None:
-        """End it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
 
 
 def serve(spec: str, short_side: int) -> None:
@@ -136,9 +98,10 @@ def measure(name: str, spec: str, trees: dict[str, Path], options: object) -> li
     """One row of the table."""
     index = open_dataset(spec, Path("datasets"))
     num_bytes = np.mean([index.path(i).stat().st_size for i in range(len(index))])
-    builds = {key: Build(tree, spec, options.short_side) for key, tree in trees.items()}
+    words = [__file__, "--serve", spec, "--short-side", str(options.short_side)]
+    builds = {key: Build(tree, words) for key, tree in trees.items()}
     try:
-        runs = {key: partial(build.time, options.images) for key, build in builds.items()}
+        runs = {key: partial(build.ask, options.images) for key, build in builds.items()}
         seconds = take_turns(runs, num_turns=options.rounds, num_warm_up=1)
     finally:
         for build in builds.values():

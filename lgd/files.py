@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     left behind.
 
     Raises:
-        OSError: the disk is full or the folder read-only.
+        OSError: the disk is full or the folder read-only; it names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path, uuid.uuid4().hex)
@@ -51,8 +51,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
         _flush_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)
         raise
 
 

@@ -376,3 +376,21 @@ def test_a_lost_worker_under_every_launcher(small_data, tmp_path, how):
             assert "was killed by SIGKILL" in text.strip().splitlines()[-1], text
         assert not [each for each in processes if Path(f"/proc/{each}").exists()]
     assert segments() <= before
+
+
+@pytest.mark.parametrize(
+    ("set_by_user", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")]
+)
+def test_threads_of_a_program_sleep_while_they_wait(set_by_user, policy):
+    """Which the library of threads reads when torch is imported."""
+    program = (
+        "import os, sys, lgd.cli, lgd.train\n"
+        "from lgd.ending import as_program\n"
+        "assert 'torch' not in sys.modules\n"
+        "as_program(lambda: print(os.environ['OMP_WAIT_POLICY']) or 0)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**environment, **set_by_user}, text=True, capture_output=True
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, policy), done.stderr

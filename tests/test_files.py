@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from lgd.files import GrowingFile, clear_leftovers, open_file, read_small, temporary_name
+from lgd.files import GrowingFile, clear_leftovers, open_file, read_small, replacing, temporary_name
 
 
 class Disk:
@@ -77,6 +77,13 @@ def test_leftovers_are_known_by_their_names(tmp_path):
     clear_leftovers(tmp_path)
     clear_leftovers(tmp_path / "none")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_a_place_that_refuses_is_named_as_the_user_knows_it(tmp_path):
+    path = tmp_path / f"{'x' * 240}.onnx"
+    with pytest.raises(OSError, match="too long") as refusal, replacing(path):
+        pass
+    assert refusal.value.filename == str(path)
 
 
 def test_half_a_line_is_ended(tmp_path):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lgd.data.errors import DataError
-from lgd.data.index import AnnotationIndex, Flags, Floats, Integers
+from lgd.data.index import AnnotationIndex, Floats, Integers
 from lgd.data.segmentations import BROKEN
 from lgd.structures import Outlines
 
@@ -78,18 +78,6 @@ def join_outlines(images: Sequence[ImageOutlines]) -> ImageOutlines:
         torch.cat([image.parts for image in images]),
         torch.cat([image.counts for image in images]),
     )
-
-
-def mask_edges(mask: Flags) -> Tensor:
-    """The edges of a mask (h, w) as of run lengths, (T, 4) float64: they give it back to the pixel."""
-    num_rows, num_columns = mask.shape
-    walled = np.zeros((num_rows + 2, num_columns + 2), dtype=np.int8)
-    walled[1:-1, 1:-1] = mask
-    borders = np.abs(np.diff(walled, axis=0))
-    turns = np.diff(borders, axis=1)
-    y, x = np.nonzero(turns > 0)
-    _, end = np.nonzero(turns < 0)
-    return torch.from_numpy(np.stack([x, y, end, y], axis=1).astype(np.float64))
 
 
 def close_outlines(outlines: ImageOutlines) -> ImageOutlines:

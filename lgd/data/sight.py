@@ -19,10 +19,10 @@ from torch import Tensor
 
 from lgd.data.annotations import MIN_SIDE
 from lgd.data.index import Flags, Floats
-from lgd.data.outlines import ImageOutlines, join_outlines, mask_edges, select_outlines
+from lgd.data.outlines import ImageOutlines, join_outlines, select_outlines
 from lgd.data.samples import Sample, SmallImage
 from lgd.data.transforms import Window, resize_image
-from lgd.ops.polygons import rasterize_on_grid
+from lgd.ops.polygons import mask_edges, rasterize_on_grid
 
 FILL = 128
 """What is painted where there is no picture: a middle grey, to which edges are weak."""
@@ -207,7 +207,7 @@ def _look_at(each: _Object, size: tuple[int, int], covered: Flags | None) -> tup
     num_visible, num_pixels = np.count_nonzero(visible), np.count_nonzero(mask)
     if not is_cut and num_visible == num_pixels:
         return replace(each, box=box), share
-    edges = mask_edges(visible) + torch.tensor([left, top, left, top])
+    edges = mask_edges(torch.from_numpy(visible)) + torch.tensor([left, top, left, top])
     around = _bounds(visible) + np.array([left, top, left, top])
     seen = _Object(around, edges, torch.zeros(len(edges), dtype=torch.int64))
     return seen, share * num_visible / num_pixels

@@ -6,6 +6,7 @@ import argparse
 import logging
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -86,6 +87,9 @@ def _export(arguments: argparse.Namespace) -> int:
     if target.is_dir():
         raise ConfigError(f"{target}: is a folder; name the file")
     pictures = None if arguments.check is None else find_sources([arguments.check])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=target.parent):  # known now, not after minutes
+        pass
     student = read_student(arguments.weights, arguments.max_detections)
     about = describe(student, size=arguments.size, num_images=arguments.batch, half=arguments.half)
     write(student, about, target)

@@ -18,12 +18,15 @@ PLAIN, FGFI, TEACHER, EQUAL_TIME = "plain", "fgfi", "teacher", "plain-equal-time
 _LGD = "MODEL.DISTILLATOR"
 METHODS: Mapping[str, str] = {
     PLAIN: f"{_LGD}.ENABLED False",
+    "ema": f"{_LGD}.ENABLED False TRAIN.EMA.ENABLED True TRAIN.EMA.WARMUP_ITERS 33%",
     "lgd": "",
     "detached": f"{_LGD}.TEACHER.DETACH_APPEARANCE_EMBED True",
     "fixed": f"{_LGD}.HEAD.MODE fixed",
     "fixed-first": f"{_LGD}.HEAD.FIXED_ITERS 33%",
     "ramp": f"{_LGD}.HEAD.RAMP_ITERS 67%",
     "averaged": f"{_LGD}.HEAD.MODE averaged",
+    "late": f"{_LGD}.HEAD.MODE fixed {_LGD}.TEACHER.DETACH_APPEARANCE_EMBED True "
+    f"{_LGD}.PRE_NONDISTILL_ITERS 67% {_LGD}.PRE_FREEZE_STUDENT_BACKBONE_ITERS 0",
     "sssd": f"{_LGD}.LOSS jensen_shannon {_LGD}.LAMBDA_STEPS (67%,) {_LGD}.LAMBDA_GAMMA 2",
     FGFI: f"{_LGD}.METHOD FGFI {_LGD}.PRE_NONDISTILL_ITERS 0",
 }

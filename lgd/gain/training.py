@@ -7,7 +7,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +86,13 @@ def summarise(folder: Path) -> dict[str, Any]:
 
     Returns:
         "AP", "AP50" and, where there are, "mask AP", "teacher AP", in [0, 100]; "seconds" of a step, the
-        median; "memory", MiB; "curve", the student's [step, AP] at each evaluation.
+        median; "memory", MiB; "curve", [step, AP] at each evaluation. Where the weights are averaged too,
+        AP is the better one's, student's or average's, as in the run's last model.
     """
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "total_loss" in line]
     (models,) = json.loads((folder / "results.json").read_text()).values()
-    student = models["student"]
+    student = _best(models)
     return {
         "AP": student["bbox"]["AP"],
         "AP50": student["bbox"]["AP50"],
@@ -104,9 +105,15 @@ def summarise(folder: Path) -> dict[str, Any]:
 
 
 def _ap(line: dict[str, Any]) -> float | None:
-    """The student's box AP, where a line of the metrics is an evaluation."""
+    """The box AP, where a line of the metrics is an evaluation."""
     if "eval" not in line:
         return None
     (models,) = line["eval"].values()
-    ap: float | None = models["student"]["bbox"]["AP"]
+    ap: float | None = _best(models)["bbox"]["AP"]
     return ap
+
+
+def _best(models: Mapping[str, Any]) -> Any:
+    """The metrics of student or average, whichever has the better box AP."""
+    found = [models[name] for name in ("student", "ema") if name in models]
+    return max(found, key=lambda each: each["bbox"]["AP"] or 0)

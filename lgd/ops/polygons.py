@@ -11,6 +11,7 @@ Legend: P objects, E edges of an object, B images with N object slots each, H x 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _FIFTHS = 5
@@ -97,6 +98,19 @@ def image_area(sizes: Tensor, canvas: tuple[int, int], grid: tuple[int, int]) ->
         for axis, (pixels, cells) in enumerate(zip(canvas, grid, strict=True))
     )
     return rows[:, :, None] & columns[:, None, :]
+
+
+def mask_edges(mask: Tensor) -> Tensor:
+    """Find the edges of a mask, (h, w) bool, as those of run lengths: the borders above and below its runs.
+
+    Returns:
+        (E, 4) float64 x1 y1 x2 y2, pixels: one part, which gives the mask back to the pixel.
+    """
+    borders = F.pad(mask.to(torch.int8), (1, 1, 1, 1)).diff(dim=0).abs()
+    turns = borders.diff(dim=1)
+    y, x = (turns > 0).nonzero(as_tuple=True)
+    _, end = (turns < 0).nonzero(as_tuple=True)
+    return torch.stack([x, y, end, y], dim=1).double()
 
 
 def _chunks(edges: Tensor, num_parts: int, num_rows: int, num_columns: int) -> list[slice]:

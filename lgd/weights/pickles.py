@@ -176,4 +176,7 @@ def read_numeric_pickle(path: Path) -> Any:
         except pickle.UnpicklingError as error:
             raise WeightsError(f"{path}: refused as a pickle of weights: {error}") from None
         except Exception as error:  # the bytes are anybody's: a damaged pickle fails in any way it likes
-            raise WeightsError(f"{path}: not a readable pickle ({type(error).__name__}: {error})") from None
+            reason = f"{type(error).__name__}: {error}"
+            raise WeightsError(
+                f"{path}: none of a checkpoint, safetensors and a readable pickle of weights ({reason})"
+            ) from None

@@ -16,11 +16,11 @@ from pycocotools import mask as mask_api
 
 from lgd.data.augmentations import ColorJitter, CutOut, LargeScaleJitter, QuarterTurn, VerticalFlip
 from lgd.data.mixing import CopyPaste, Mosaic
-from lgd.data.outlines import ImageOutlines, close_outlines, mask_edges, pad_outlines, polygons_to_outlines
+from lgd.data.outlines import ImageOutlines, close_outlines, pad_outlines, polygons_to_outlines
 from lgd.data.samples import Sample, SmallImage
 from lgd.data.sight import FILL, draw_masks, put_in_frame, stay_in_sight
 from lgd.data.transforms import View, Window
-from lgd.ops.polygons import rasterize_on_grid
+from lgd.ops.polygons import mask_edges, rasterize_on_grid
 
 NO_EDGES = torch.zeros(0, 4, dtype=torch.float64)
 
@@ -57,7 +57,7 @@ class World:
                 else:  # run lengths of noise
                     mask[y:bottom, x:right] = generator.random((bottom - y, right - x)) < 0.6
                     mask[y, x] = True
-                    edges.append(mask_edges(mask))
+                    edges.append(mask_edges(torch.from_numpy(mask)))
                 label = len(self.masks)
                 self.masks[label], self.has_mask[label] = mask, kind > 0
                 labels.append(label)
@@ -225,7 +225,7 @@ def test_masks_to_edges_and_back():
     generator = np.random.default_rng(0)
     for density in np.linspace(0, 1, 40):
         mask = generator.random((9, 14)) < density
-        edges = mask_edges(mask)
+        edges = mask_edges(torch.from_numpy(mask))
         outlines = ImageOutlines(
             edges, torch.zeros(len(edges), dtype=torch.int64), torch.tensor([len(edges)])
         )

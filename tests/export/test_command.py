@@ -69,11 +69,13 @@ def test_predict_runs_a_file(exported, tmp_path, capsys):
         (("nowhere.pth", "out.onnx"), "nowhere.pth"),
         (("EXPORTED", "out.onnx"), "an exported model; give the weights that it was made of"),
         (("WEIGHTS", "folder.onnx"), "folder.onnx: is a folder; name the file"),
+        (("absent.pth", "file/out.onnx"), "file"),
     ],
 )
 def test_what_the_user_can_mend_is_a_line(weights, exported, words, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "file").touch()
     places = {"WEIGHTS": str(weights), "EXPORTED": str(exported)}
     assert cli.main(["export", *(places.get(word, word) for word in words)]) == 2
     last = capsys.readouterr().err.splitlines()[-1]

@@ -75,15 +75,15 @@ def test_a_small_model_starts_from_lite0_where_it_is_there(detector, contents, t
 
 
 def test_epochs_become_steps_and_phases_follow(contents, tmp_path):
-    recipe = chosen(contents, ONE_GPU, size="base", epochs=90, method="lgd")
+    recipe = chosen(contents, ONE_GPU, size="base", epochs=900, method="lgd")
     cfg = load(recipe, tmp_path)
     assert cfg.solver.ims_per_batch == 4  # of 40 images: an eighth or less
-    assert cfg.solver.max_iter == 900
-    assert cfg.solver.steps == (600, 800)
-    assert cfg.model.distillator.pre_nondistill_iters == 200
-    assert cfg.model.distillator.pre_freeze_student_backbone_iters == 100
-    assert cfg.solver.warmup_iters == 90
-    assert cfg.test.eval_period == 180
+    assert cfg.solver.max_iter == 9000
+    assert cfg.solver.steps == (6000, 8000)
+    assert cfg.model.distillator.pre_nondistill_iters == 2000
+    assert cfg.model.distillator.pre_freeze_student_backbone_iters == 1000
+    assert cfg.solver.warmup_iters == 900
+    assert cfg.test.eval_period == 1800
     assert cfg.solver.base_lr == 0.0025
 
 
@@ -92,13 +92,19 @@ def test_short_trainings_are_plain_and_long_ones_have_lgd(contents):
     assert (short.batch, short.steps, short.method) == (4, 2990, "plain")
     assert (long.steps, long.method) == (3000, "lgd")
     assert chosen(contents, epochs=1, method="lgd").schedule.method == "lgd"
-    modes = [
-        {each.key: each.value for each in chosen(contents, epochs=n, method="lgd").choices}.get(
-            "MODEL.DISTILLATOR.HEAD.MODE", "shared"
-        )
-        for n in (1, 299, 300)
-    ]
-    assert modes == ["fixed", "fixed", "shared"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "mode", "detached", "start"),
+    [(9, "fixed", True, 60), (299, "fixed", True, 1993), (300, "shared", False, 428)],
+)
+def test_in_short_trainings_the_teacher_leaves_the_student_alone_at_first(
+    contents, tmp_path, epochs, mode, detached, start
+):
+    options = load(chosen(contents, epochs=epochs, method="lgd"), tmp_path).model.distillator
+    assert options.head.mode == mode
+    assert options.teacher.detach_appearance_embed is detached
+    assert (options.pre_nondistill_iters, options.pre_freeze_student_backbone_iters) == (start, 0)
 
 
 def test_the_machine_decides_size_batch_and_workers(contents):
