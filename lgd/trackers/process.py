@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lgd.exits import describe_end
 from lgd.ranks.interruption import BLOCKED_AT_START
-from lgd.trackers.tracker import Entry, Log, Scalar
+from lgd.trackers.tracker import FINISHED, LEFT, Entry, Log, Scalar
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +81,7 @@ class TrackerProcess:
             if not self._is_wanted:
                 return
             self._is_wanted, self._ends = False, True
-            if finished:
-                self._waiting.append(b"")
+            self._waiting.append(FINISHED if finished else LEFT)
             self._changed.notify()
         begin = time.monotonic()
         while self._process.poll() is None:

@@ -27,7 +27,7 @@ import yaml
 from lgd.ending import last_line
 from lgd.ranks.interruption import BLOCKED_AT_START
 from lgd.trackers.journal import Journal
-from lgd.trackers.tracker import About, Entry, LostError, Tracker
+from lgd.trackers.tracker import FINISHED, LEFT, About, Entry, LostError, Tracker
 
 LIBRARIES = {
     "wandb": ("lgd.trackers.wandb", "WeightsAndBiases"),
@@ -141,14 +141,14 @@ class Inbox:
     def _receive(self) -> None:
         """What a thread does."""
         with contextlib.suppress(EOFError, OSError):
-            while data := self._connection.recv_bytes():
+            while (data := self._connection.recv_bytes()) not in (FINISHED, LEFT):
                 with self._changed:
                     while self._num_bytes > _MOST_BYTES:
                         self._changed.wait()
                     self._waiting.append(data)
                     self._num_bytes += len(data)
                     self._changed.notify()
-            self.is_finished = True
+            self.is_finished = data == FINISHED
         with self._changed:
             self._has_ended = True
             self._changed.notify()

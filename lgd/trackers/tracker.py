@@ -75,6 +75,10 @@ class Entry:
     texts: Mapping[str, str] = field(default_factory=dict)
 
 
+FINISHED, LEFT = b"finished", b"left"
+"""A trainer's last word to a tracker's process. (Data workers hold the pipe too: its end may come late.)"""
+
+
 @dataclass(frozen=True)
 class About:
     """The run that is tracked.

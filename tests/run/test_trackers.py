@@ -81,6 +81,17 @@ def test_a_training_does_not_mind_a_tracker(small_data, tmp_path, with_library, 
     assert (tmp_path / "run" / "model_final.pth").exists()
 
 
+def test_a_run_that_leaves_lets_its_tracker_finish(small_data, tmp_path, with_library):
+    output = tmp_path / "run"
+    settings = settings_of(small_data, output, SOLVER__MAX_ITER=400, DATALOADER__NUM_WORKERS=1)
+    run = Forked(settings, log=tmp_path / "log.txt", before=with_library)
+    run.wait_for(output / "metrics.jsonl", '"iteration": 6')
+    run.signal(signal.SIGTERM)
+    assert run.wait() == 75, run.log.read_text()
+    assert "wandb: not done" not in run.log.read_text()
+    assert calls(output)[-1] == ["finish", 1]
+
+
 def _without_library():
     sys.modules["trackio"] = None
 
