@@ -28,7 +28,7 @@ from lgd.ranks import process_group
 from lgd.ranks.interruption import Interrupted
 from lgd.run.best import file_content, find_best, is_over, wait_on
 from lgd.run.context import RunContext
-from lgd.run.scoring import Scored, ScoringJob, ScoringProcess, score_job
+from lgd.run.scoring import Scored, ScoringJob, ScoringProcess, find_outcomes, score_job
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Evaluator:
         """
         results = {}
         for name, job in self.detect(step, metrics):
-            scored = score_job(job)
+            scored = Scored(score_job(job), find_outcomes(job))
             results[name] = scored.scores
             for model, predictions in job.found.items():
                 path = job.paths[model]

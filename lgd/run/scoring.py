@@ -16,7 +16,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -75,12 +75,16 @@ class Scored:
     refused: Mapping[Path, str] = field(default_factory=dict)
 
 
-def score_job(job: ScoringJob) -> Scored:
+def score_job(job: ScoringJob) -> Scores:
     """Score; raises ValueError where the detections do not fit the test set."""
-    scores = score(job.index, job.found, with_masks=job.with_masks, backend=job.backend, cap=job.cap)
+    return score(job.index, job.found, with_masks=job.with_masks, backend=job.backend, cap=job.cap)
+
+
+def find_outcomes(job: ScoringJob) -> dict[str, Outcome]:
+    """What pictures show, of each model, where that is asked for and there are labels."""
     asked = job.found if job.with_outcomes else {}
     outcomes = {model: find_outcome(job.index, found) for model, found in asked.items()}
-    return Scored(scores, {model: outcome for model, outcome in outcomes.items() if outcome is not None})
+    return {model: outcome for model, outcome in outcomes.items() if outcome is not None}
 
 
 def score_and_write(job: ScoringJob) -> Scored:
@@ -89,13 +93,13 @@ def score_and_write(job: ScoringJob) -> Scored:
     Raises:
         ValueError: the detections do not fit the test set.
     """
-    scored, refused = score_job(job), {}
+    scores, refused = score_job(job), {}
     for model, predictions in job.found.items():
         try:
             write_predictions(job.paths[model], predictions, job.index)
         except OSError as error:
             refused[job.paths[model]] = error.strerror or type(error).__name__
-    return replace(scored, refused=refused)
+    return Scored(scores, find_outcomes(job), refused)
 
 
 class ScoringProcess:
