@@ -32,7 +32,7 @@ from lgd.ranks.store import RanksError
 from lgd.ranks.watch import StallError
 from lgd.recipe.choices import Wishes
 from lgd.recipe.prepare import Request, prepare, recipe_path
-from lgd.run.log import TerminalError, start_logging, write_to_log_file
+from lgd.run.log import TerminalError, log_as_json, start_logging, write_to_log_file
 from lgd.run.output import FolderLostError
 from lgd.run.run import USER_ERRORS, run
 from lgd.run.scoring import ScoringError
@@ -63,13 +63,17 @@ def execute(options: argparse.Namespace, argv: Sequence[str], interruption: Inte
     Raises:
         Exception: whatever goes wrong, for `Reporter`.
     """
-    start_logging(LaunchInfo.from_environment().rank)
+    rank = LaunchInfo.from_environment().rank
+    if options.json:
+        log_as_json(rank)
+    else:
+        start_logging(rank)
     recipe, settings = options.config_file, options.opts
     if options.data is not None:
         recipe, settings = _recipe_of_data(options)
         if options.recipe_only:
             return exits.DONE
-        flags = {"--resume": options.resume, "--find-batch": options.find_batch}
+        flags = {"--resume": options.resume, "--find-batch": options.find_batch, "--json": options.json}
         argv = ["--config-file", recipe, *(flag for flag, is_set in flags.items() if is_set), *settings]
     cfg = load_config(recipe, settings)
     if options.num_gpus * options.num_machines > 1 and not started_by_launcher():

@@ -1,7 +1,7 @@
 """Notices of long work: a bar with speed and time left on a terminal, a line now and then in a log.
 
 Bars go to stderr, and only where that is a terminal; lines go to the log. What takes less than a second says
-nothing.
+nothing. With `--json` lines take the place of bars, and are events too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TextIO, TypeVar
+
+from lgd.events import event, sends_events
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ def long_work(
     """
     if not shown:
         yield lambda count: None
-    elif not sys.stderr.isatty():
+    elif _writes_lines():
         yield _Lines(what, total, unit).advance
     else:
         with _make_bar(what, total, unit) as bar:
@@ -128,6 +130,10 @@ def lines_on_stderr() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _writes_lines() -> bool:
+    return sends_events() or not sys.stderr.isatty()
+
+
 def _make_bar(what: str, total: int | None, unit: str) -> Any:  # tqdm has no types
     from tqdm import tqdm
 
@@ -169,7 +175,7 @@ def _shorten(what: str, most: int) -> str:
 @contextmanager
 def _make_clock(what: str, total: int | None) -> Iterator[Callable[[], object]]:
     """Yield what to call every second."""
-    if not sys.stderr.isatty():
+    if _writes_lines():
         yield partial(_Lines(what, total, "s").advance, 1)
         return
     with _make_bar(what, total, "s") as bar:
@@ -196,7 +202,8 @@ class _Lines:
         if now - self._said < _SECONDS or self._done == self._total:
             return
         self._said = now
-        logger.info("%s: %s", self._what, self._describe(now - self._started))
+        facts = event("progress", what=self._what, done=self._done, total=self._total, unit=self._unit)
+        logger.info("%s: %s", self._what, self._describe(now - self._started), extra=facts)
 
     def _describe(self, seconds: float) -> str:
         speed = self._done / seconds

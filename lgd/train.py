@@ -24,6 +24,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     import argparse  # takes its time, in which Ctrl-C would not be handled yet
 
+    from lgd.events import add_json_flag
+
     parser = argparse.ArgumentParser(
         prog="lgd train",
         description="Train a detector, with LGD or without, or evaluate it.",
@@ -44,6 +46,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--find-batch", action="store_true", help="say how large a batch fits into the memory, and stop"
     )
+    add_json_flag(parser)
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="workers on this machine")
     parser.add_argument("--num-machines", type=int, default=1, metavar="M", help="machines that take part")
     parser.add_argument(

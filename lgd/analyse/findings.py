@@ -11,10 +11,21 @@ from dataclasses import dataclass, replace
 import hotcoco
 import numpy as np
 
-from lgd.analyse.matches import IGNORED, IOU, NEAR, RIGHT, Matches, match
+from lgd.analyse.matches import IGNORED, NEAR, RIGHT, Matches, match
 from lgd.data.index import AnnotationIndex, Flags, Floats
 from lgd.evaluation.coco import Metrics, hotcoco_evaluator
 from lgd.evaluation.ground_truth import GroundTruth, numbered
+from lgd.evaluation.outcome import (
+    DEFAULT_THRESHOLD,
+    IOU,
+    RECALLS,
+    Confusion,
+    best_threshold,
+    confuse,
+    count_objects,
+    precision_curves,
+    select,
+)
 from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.score import score
 
@@ -27,12 +38,6 @@ ERRORS = {
     "Miss": ("missed", "a label that nothing found, not even with another error"),
 }
 """TIDE's kinds of errors by hotcoco's names: ours, and what they mean."""
-
-DEFAULT_THRESHOLD = 0.5
-"""Where no score is the best one, because nothing is right at any."""
-
-_RECALLS = np.linspace(0, 1, 101)
-_NO_CAP = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -101,14 +106,6 @@ class Calibration:
     mean_error: float
     largest_error: float
     bins: Sequence[Bin]
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """Objects (rows) by what they are found as (columns), at the thresholds; the last of both is nothing."""
-
-    classes: Sequence[str]
-    counts: Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -182,7 +179,7 @@ def analyse(index: AnnotationIndex, ground_truth: GroundTruth, found: Prediction
         [DEFAULT_THRESHOLD if each.threshold is None else each.threshold for each in classes]
     )
     kept = (matches.kinds != IGNORED) & (matches.scores >= thresholds[matches.labels])
-    at_thresholds = hotcoco_evaluator(ground_truth, _select(found, kept))
+    at_thresholds = hotcoco_evaluator(ground_truth, select(found, kept))
     bins = [
         Bin(each["bin_lower"], each["bin_upper"], each["avg_confidence"], each["avg_accuracy"], each["count"])
         for each in calibration["bins"]
@@ -193,17 +190,11 @@ def analyse(index: AnnotationIndex, ground_truth: GroundTruth, found: Prediction
         _measure_errors(evaluator, at_thresholds),
         classes,
         Calibration(calibration["ece"], calibration["mce"], bins),
-        _confuse(ground_truth, at_thresholds),
+        confuse(ground_truth, at_thresholds),
         float(found.scores.min()) if len(found) else None,
         len(found),
     )
     return Analysis(findings, matches, found, kept)
-
-
-def _select(found: Predictions, which: Flags) -> Predictions:
-    return Predictions(
-        found.image_ids[which], found.category_ids[which], found.boxes[which], found.scores[which]
-    )
 
 
 def _measure_errors(everything: hotcoco.COCOeval, at_thresholds: hotcoco.COCOeval) -> list[ErrorKind]:
@@ -221,14 +212,11 @@ def _measure_classes(
     evaluator: hotcoco.COCOeval,
     errors: Mapping[str, float],
 ) -> list[ClassNumbers]:
-    tables = evaluator.eval
-    assert tables is not None
-    curves: Floats = tables["precision"][0, :, :, 0, -1]  # at IoU 0.5, of all sizes
-    objects = np.bincount(truth.classes[~truth.crowd] - 1, minlength=len(truth.class_names))
+    curves, objects = precision_curves(evaluator), count_objects(truth)
     numbers = []
     for label, (name, count) in enumerate(zip(truth.class_names, objects.tolist(), strict=True)):
-        curve = curves[:, label] if count else None
-        threshold, f1, precision, recall = best_threshold(matches, label, count) or (None,) * 4
+        curve = curves[label] if count else None
+        threshold, f1, precision, recall = threshold_of(matches, label, count) or (None,) * 4
         numbers.append(
             ClassNumbers(
                 name,
@@ -246,34 +234,13 @@ def _measure_classes(
     return numbers
 
 
-def best_threshold(matches: Matches, label: int, objects: int) -> tuple[float, float, float, float] | None:
-    """The score at which F1 of a class is best, with F1, precision and recall there.
-
-    Halfway between the last detection that is taken and the next one, if there is one.
-
-    Returns:
-        None where nothing is right.
-    """
+def threshold_of(matches: Matches, label: int, objects: int) -> tuple[float, float, float, float] | None:
+    """What `best_threshold` says of a class."""
     which = (matches.labels == label) & (matches.kinds != IGNORED)
-    order = np.argsort(-matches.scores[which], kind="stable")
-    scores, right = matches.scores[which][order], (matches.kinds[which] == RIGHT)[order]
-    if not right.any() or not objects:
-        return None
-    hits, taken = np.cumsum(right), np.arange(1, len(right) + 1)
-    f1 = 2 * hits / (taken + objects)
-    f1[:-1][scores[1:] == scores[:-1]] = -1  # of equal scores all are taken
-    last = int(f1.argmax())
-    following = scores[min(last + 1, len(scores) - 1)]
-    threshold = (scores[last] + following) / 2
-    return float(threshold), float(f1[last]), float(hits[last] / taken[last]), float(hits[last] / objects)
-
-
-def _confuse(truth: GroundTruth, evaluator: hotcoco.COCOeval) -> Confusion:
-    counts = evaluator.confusion_matrix(IOU, max_det=_NO_CAP)["matrix"]
-    return Confusion([*truth.class_names, "nothing"], counts.astype(int).tolist())
+    return best_threshold(matches.scores[which], matches.kinds[which] == RIGHT, objects)
 
 
 def precision_over_recall(classes: Sequence[ClassNumbers]) -> tuple[Floats, Floats]:
     """Recalls (101,) and the mean precision there of the classes that have objects."""
     curves = [each.curve for each in classes if each.curve is not None]
-    return _RECALLS, np.mean(curves, axis=0)
+    return RECALLS, np.mean(curves, axis=0)

@@ -16,11 +16,9 @@ import numpy as np
 from lgd.data.index import Flags, Floats, Integers
 from lgd.evaluation.coco import hotcoco_evaluator
 from lgd.evaluation.ground_truth import GroundTruth
+from lgd.evaluation.outcome import IOU, judge
 from lgd.evaluation.overlaps import box_coverage, box_iou
 from lgd.evaluation.predictions import Predictions
-
-IOU = 0.5
-"""From which on a box is right."""
 
 NEAR = 0.1
 """IoU from which on a box is about an object at all."""
@@ -133,9 +131,8 @@ def match(
 
 def _right_ones(said: Mapping[str, Any], count: int) -> tuple[Integers, Integers]:
     """Kinds and partners of `count` detections: right ones with their objects, others background for now."""
-    kinds, partners = np.full(count, IGNORED), np.full(count, -1)
-    for number, status in said["dt_status"].items():
-        kinds[number - 1] = RIGHT if status == "tp" else BACKGROUND
+    counts, right = judge(said, count)
+    kinds, partners = np.where(counts, np.where(right, RIGHT, BACKGROUND), IGNORED), np.full(count, -1)
     for number, partner in said["dt_match"].items():
         partners[number - 1] = partner - 1
     return kinds, partners

@@ -8,8 +8,7 @@ from html import escape
 
 from lgd.analyse.comparison import CONFIDENCE, Comparison, Difference
 from lgd.analyse.drawings import COLORS, CROWD
-from lgd.analyse.findings import DEFAULT_THRESHOLD, Confusion, Findings, precision_over_recall
-from lgd.analyse.matches import IOU
+from lgd.analyse.findings import Findings, precision_over_recall
 from lgd.analyse.plots import (
     PALETTE,
     Line,
@@ -21,6 +20,7 @@ from lgd.analyse.plots import (
 )
 from lgd.analyse.style import STYLE
 from lgd.data.limits import name_some
+from lgd.evaluation.outcome import DEFAULT_THRESHOLD, IOU, Confusion
 
 _MOST_LINES = len(PALETTE)
 _MOST_CONFUSIONS = 12

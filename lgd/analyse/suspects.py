@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lgd.analyse.findings import Analysis
-from lgd.analyse.matches import BACKGROUND, IOU
+from lgd.analyse.matches import BACKGROUND
 from lgd.data.index import Floats, Integers
+from lgd.evaluation.outcome import IOU
 
 UNLABELLED, NOT_FOUND, OTHER_CLASS = "unlabelled", "not found", "other class"
 

@@ -31,10 +31,12 @@ from lgd.data.coco import load_coco
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
 from lgd.data.synthetic import write_synthetic
+from lgd.events import add_json_option, json_file, wants_events, write_event
 from lgd.preflight.report import align
 from lgd.ranks import process_group
 from lgd.run.complaints import answer
 from lgd.run.data import open_training_data
+from lgd.run.log import log_as_json
 
 STUDENT, DISTILLED = "student", "with LGD"
 
@@ -71,7 +73,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=20.0, help="for the timed steps, after the first two"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    add_json_option(parser)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the recipe's")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.boxes < 1 or arguments.seconds <= 0 or (arguments.batch or 1) < 1:
@@ -84,16 +86,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for what the user can mend."""
     arguments = parse_arguments(argv)
-    return answer(partial(_bench, arguments), arguments.json)
+    if wants_events(arguments):
+        log_as_json()
+    return answer(partial(_bench, arguments), json_file(arguments))
 
 
 def _bench(arguments: argparse.Namespace) -> int:
     cfg = load_config(arguments.config_file, arguments.opts)
     cfg, _ = scale_to_world_size(cfg, 1)
     figures = _measure(cfg, arguments)
-    sys.stdout.write("\n".join(describe(figures)) + "\n")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    words, file = sys.stdout, json_file(arguments)
+    if wants_events(arguments):
+        write_event("result", **figures)
+        words = sys.stderr
+    words.write("\n".join(describe(figures)) + "\n")
+    if file is not None:
+        file.write_text(json.dumps(figures, indent=2) + "\n")
     return exits.DONE
 
 

@@ -49,6 +49,8 @@ def find_doubtful(cfg: Config, settings: Mapping[str, Setting]) -> list[str]:
 def _folder_complaints(cfg: Config) -> Iterator[str]:
     if not cfg.output_dir:
         yield "OUTPUT_DIR is empty; name the folder to write to (. for the one that you are in)"
+    if not cfg.log.project.strip():
+        yield "LOG.PROJECT is empty; name what the runs belong to"
 
 
 def _model_complaints(cfg: Config) -> Iterator[str]:

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Sequence
 
 from lgd import exits
+from lgd.config.keys import flatten
 from lgd.config.load import dump_config, load_config
 from lgd.config.recipes import recipe_names, recipes_folder
 from lgd.config.values import ConfigError
 from lgd.ending import last_line
+from lgd.events import add_json_flag, write_event
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,14 +24,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "name", nargs="?", metavar="NAME", help="a recipe, whose settings are printed as YAML"
     )
-    name = parser.parse_args(argv).name
+    add_json_flag(parser)
+    arguments = parser.parse_args(argv)
+    write = _write_events if arguments.json else _write_text
     try:
-        text = list_recipes() if name is None else dump_config(load_config(name))
+        write(arguments.name)
     except ConfigError as error:
         sys.stderr.write(f"error: {last_line(str(error))}\n")
         return exits.USER_ERROR
-    sys.stdout.write(text)
     return exits.DONE
+
+
+def _write_text(name: str | None) -> None:
+    sys.stdout.write(list_recipes() if name is None else dump_config(load_config(name)))
+
+
+def _write_events(name: str | None) -> None:
+    if name is not None:
+        write_event("settings", recipe=name, settings=flatten(load_config(name)))
+        return
+    for each in recipe_names():
+        write_event("recipe", name=each, about=describe_recipe(each))
 
 
 def list_recipes() -> str:

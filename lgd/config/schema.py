@@ -202,7 +202,7 @@ class TestConfig:
     eval_period: Annotated[NonNegativeInt, "Iterations between evaluations; 0 evaluates at the end only."] = 0
     detections_per_image: Annotated[PositiveInt, "Detections kept of an image."] = 100
     ims_per_batch: Annotated[PositiveInt, "Images of equal canvas evaluated together, on each rank."] = 8
-    vis_images: Annotated[NonNegativeInt, "Validation images drawn to TensorBoard."] = 8
+    vis_images: Annotated[NonNegativeInt, "Validation images drawn to the trackers."] = 8
     best_metric: Annotated[
         str, "Metric of the student on the first test set that chooses model_best.pth: AP, AP50, segm/AP, ..."
     ] = "AP"
@@ -290,6 +290,20 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class LogConfig:
+    """LOG: what shows a training while it runs; none of it changes what is learnt."""
+
+    trackers: Annotated[
+        tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...],
+        "What gets curves and pictures; all but tensorboard are extras (pip install 'lgd[wandb]').",
+    ] = ("tensorboard",)
+    project: Annotated[Name, "What trackers keep runs together by: project, or MLflow's experiment."] = "lgd"
+    figures: Annotated[
+        bool, "Precision over recall and the confusion matrix as pictures after each evaluation."
+    ] = False
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole tree."""
 
@@ -304,6 +318,7 @@ class Config:
     solver: SolverConfig = SolverConfig()
     train: TrainConfig = TrainConfig()
     test: TestConfig = TestConfig()
+    log: LogConfig = LogConfig()
     log_period: Annotated[PositiveInt, "Iterations between log lines."] = 20
     output_dir: Annotated[str, "Folder of everything that a run writes."] = "./outputs"
     seed: Annotated[int, Interval(-1, 2**63 - 1), "Seed of every random number; -1 draws one anew."] = -1

@@ -1,27 +1,27 @@
-"""What there is to watch of a run: progress lines, metrics.jsonl and TensorBoard."""
+"""What there is to watch of a run: progress lines, metrics.jsonl, TensorBoard and other trackers."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import resource
 import statistics
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lgd.distill.schedule import Phase
-from lgd.engine.tensorboard import Scalar, TensorBoard
-from lgd.evaluation.results import replace_non_finite
-from lgd.files import GrowingFile, open_file, replacing
+from lgd.engine.lines import LineFile
+from lgd.events import event
+from lgd.trackers.open import open_writers
+from lgd.trackers.tracker import Log, Scalar, Writer
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,12 @@ ModelMetrics = Mapping[str, Mapping[str, Mapping[str, float | None] | None]]
 
 Losses = Mapping[str, Mapping[str, float]]
 """"student" or "teacher" -> loss -> mean over the images of a test set."""
+
+_SECONDS_TO_FINISH = 30.0
+"""For each tracker at the end of a training."""
+
+_SECONDS_TO_LEAVE = 5.0
+"""For each tracker where a training leaves, or fails."""
 
 _TEACHER_SUFFIX = ".tea"
 _PERIODS_FOR_ETA = 10
@@ -85,7 +91,7 @@ class StepRecord:
 
 
 class MetricsWriter:
-    """Writes progress lines, OUTPUT_DIR/metrics.jsonl and TensorBoard events.
+    """Writes progress lines, OUTPUT_DIR/metrics.jsonl, TensorBoard events and what other trackers there are.
 
     The student's curves and all that both sides share are the TensorBoard run OUTPUT_DIR, the teacher's are
     the run OUTPUT_DIR/teacher under the same tags, so that each chart shows the two together.
@@ -101,6 +107,7 @@ class MetricsWriter:
         first_iteration: int = 0,
         repeats_evaluation: bool = False,
         unwritten: Sequence[str] = (),
+        log: Log | None = None,
     ) -> None:
         """Open the files.
 
@@ -112,6 +119,7 @@ class MetricsWriter:
             repeats_evaluation: the evaluation of `first_iteration` follows; what there is of it is
                 taken back.
             unwritten: lines of metrics.jsonl that had not been written when the checkpoint was.
+            log: the trackers; None for TensorBoard alone.
 
         Raises:
             ValueError: TensorBoard is not installed.
@@ -119,29 +127,30 @@ class MetricsWriter:
         """
         self._max_iter = max_iter
         self._step_seconds: deque[float] = deque(maxlen=_PERIODS_FOR_ETA)
-        self._files: tuple[_LineFile, TensorBoard] | None = None
+        self._phase_name = ""
+        self._lines: LineFile | None = None
+        self._writers: list[Writer] = []
         if output_dir is not None:
             output_dir.mkdir(parents=True, exist_ok=True)
-            self._files = (
-                _LineFile(output_dir / "metrics.jsonl", first_iteration, repeats_evaluation),
-                TensorBoard(output_dir, first_iteration + 1),
-            )
-            self._files[0].add_missing(unwritten)
+            self._lines = LineFile(output_dir / "metrics.jsonl", first_iteration, repeats_evaluation)
+            self._lines.add_missing(unwritten)
+            self._writers = open_writers(output_dir, first_iteration + 1, log or Log())
 
     def log(self, record: StepRecord) -> None:
         """Write the numbers of a log period everywhere."""
-        if self._files is None:
+        if self._lines is None:
             return
         self._step_seconds.append(record.seconds)
         eta_seconds = statistics.median(self._step_seconds) * (self._max_iter - record.iteration)
-        lines, board = self._files
-        lines.write_in_turn(_flatten(record) | {"eta_seconds": eta_seconds})
-        board.add_scalars(record.iteration, _scalars(record))
-        board.add_phase(record.iteration, record.phase_name)
-        logger.info("%s", format_progress(record, self._max_iter, eta_seconds))
+        line = _flatten(record) | {"eta_seconds": eta_seconds}
+        self._lines.write_in_turn(line)
+        self._add_scalars(record.iteration, _scalars(record))
+        self._add_phase(record.iteration, record.phase_name)
+        said = event("step", max_iter=self._max_iter, **line)
+        logger.info("%s", format_progress(record, self._max_iter, eta_seconds), extra=said)
 
     def log_evaluation(self, iteration: int, dataset: str, results: ModelMetrics) -> None:
-        """Write AP and AR of an evaluation to metrics.jsonl and TensorBoard.
+        """Write AP and AR of an evaluation to metrics.jsonl and the trackers.
 
         Args:
             iteration: steps done.
@@ -149,56 +158,88 @@ class MetricsWriter:
             results: {"student": {"bbox": {"AP": percent, ...}, "segm": ...}, "teacher": ...}; None where not
                 measurable.
         """
-        if self._files is None:
-            return
-        lines, board = self._files
-        lines.write({"iteration": iteration, "eval": {dataset: results}})
-        board.add_scalars(iteration, _evaluation_scalars(dataset, results))
+        if self._lines is not None:
+            self._lines.write({"iteration": iteration, "eval": {dataset: results}})
+            self._add_scalars(iteration, _evaluation_scalars(dataset, results))
 
     def log_losses(self, iteration: int, dataset: str, losses: Losses) -> None:
-        """Write the losses on a test set, as an evaluation's are, to metrics.jsonl and TensorBoard."""
-        if self._files is None:
+        """Write the losses on a test set, as an evaluation's are, to metrics.jsonl and the trackers."""
+        if self._lines is None:
             return
-        lines, board = self._files
-        lines.write({"iteration": iteration, "eval_losses": {dataset: losses}})
+        self._lines.write({"iteration": iteration, "eval_losses": {dataset: losses}})
         points = [(model, name, value) for model, each in losses.items() for name, value in each.items()]
         tag = f"validation_loss/{_flat(dataset)}/"
-        board.add_scalars(iteration, ((model, tag + name, value) for model, name, value in points))
+        self._add_scalars(iteration, ((model, tag + name, value) for model, name, value in points))
 
     def hold(self) -> None:
         """Keep back the log periods that come now: an evaluation before them is still being scored."""
-        if self._files is not None:
-            self._files[0].hold()
+        if self._lines is not None:
+            self._lines.hold()
 
     def release(self) -> None:
         """Write the log periods that were kept back."""
-        if self._files is not None:
-            self._files[0].release()
+        if self._lines is not None:
+            self._lines.release()
 
     def log_images(self, dataset: str, iteration: int, images: Sequence[Tensor]) -> None:
-        """Show (3, H, W) uint8 RGB images in TensorBoard, the same ones at each evaluation."""
-        if self._files is not None:
-            self._files[1].add_images(f"validation_images/{_flat(dataset)}", iteration, images)
+        """Show (3, H, W) uint8 RGB images, the same ones at each evaluation."""
+        for writer in self._writers:
+            writer.add_images(f"validation_images/{_flat(dataset)}", iteration, images)
 
-    def log_text(self, tag: str, text: str) -> None:
-        """Show a preformatted text, such as the configuration, in TensorBoard."""
-        if self._files is not None:
-            self._files[1].add_text(tag, f"```\n{text}\n```", 0)
+    def log_figures(self, dataset: str, iteration: int, figures: Mapping[str, Tensor]) -> None:
+        """Show pictures of an evaluation, (3, H, W) uint8 RGB by what they show."""
+        for writer in self._writers:
+            for name, figure in figures.items():
+                writer.add_images(f"{name}/{_flat(dataset)}", iteration, [figure])
 
     def waiting(self) -> list[str]:
         """The lines of metrics.jsonl that the disk has refused so far, for a checkpoint."""
-        return self._files[0].waiting() if self._files is not None else []
+        return self._lines.waiting() if self._lines is not None else []
 
     def flush(self) -> dict[Path, str]:
         """Try again to write what the disk has refused; why it still does, by file."""
-        return {} if self._files is None else self._files[0].flush() | self._files[1].flush()
+        refused = self._lines.flush() if self._lines is not None else {}
+        for writer in self._writers:
+            refused |= writer.flush()
+        return refused
+
+    def __enter__(self) -> MetricsWriter:
+        """Nothing to do."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; after an error nothing is written but what trackers take soon."""
+        if error is None:
+            self.close()
+        else:
+            self.leave(_SECONDS_TO_LEAVE)
 
     def close(self) -> None:
-        """Flush and close the files."""
-        if self._files is not None:
-            for file in self._files:
-                file.close()
-            self._files = None
+        """Flush and close the files; trackers may take their time over what they still have to send."""
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+        self.leave(_SECONDS_TO_FINISH, finished=True)
+
+    def leave(self, seconds: float, *, finished: bool = False) -> None:
+        """Let the trackers finish what they have, in so many seconds each."""
+        writers, self._writers = self._writers, []
+        for writer in writers:
+            writer.close(seconds, finished=finished)
+
+    def _add_scalars(self, step: int, scalars: Iterable[Scalar]) -> None:
+        points = list(scalars)
+        for writer in self._writers:
+            writer.add_scalars(step, points)
+
+    def _add_phase(self, step: int, name: str) -> None:
+        """Add the phase in words where it changes."""
+        if name != self._phase_name:
+            self._phase_name = name
+            for writer in self._writers:
+                writer.add_text("phase", name, step)
 
 
 def measure_memory(device: torch.device) -> float:
@@ -271,89 +312,6 @@ def _flatten(record: StepRecord) -> dict[str, Any]:
         "images_per_second": record.images_per_second,
         "memory": record.memory,
     }
-
-
-class _LineFile:
-    """metrics.jsonl: a JSON object a line, each on disk before training goes on, if the disk takes it."""
-
-    def __init__(self, path: Path, first_iteration: int, repeats_evaluation: bool) -> None:
-        if path.exists():
-            _drop_lines_after(path, first_iteration, repeats_evaluation)
-        self._file = GrowingFile(path)
-        self._held: list[Mapping[str, Any]] | None = None
-
-    def add_missing(self, lines: Sequence[str]) -> None:
-        """Append those lines that are not there."""
-        present = set(_read(self._file.path).splitlines(keepends=True)) if lines else set()
-        for line in lines:
-            if line.encode() not in present:
-                self._file.append(line.encode())
-
-    def write(self, entry: Mapping[str, Any]) -> None:
-        """Append `entry` with every digit of its numbers; NaN and infinity become null."""
-        self._file.append((json.dumps(replace_non_finite(entry)) + "\n").encode())
-
-    def write_in_turn(self, entry: Mapping[str, Any]) -> None:
-        """Append `entry`, or keep it until the lines before it are there."""
-        if self._held is None:
-            self.write(entry)
-        else:
-            self._held.append(entry)
-
-    def hold(self) -> None:
-        """Keep what comes in turn."""
-        self._held = []
-
-    def release(self) -> None:
-        """Append what was kept."""
-        held, self._held = self._held or [], None
-        for entry in held:
-            self.write(entry)
-
-    def waiting(self) -> list[str]:
-        """The lines that the disk has refused."""
-        return [entry.decode() for entry in self._file.waiting()]
-
-    def flush(self) -> dict[Path, str]:
-        """Write what there is; why the disk refuses some of it."""
-        self.release()
-        reason = self._file.flush()
-        return {self._file.path: reason} if reason else {}
-
-    def close(self) -> None:
-        self.release()
-        self._file.close()
-
-
-def _read(path: Path) -> bytes:
-    with open_file(path) as file:
-        return file.read()
-
-
-def _drop_lines_after(path: Path, iteration: int, with_evaluation: bool) -> None:
-    """Take back the lines of later steps, its own evaluation if asked, and what a crash left half-written."""
-    content = _read(path)
-    kept, num_damaged = [], 0
-    for line in content.split(b"\n"):
-        try:
-            if line:
-                entry = json.loads(line)
-                if type(entry["iteration"]) is not int or entry["iteration"] < 0:
-                    raise ValueError("no count of steps")
-                is_evaluation = "eval" in entry or "eval_losses" in entry
-                is_again = with_evaluation and entry["iteration"] == iteration and is_evaluation
-                if entry["iteration"] <= iteration and not is_again:
-                    kept.append(line + b"\n")
-        except (ValueError, KeyError, TypeError, RecursionError):
-            num_damaged += 1
-    if num_damaged:
-        logger.warning("%s: dropped %d damaged line(s)", path, num_damaged)
-    text = b"".join(kept)
-    if content.startswith(text):  # as ever, but for damage in its middle; needs no room on a full disk
-        os.truncate(path, len(text))
-    else:
-        with replacing(path) as file:
-            file.write(text)
 
 
 def _scalars(record: StepRecord) -> Iterator[Scalar]:

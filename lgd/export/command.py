@@ -8,7 +8,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from lgd.config.load import config_hash
 from lgd.config.values import ConfigError
 from lgd.data.canvases import Canvas
 from lgd.data.errors import DataError
+from lgd.events import add_json_flag, event
 from lgd.export.about import About
 from lgd.export.check import HALF_TOLERANCE, Comparison, Tolerance, compare, join_comparisons
 from lgd.export.detector import ExportedDetector, export_program, write_program
@@ -29,7 +30,7 @@ from lgd.export.onnx import require_onnx, write_onnx
 from lgd.inference.model import TrainedModel, run_eagerly
 from lgd.inference.sources import find_sources
 from lgd.run.complaints import answer, complain
-from lgd.run.log import start_logging
+from lgd.run.log import log_as_json, start_logging
 from lgd.run.trained import TrainedStudent, read_student
 
 logger = logging.getLogger("lgd.export")
@@ -63,13 +64,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--check", metavar="FOLDER", help="pictures on which to compare the file with the model"
     )
+    add_json_flag(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, one of `lgd.exits`."""
     arguments = parse_arguments(argv)
-    start_logging(rank=0, stream=sys.stderr)
+    if arguments.json:
+        log_as_json()
+    else:
+        start_logging(rank=0, stream=sys.stderr)
     return answer(partial(_export, arguments), arguments.target)
 
 
@@ -88,12 +93,16 @@ def _export(arguments: argparse.Namespace) -> int:
     student = read_student(arguments.weights, arguments.max_detections)
     about = describe(student, size=arguments.size, num_images=arguments.batch, half=arguments.half)
     write(student, about, target)
-    logger.info("%s written, %.1f MB", target, target.stat().st_size / 1e6)
+    size = target.stat().st_size
+    logger.info(
+        "%s written, %.1f MB", target, size / 1e6, extra=event("written", file=str(target), bytes=size)
+    )
     if pictures is None:
         return exits.DONE
     tolerance = HALF_TOLERANCE if arguments.half else Tolerance()
     found = check(student, about, target, arguments.check, tolerance)
-    logger.info("%s", found)
+    facts = event("checked", **asdict(found), within=found.is_within(tolerance))
+    logger.info("%s", found, extra=facts)
     if not found.is_within(tolerance):
         return complain(
             f"{target}: detects otherwise than {arguments.weights}, beyond {tolerance.pixels:g} px and "

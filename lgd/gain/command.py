@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from lgd.bench.machine import machine_facts
 from lgd.config.load import load_config
 from lgd.config.values import ConfigError
 from lgd.data.catalog import open_dataset
+from lgd.events import add_json_option, json_file, sends_events, wants_events, write_event
 from lgd.files import write_text_atomically
 from lgd.gain.folds import write_folds
 from lgd.gain.numbers import Row, equal_time, make_rows
@@ -40,6 +42,7 @@ from lgd.gain.study import (
 from lgd.gain.training import TrainingError, train
 from lgd.notices import above_bars, lines_on_stderr, long_work
 from lgd.run.complaints import answer, complain
+from lgd.run.log import log_as_json
 
 PAGE = "gain.md"
 
@@ -77,7 +80,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=_whole, default=1, metavar="N", help="trainings at a time (1)")
     parser.add_argument("--out", type=Path, default=Path("outputs/gain"), metavar="DIR")
     parser.add_argument("--page", type=Path, metavar="FILE", help=f"the page; by default {PAGE} in --out")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the numbers of all runs there too")
+    add_json_option(parser)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over all the others")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.folds < 0 or arguments.folds == 1:
@@ -98,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, one of `lgd.exits`."""
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = parse_arguments(words)
+    if wants_events(arguments):
+        log_as_json()
     return answer(partial(_gain, arguments, words), arguments.out)
 
 
@@ -106,6 +111,8 @@ def _gain(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     study = _read_study(arguments)
     session = Session(study, _lines_of(study), arguments.jobs)
     facts, command = _facts(), f"lgd gain {shlex.join(words)}"
+    file = json_file(arguments)
+    content: dict[str, Any] = {}
 
     def write() -> list[Row]:
         rows, about = (
@@ -113,15 +120,19 @@ def _gain(arguments: argparse.Namespace, words: Sequence[str]) -> int:
             About(command, facts, [*map(str, session.failed)]),
         )
         write_page(page, study, rows, about)
-        if arguments.json:
-            content = to_json(study, session.results, rows, about)
-            write_text_atomically(arguments.json, json.dumps(content, indent=1) + "\n")
+        content.update(to_json(study, session.results, rows, about))
+        if file is not None:
+            write_text_atomically(file, json.dumps(content, indent=1) + "\n")
         return rows
 
-    with lines_on_stderr():
+    with nullcontext() if sends_events() else lines_on_stderr():
         session.train_all(arguments.equal_time, write)
     rows = write()
-    sys.stdout.write(f"{to_table(rows)}\n\n{page}\n")
+    words_to = sys.stdout
+    if sends_events():
+        write_event("result", page=str(page), **content)
+        words_to = sys.stderr
+    words_to.write(f"{to_table(rows)}\n\n{page}\n")
     if not session.failed:
         return exits.DONE
     complain(f"{len(session.failed)} trainings failed, the last: {session.failed[-1]}")
@@ -254,7 +265,13 @@ class Session:
         except TrainingError as error:
             self.failed.append(error)
             _say(str(error))
+            if sends_events():
+                write_event("failed", run=run.name(), message=str(error))
             return
+        if sends_events():
+            write_event(
+                "trained", run=run.name(), AP=found["AP"], AP50=found["AP50"], seconds=found["seconds"]
+            )
         _say(f"{run.name()}: AP {found['AP']:.2f}, AP50 {found['AP50']:.2f}, {found['seconds']:.3g} s a step")
 
 

@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from lgd.config.schema import Config
 from lgd.config.solver import scale_to_world_size
 from lgd.config.values import ConfigError
 from lgd.ending import last_line
+from lgd.events import add_json_option, json_file, wants_events, write_event
 from lgd.files import write_text_atomically
 from lgd.preflight import findings, report, slowness
 from lgd.preflight.calls import Call, Listener, call_all
@@ -69,7 +69,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=f"Exit codes: {exits.DONE} all well, {FINDINGS} findings, {exits.USER_ERROR} wrong arguments.",
     )
     parser.add_argument("--config-file", metavar="RECIPE", help="a recipe: look at its data and disks too")
-    parser.add_argument("--json", metavar="FILE", help="write everything there too")
+    add_json_option(parser)
     parser.add_argument(
         "--timeout", type=float, default=45.0, metavar="SECONDS", help="how long to wait for ranks to come"
     )
@@ -256,12 +256,16 @@ class _Preflight:
             found = self.meeting.collect("measurement", self.reports.cards, _STAGE_SECONDS)
             self.reports.measurements = {rank: _read_measurement(content) for rank, content in found.items()}
         decided = list(self._decide())
+        content = asdict(self.reports) | {"findings": [asdict(finding) for finding in decided]}
+        words, file = sys.stdout, json_file(self.arguments)
+        if wants_events(self.arguments):
+            write_event("result", **content)
+            words = sys.stderr
         for line in self._describe(decided):
-            sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-        if self.arguments.json:
-            content = asdict(self.reports) | {"findings": [asdict(finding) for finding in decided]}
-            write_text_atomically(Path(self.arguments.json), json.dumps(content, indent=2) + "\n")
+            words.write(line + "\n")
+        words.flush()
+        if file is not None:
+            write_text_atomically(file, json.dumps(content, indent=2) + "\n")
         code = FINDINGS if decided else exits.DONE
         self.meeting.announce("verdict", code)
         # The store may be this process's own: it must outlive the others' last look.

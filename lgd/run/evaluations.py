@@ -20,13 +20,15 @@ from lgd.engine.progress import NonFiniteError
 from lgd.evaluation.coco import Backend
 from lgd.evaluation.results import Results, headline, write_predictions, write_results_json
 from lgd.evaluation.score import is_better
+from lgd.events import event
 from lgd.inference.detect import Inference
+from lgd.inference.figures import draw_outcomes
 from lgd.inference.test_sets import TestSet, draw_examples
 from lgd.ranks import process_group
 from lgd.ranks.interruption import Interrupted
 from lgd.run.best import file_content, find_best, is_over, wait_on
 from lgd.run.context import RunContext
-from lgd.run.scoring import Scored, Scores, ScoringJob, ScoringProcess, score_job
+from lgd.run.scoring import Scored, ScoringJob, ScoringProcess, find_outcomes, score_job
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class Measures:
             "segm/AP" of masks.
         patience: evaluations without a better one after which the training ends; 0 for never.
         min_delta: by how much it must be better to count.
+        with_figures: whether pictures of the numbers are drawn.
     """
 
     backend: Backend
@@ -52,6 +55,7 @@ class Measures:
     best_metric: str
     patience: int = 0
     min_delta: float = 0.0
+    with_figures: bool = False
 
 
 class Evaluator:
@@ -92,11 +96,12 @@ class Evaluator:
         """
         results = {}
         for name, job in self.detect(step, metrics):
-            results[name] = score_job(job)
+            scored = Scored(score_job(job), find_outcomes(job))
+            results[name] = scored.scores
             for model, predictions in job.found.items():
                 path = job.paths[model]
                 self.refused.attempt(path, partial(write_predictions, path, predictions, job.index))
-            self._report(step, name, results[name], metrics)
+            self._report(step, name, scored, metrics)
         return self._write(results)
 
     def detect(self, step: int, metrics: MetricsWriter | None) -> Iterator[tuple[str, ScoringJob]]:
@@ -115,7 +120,8 @@ class Evaluator:
                 metrics.log_images(test_set.name, step, examples)
             paths = {model: self.output.predictions(test_set.name, model) for model in inference.found}
             found, backend, cap = inference.found, self.measures.backend, self.measures.cap
-            job = ScoringJob(test_set.index, found, inference.with_masks, backend, paths, cap)
+            shows = self.measures.with_figures and metrics is not None
+            job = ScoringJob(test_set.index, found, inference.with_masks, backend, paths, cap, shows)
             yield test_set.name, job
 
     def report(self, step: int, found: Mapping[str, Scored], metrics: MetricsWriter) -> Results | None:
@@ -123,7 +129,7 @@ class Evaluator:
         for name, each in found.items():
             for path, reason in each.refused.items():
                 self.refused.note(path, reason)
-            self._report(step, name, each.scores, metrics)
+            self._report(step, name, each, metrics)
         return self._write({name: each.scores for name, each in found.items()})
 
     def _report_losses(self, step: int, name: str, losses: Losses, metrics: MetricsWriter | None) -> None:
@@ -131,15 +137,21 @@ class Evaluator:
             metrics.log_losses(step, name, losses)
         for model, values in losses.items():
             total, *parts = (f"{loss} {value:.4f}" for loss, value in values.items())
-            logger.info("%s at step %d, %s: %s (%s)", name, step, model, total, "  ".join(parts))
+            line = f"{name} at step {step}, {model}: {total} ({'  '.join(parts)})"
+            facts = event("losses", iteration=step, data=name, model=model, losses=values)
+            logger.info("%s", line, extra=facts)
 
-    def _report(self, step: int, name: str, scores: Scores, metrics: MetricsWriter | None) -> None:
+    def _report(self, step: int, name: str, scored: Scored, metrics: MetricsWriter | None) -> None:
         if metrics is not None:
-            metrics.log_evaluation(step, name, scores)
-        for model, kinds in scores.items():
+            metrics.log_evaluation(step, name, scored.scores)
+            if scored.outcomes:
+                metrics.log_figures(name, step, draw_outcomes(scored.outcomes))
+        for model, kinds in scored.scores.items():
             for kind, numbers in kinds.items():
                 if numbers is not None:
-                    logger.info("%s at step %d, %s %s: %s", name, step, model, kind, headline(numbers))
+                    line = f"{name} at step {step}, {model} {kind}: {headline(numbers)}"
+                    facts = {"iteration": step, "data": name, "model": model, "kind": kind}
+                    logger.info("%s", line, extra=event("evaluation", **facts, metrics=numbers))
 
     def _write(self, results: Results) -> Results | None:
         if not process_group.is_main():

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+from lgd.events import send_events
 from lgd.files import GrowingFile
 from lgd.notices import above_bars
 
@@ -63,6 +64,13 @@ def start_logging(rank: int, stream: TextIO | None = None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     root.propagate = False
+
+
+def log_as_json(rank: int = 0) -> None:
+    """Send the library's words to stderr, and of rank 0 what `--json` shows to stdout."""
+    start_logging(rank, sys.stderr)
+    if rank == 0:
+        send_events()
 
 
 def log_to_file(path: Path, *, only_ends: bool = False) -> None:

@@ -76,7 +76,12 @@ def make_evaluator(
     )
     test = cfg.test
     measures = Measures(
-        cfg.train.eval_backend, test.detections_per_image, test.best_metric, test.patience, test.min_delta
+        cfg.train.eval_backend,
+        test.detections_per_image,
+        test.best_metric,
+        test.patience,
+        test.min_delta,
+        cfg.log.figures,
     )
     return Evaluator(detect, context, measures=measures, image_format=cfg.input.format)
 

@@ -21,7 +21,7 @@ from lgd.run.job import process_start, scheduler_job
 
 logger = logging.getLogger(__name__)
 
-_FOLDERS = ("checkpoints", "inference", "teacher", "ema")
+_FOLDERS = ("checkpoints", "inference", "teacher", "ema", "trackers")
 _FILES = (
     "config.yaml", "log.txt", "metrics.jsonl", "results.json", "history.jsonl", "model_best.pth",
     "model_final.pth",

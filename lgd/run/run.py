@@ -35,6 +35,7 @@ from lgd.engine.checkpoint import Checkpoint, CheckpointError, find_newest, say_
 from lgd.engine.progress import NonFiniteError
 from lgd.evaluation.reach import say_out_of_reach
 from lgd.evaluation.results import Results, results_table
+from lgd.events import event
 from lgd.files import FULL, write_text_atomically
 from lgd.memory.worst_case import find_batch, tries_worst_shape, try_worst_shape
 from lgd.ranks import process_group
@@ -69,6 +70,7 @@ from lgd.run.resume import (
 from lgd.run.sharing import require_shared
 from lgd.run.soundness import require_sound
 from lgd.run.training import Training, train_and_evaluate
+from lgd.trackers.open import find_missing
 from lgd.weights.classes import Classes
 from lgd.weights.report import WeightsError
 
@@ -129,7 +131,8 @@ def run(
             raise
         channel.close()
     if results:
-        logger.info("%s\n%s", output.results, results_table(results))
+        said = event("results", file=str(output.results), results=results)
+        logger.info("%s\n%s", output.results, results_table(results), extra=said)
     return results
 
 
@@ -173,6 +176,12 @@ def _require_places(output: OutputFolder) -> None:
             f"OUTPUT_DIR {output.root} has something else in the place of {shorten(misplaced)}; move it "
             "away, or choose another OUTPUT_DIR"
         )
+
+
+def _require_trackers(cfg: Config) -> None:
+    missing = process_group.broadcast_object(find_missing(cfg.log.trackers))
+    if missing:
+        raise ConfigError(missing)
 
 
 def _digest(cfg: Config) -> str:
@@ -229,6 +238,7 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
     require_scorable(cfg, data.tests.values())
     if data.train is not None:
         require_best_metric(cfg, data.tests)
+        _require_trackers(cfg)
     origin = None if eval_only else trace_data(data, checkpoint, accept=cfg.train.accept_changed_data)
     cfg, share, changes = adapt_to_ranks(cfg, checkpoint, world_size)
     cfg = replace(cfg, seed=choose_seed(cfg.seed, checkpoint))

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from lgd.data.index import AnnotationIndex
 from lgd.evaluation.coco import COCO_CAP, Backend, Metrics
+from lgd.evaluation.outcome import Outcome, find_outcome
 from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.results import write_predictions
 from lgd.evaluation.score import score
@@ -47,6 +48,7 @@ class ScoringJob:
         backend: what counts the matches.
         paths: where to write each model's detections.
         cap: how many detections of an image there are at most.
+        with_outcomes: whether to find out what pictures of the evaluation show.
     """
 
     index: AnnotationIndex
@@ -55,6 +57,7 @@ class ScoringJob:
     backend: Backend
     paths: Mapping[str, Path]
     cap: int = COCO_CAP
+    with_outcomes: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,16 +66,25 @@ class Scored:
 
     Attributes:
         scores: metrics of each model.
+        outcomes: of each model, where they are asked for.
         refused: why the disk did not take detections, by the file that holds earlier ones, or none.
     """
 
     scores: Scores
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
     refused: Mapping[Path, str] = field(default_factory=dict)
 
 
 def score_job(job: ScoringJob) -> Scores:
     """Score; raises ValueError where the detections do not fit the test set."""
     return score(job.index, job.found, with_masks=job.with_masks, backend=job.backend, cap=job.cap)
+
+
+def find_outcomes(job: ScoringJob) -> dict[str, Outcome]:
+    """What pictures show, of each model, where that is asked for and there are labels."""
+    asked = job.found if job.with_outcomes else {}
+    outcomes = {model: find_outcome(job.index, found) for model, found in asked.items()}
+    return {model: outcome for model, outcome in outcomes.items() if outcome is not None}
 
 
 def score_and_write(job: ScoringJob) -> Scored:
@@ -87,7 +99,7 @@ def score_and_write(job: ScoringJob) -> Scored:
             write_predictions(job.paths[model], predictions, job.index)
         except OSError as error:
             refused[job.paths[model]] = error.strerror or type(error).__name__
-    return Scored(scores, refused)
+    return Scored(scores, find_outcomes(job), refused)
 
 
 class ScoringProcess:

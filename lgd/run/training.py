@@ -28,6 +28,7 @@ from lgd.run.data import Origin
 from lgd.run.evaluations import Evaluator, TrainingEvaluations
 from lgd.run.output import shorten
 from lgd.run.resume import Share, restore
+from lgd.trackers.tracker import Log
 
 logger = logging.getLogger(__name__)
 
@@ -82,34 +83,33 @@ def train_and_evaluate(training: Training, evaluator: Evaluator, context: RunCon
     if not cfg.test.patience:
         state.patience = {}
     state.stops = not state.owes_evaluation and is_over(state.patience, cfg.test.patience)
-    metrics = MetricsWriter(
+    with MetricsWriter(
         output.root if process_group.is_main() else None,
         last_step,
         first_iteration=state.step,
         repeats_evaluation=state.owes_evaluation,
         unwritten=unwritten,
-    )
-    metrics.log_text("config", dump_config(cfg))
-    if (state.step < last_step and not state.stops) or state.owes_evaluation:
-        evaluations = TrainingEvaluations(evaluator, state, metrics, last_step=last_step, about=about)
-        _run_loop(training, state, evaluations, metrics, context)
-        results = evaluations.results
-    else:
-        # The evaluation of this step came before its checkpoint, so it is in the metrics already.
-        logger.info("step %d of %d: nothing left to train", state.step, last_step)
-        results = evaluator.evaluate(state.step, None)
-    if process_group.is_main():
-        if state.stops:
-            context.history.closing = (
-                f"stopped at step {state.step} of {last_step}: {say_why(state.patience)}"
-            )
-            logger.info("%s", context.history.closing)
-        chosen, _ = find_best(results, cfg.test.best_metric)
-        content = file_content(state.weights(), chosen, about)
-        context.refused.attempt(output.final_model, lambda: write_file(output.final_model, content))
-        for path, reason in metrics.flush().items():
-            context.refused.note(path, reason)
-    metrics.close()
+        log=Log(cfg.log.trackers, cfg.log.project, dump_config(cfg)),
+    ) as metrics:
+        if (state.step < last_step and not state.stops) or state.owes_evaluation:
+            evaluations = TrainingEvaluations(evaluator, state, metrics, last_step=last_step, about=about)
+            _run_loop(training, state, evaluations, metrics, context)
+            results = evaluations.results
+        else:
+            # The evaluation of this step came before its checkpoint, so it is in the metrics already.
+            logger.info("step %d of %d: nothing left to train", state.step, last_step)
+            results = evaluator.evaluate(state.step, None)
+        if process_group.is_main():
+            if state.stops:
+                context.history.closing = (
+                    f"stopped at step {state.step} of {last_step}: {say_why(state.patience)}"
+                )
+                logger.info("%s", context.history.closing)
+            chosen, _ = find_best(results, cfg.test.best_metric)
+            content = file_content(state.weights(), chosen, about)
+            context.refused.attempt(output.final_model, lambda: write_file(output.final_model, content))
+            for path, reason in metrics.flush().items():
+                context.refused.note(path, reason)
     return results
 
 

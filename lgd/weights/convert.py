@@ -19,8 +19,9 @@ from lgd.config.load import config_hash, load_config
 from lgd.config.schema import Config
 from lgd.config.values import ConfigError
 from lgd.engine.checkpoint import FORMAT, save_file
+from lgd.events import add_json_flag, event
 from lgd.run.complaints import answer
-from lgd.run.log import start_logging
+from lgd.run.log import log_as_json, start_logging
 from lgd.weights import (
     fetch_weights,
     read_checkpoint_file,
@@ -72,7 +73,7 @@ def convert(
     logger.info("%s", fill_model(cfg, model, source).summary())
     classes = weights.metadata.get("classes") if weights.kind == "lgd" else None
     WRITERS[kind](target, _Conversion(model, cfg, classes))
-    logger.info("%s written as %s", target, kind)
+    logger.info("%s written as %s", target, kind, extra=event("written", file=str(target), weights=kind))
 
 
 def _write_student(target: Path, conversion: _Conversion) -> None:
@@ -124,6 +125,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--config-file", metavar="RECIPE", help="recipe of the model, where IN does not hold its settings"
     )
+    add_json_flag(parser)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the recipe's")
     return parser.parse_intermixed_args(argv)
 
@@ -131,7 +133,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for what the user can mend."""
     arguments = parse_arguments(argv)
-    start_logging(rank=0)
+    if arguments.json:
+        log_as_json()
+    else:
+        start_logging(rank=0)
     return answer(partial(_convert, arguments), arguments.target)
 
 

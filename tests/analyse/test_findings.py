@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from lgd.analyse.findings import analyse, best_threshold
+from lgd.analyse.findings import analyse, threshold_of
 from lgd.analyse.images import count_by_image
 from lgd.analyse.matches import BACKGROUND, BOTH, CLASS, DUPLICATE, IGNORED, LOCATION, RIGHT, match
 from lgd.analyse.suspects import NOT_FOUND, OTHER_CLASS, UNLABELLED, find_suspects
 from lgd.data.index import AnnotationIndex
 from lgd.evaluation.coco import hotcoco_evaluator
 from lgd.evaluation.ground_truth import ground_truth_of, numbered
+from lgd.evaluation.outcome import find_outcome
 from lgd.evaluation.predictions import Predictions
 from tests.analyse.scenes import (
     CAT,
@@ -97,7 +98,7 @@ def test_no_other_threshold_is_better(random_scene):
 def test_equal_scores_are_all_taken_or_none(tmp_path):
     found = [*right_ones(2, score=0.5), detection(1, 3, (4, 26, 10, 10), 0.5)]
     analysis = analysed(scene(tmp_path, 2), found)
-    threshold, f1, precision, recall = best_threshold(analysis.matches, CAT, 2)
+    threshold, f1, precision, recall = threshold_of(analysis.matches, CAT, 2)
     assert (threshold, recall) == (0.5, 1)
     assert precision == pytest.approx(2 / 3)
     assert f1 == pytest.approx(0.8)
@@ -172,3 +173,12 @@ def test_planted_label_errors_are_suspected(tmp_path):
         (NOT_FOUND, 6, DOG, None),
     ]
     assert suspects[2].box == (2, 30, 18, 46)
+
+
+def test_pictures_of_an_evaluation_show_what_an_analysis_says(random_scene):
+    index, results = random_scene
+    findings = analysed(index, results).findings
+    outcome = find_outcome(index, Predictions.from_results(results))
+    assert outcome.confusion == findings.confusion
+    said = {each.name: each.curve for each in findings.classes if each.curve is not None}
+    assert {name: curve.tolist() for name, curve in outcome.curves.items()} == said

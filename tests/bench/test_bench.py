@@ -153,6 +153,14 @@ def test_what_limits():
     assert "limited by data" in limit({**FIGURES, "num_workers": 2, "num_cores": 1})
 
 
+def test_lines_for_programs(monkeypatch, capsys):
+    monkeypatch.setattr("lgd.bench.command._measure", lambda cfg, arguments: FIGURES)
+    assert cli.main(["bench", "--config-file", str(DEMO), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"event": "result", **FIGURES}
+    assert "limited by" in err
+
+
 def test_command(tmp_path, capsys):
     arguments = ["--config-file", str(DEMO), "--size", "64", "64", "--batch", "1", "--seconds", "0.1"]
     assert cli.main(["bench", *arguments, "--json", str(tmp_path / "b.json"), *settings()]) == 0

@@ -17,6 +17,7 @@ from lgd.engine.metrics import (
     format_progress,
     measure_memory,
 )
+from lgd.trackers.tracker import Log
 
 LOSSES = {
     "loss_cls": 0.61,
@@ -244,8 +245,7 @@ def test_tensorboard_scalars(tmp_path):
 
 
 def test_tensorboard_texts_and_images(tmp_path):
-    writer = MetricsWriter(tmp_path, max_iter=3000)
-    writer.log_text("config", "MODEL:\n  DEVICE: cpu")
+    writer = MetricsWriter(tmp_path, max_iter=3000, log=Log(settings="MODEL:\n  DEVICE: cpu"))
     for iteration, freeze in ((20, True), (40, True), (60, False)):
         writer.log(record(iteration, phase=Phase(freeze_backbone=freeze, distill=False)))
     writer.log_images("val", 60, [torch.full((3, 4, 6), 200, dtype=torch.uint8)] * 2)
@@ -273,7 +273,6 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch, caplog):
         writer.log(record(20))
         writer.log_evaluation(20, "val", {"student": {"bbox": {"AP": 1.0}}})
         writer.log_images("val", 20, [torch.zeros(3, 4, 4, dtype=torch.uint8)])
-        writer.log_text("config", "text")
         writer.close()
     assert list(tmp_path.iterdir()) == []
     assert caplog.messages == []
@@ -293,7 +292,7 @@ def test_lines_that_a_checkpoint_carries_along_are_there_once(tmp_path):
     writer = MetricsWriter(tmp_path, max_iter=100)
     writer.log(record(20))
     assert writer.waiting() == []
-    writer._files[0]._file._write = refuse
+    writer._lines._file._write = refuse
     writer.log(record(40))
     (waiting,) = writer.waiting()
     assert json.loads(waiting)["iteration"] == 40
@@ -310,14 +309,14 @@ def refuse(entry):
 
 def test_taking_lines_back_needs_no_room(tmp_path, monkeypatch):
     write_run(tmp_path, (20, 40, 60))
-    monkeypatch.setattr("lgd.engine.metrics.replacing", refuse)
+    monkeypatch.setattr("lgd.engine.lines.replacing", refuse)
     MetricsWriter(tmp_path, max_iter=100, first_iteration=40).close()
     assert [line["iteration"] for line in read_lines(tmp_path)] == [20, 40, 40]
 
 
 def test_events_that_the_disk_refuses_come_later_and_the_file_stays_readable(tmp_path, capfd):
     writer = MetricsWriter(tmp_path, max_iter=3000)
-    file = writer._files[1]._runs["student"].file
+    file = writer._writers[0]._runs["student"].file
     whole = file._write
     file._write = refuse
     writer.log(record(20))

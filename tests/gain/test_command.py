@@ -60,6 +60,16 @@ def test_a_page_and_numbers(tmp_path, run_gain, trained, capsys):
     assert row in capsys.readouterr().out
 
 
+def test_lines_for_programs(run_gain, trained, capsys):
+    run_gain("--methods", "plain", "fixed", "--seeds", "2", "--json")
+    out, err = capsys.readouterr()
+    told = [json.loads(line) for line in out.splitlines()]
+    kinds = [each["event"] for each in told if each["event"] != "progress"]
+    assert kinds == ["trained", "trained", "trained", "failed", "result"]
+    assert [run["AP"] for run in told[-1]["runs"]] == [31.0, 32.0, 32.0]
+    assert "| fixed | 100 | 1 |" in err
+
+
 def test_a_training_that_fails_is_told_and_the_others_count(tmp_path, run_gain, trained, capsys):
     assert run_gain("--methods", "plain", "fixed", "--seeds", "2") == 1
     assert capsys.readouterr().err.endswith("error: 1 trainings failed, the last: a fault\n")

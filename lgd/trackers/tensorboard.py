@@ -14,11 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from lgd.files import GrowingFile
+from lgd.trackers.tracker import Scalar
 
 _numbers = itertools.count()
-
-Scalar = tuple[str, str, float]
-"""Model ("student" or "teacher"), tag and value."""
 
 
 class TensorBoard:
@@ -33,7 +31,6 @@ class TensorBoard:
         """
         self._output_dir = output_dir
         self._first_step = first_step
-        self._phase_name = ""
         self._runs: dict[str, _EventFile] = {}
         self._run("student")
 
@@ -44,12 +41,6 @@ class TensorBoard:
         for model, tag, value in scalars:
             self._run(model).add(summary.scalar(tag, value), step)  # type: ignore[no-untyped-call]
         self.flush()
-
-    def add_phase(self, step: int, name: str) -> None:
-        """Add the phase in words where it changes."""
-        if name != self._phase_name:
-            self._phase_name = name
-            self.add_text("phase", name, step)
 
     def add_images(self, tag: str, step: int, images: Sequence[Tensor]) -> None:
         """Add (3, H, W) uint8 images under tags with their index."""
@@ -72,8 +63,8 @@ class TensorBoard:
         reasons = {run.file.path: run.file.flush() for run in self._runs.values()}
         return {path: reason for path, reason in reasons.items() if reason}
 
-    def close(self) -> None:
-        """Write what the disk takes, and close."""
+    def close(self, seconds: float = 0.0, *, finished: bool = True) -> None:
+        """Write what the disk takes, at once, and close."""
         for run in self._runs.values():
             run.file.close()
 
