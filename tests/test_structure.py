@@ -10,11 +10,11 @@ PLAN = (
     "exits", "ending", "structures", "files", "notices", "config", "ranks", "ops", "layers", "backbones",
     "detectors", "distill", "data", "evaluation", "weights", "engine", "inference", "inspect", "export",
     "recipe", "build", "memory", "run", "adapters", "launch", "command", "train", "predict", "analyse",
-    "preflight", "weights.convert", "export.command", "bench", "gain", "cli",
+    "preflight", "weights.convert", "export.command", "bench", "gain", "demo", "cli",
 )  # fmt: skip
 """Each imports only from itself and from those before it. `weights.convert` and `export.command` are commands
 beside their topics."""
-TYPED = {"train", "predict", "launch", "cli", "command"}
+TYPED = {"demo", "train", "predict", "launch", "cli", "command"}
 LOOSE = {"__init__", "structures", "files", "notices", "exits", "ending", *TYPED}
 SEES_CONFIG = {
     "config", "recipe", "build", "memory", "run", "command", "train", "analyse", "preflight",

@@ -70,9 +70,8 @@ def test_an_unknown_sample(tmp_path, line):
         (
             "objects365",
             "unknown data set 'objects365', nor is there such a file or folder: Known are coco_2017_train, "
-            "coco_2017_val, coco:ROOT:SPLIT, "
-            "yolo:ROOT:SPLIT, voc:ROOT:SPLIT, crowdhuman:ROOT:SPLIT, synthetic:ROOT:SPLIT, sample:ROOT:SPLIT, "
-            "and files and folders that are there",
+            "coco_2017_val, coco:ROOT:SPLIT, yolo:ROOT:SPLIT, voc:ROOT:SPLIT, crowdhuman:ROOT:SPLIT, "
+            "synthetic:ROOT:SPLIT, sample:ROOT:SPLIT, and files and folders that are there",
         ),
         ("", "unknown data set ''"),
     ],
