@@ -18,7 +18,7 @@ TYPED = {"demo", "train", "predict", "launch", "cli", "command"}
 LOOSE = {"__init__", "structures", "files", "notices", "exits", "ending", *TYPED}
 SEES_CONFIG = {
     "config", "recipe", "build", "memory", "run", "command", "train", "analyse", "preflight",
-    "weights.convert", "export.command", "bench", "gain", "cli",
+    "weights.convert", "export.command", "bench", "gain", "demo", "cli",
 }  # fmt: skip
 FILES = sorted(path for folder in ("lgd", "jobs") for path in (REPOSITORY / folder).rglob("*.py"))
 LIBRARY = [path for path in FILES if path.is_relative_to(REPOSITORY / "lgd") and path.parent.name]
