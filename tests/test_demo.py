@@ -163,7 +163,7 @@ def test_the_whole_demo_finds_blood_cells_and_goes_on_when_it_was_stopped(tmp_pa
     program = [sys.executable, "-m", "lgd.cli", "demo"]
     run = start_program(program, cwd=tmp_path)
     deadline = time.monotonic() + 200
-    while not list(tmp_path.rglob("checkpoint*")) and time.monotonic() < deadline:
+    while not list(tmp_path.rglob("step_*.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
     run.send_signal(signal.SIGTERM)
     run.communicate(timeout=60)
