@@ -106,7 +106,7 @@ def to_table(results: Mapping[str, Mapping[str, Any]], pictures: int) -> str:
             f"{f'on {pictures} photographs':<24}{'AP':>8}{'AP50':>8}{'s/step':>8}",
             *rows,
             "",
-            "One training each: another seed moves an AP by 2 or 3; less than that between them says nothing.",
+            "One training each: another seed moves an AP by 2 or 3, so less than that is no difference.",
             "LGD is meant for long trainings; lgd gain measures it over seeds, on your data too.",
         ]
     )
