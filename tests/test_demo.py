@@ -174,8 +174,7 @@ def test_the_whole_demo_finds_blood_cells_and_goes_on_when_it_was_stopped(tmp_pa
     assert "resumed from" in said
     folder = tmp_path / "outputs/demo"
     found = {method: json.loads((folder / method / SUMMARY).read_text())["AP50"] for method in demo.METHODS}
-    assert found["plain"] >= 85
-    assert found["lgd"] >= 80  # seeds gave 83 to 87
+    assert min(found.values()) >= 85
     with Image.open(folder / "found.jpg") as picture:
         assert min(picture.size) > 600
     run = start_program(program, cwd=tmp_path)
