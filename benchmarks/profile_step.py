@@ -1,6 +1,6 @@
 """Profile a recipe's training step: a trace, and the ten operations that take longest.
 
-    python benchmarks/profile_step.py                                       # the demo's recipe on the CPU
+    python benchmarks/profile_step.py                                       # the recipe demo on the CPU
     python benchmarks/profile_step.py --config-file configs/retinanet/r50_2x_ms_lgd.yaml --device cuda \
         --batch 16 --size 800 1344 SOLVER.AMP.ENABLED True
     python benchmarks/profile_step.py ... MODEL.DISTILLATOR.ENABLED False   # the plain student

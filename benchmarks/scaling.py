@@ -1,6 +1,6 @@
 """Time a training step on 1, 2 and 4 ranks of this machine, and what the ranks' agreement adds to it.
 
-    python benchmarks/scaling.py                                            # the demo's recipe, gloo
+    python benchmarks/scaling.py                                            # the recipe demo, gloo
     python benchmarks/scaling.py --config-file configs/retinanet/r50_2x_ms_lgd.yaml --size 160 160
     python benchmarks/scaling.py --device cuda --ranks 1,2,4,8 --config-file ...    # a GPU and NCCL for each
 

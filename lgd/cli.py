@@ -53,12 +53,26 @@ def _bench(arguments: Sequence[str], is_program: bool) -> int:
 
 
 def _gain(arguments: Sequence[str], is_program: bool) -> int:
-    from lgd.ending import end
     from lgd.gain import command
 
-    if is_program:  # the trainings end with it, and go on from their checkpoints when it is given again
-        signal.signal(signal.SIGTERM, lambda number, frame: end(exits.RUN_AGAIN))
+    if is_program:
+        _end_when_asked()
     return command.main(arguments)
+
+
+def _demo(arguments: Sequence[str], is_program: bool) -> int:
+    from lgd import demo
+
+    if is_program:
+        _end_when_asked()
+    return demo.main(arguments)
+
+
+def _end_when_asked() -> None:
+    """End on SIGTERM, and the trainings too: they go on from their checkpoints when it is given again."""
+    from lgd.ending import end
+
+    signal.signal(signal.SIGTERM, lambda number, frame: end(exits.RUN_AGAIN))
 
 
 def _recipes(arguments: Sequence[str], is_program: bool) -> int:
@@ -75,6 +89,7 @@ def _data(arguments: Sequence[str], is_program: bool) -> int:
 
 
 COMMANDS: Mapping[str, tuple[Callable[[Sequence[str], bool], int], str]] = {
+    "demo": (_demo, "train on photographs that come along, plain and with LGD, and show what came out"),
     "train": (_train, "train a detector, or evaluate one"),
     "predict": (_predict, "detect in pictures and videos with a trained model"),
     "analyse": (_analyse, "say what a trained model gets wrong, or compare two: a page and numbers"),

@@ -10,15 +10,16 @@ PLAN = (
     "exits", "ending", "structures", "files", "events", "notices", "config", "ranks", "ops", "layers",
     "backbones", "detectors", "distill", "data", "evaluation", "weights", "trackers", "engine", "inference",
     "inspect", "export", "recipe", "build", "memory", "run", "adapters", "launch", "command", "train",
-    "predict", "analyse", "preflight", "weights.convert", "export.command", "bench", "gain", "cli",
+    "predict", "analyse", "preflight", "weights.convert", "export.command", "bench", "gain",
+    "demo", "cli",
 )  # fmt: skip
 """Each imports only from itself and from those before it. `weights.convert` and `export.command` are commands
 beside their topics."""
-TYPED = {"train", "predict", "launch", "cli", "command"}
+TYPED = {"demo", "train", "predict", "launch", "cli", "command"}
 LOOSE = {"__init__", "structures", "files", "events", "notices", "exits", "ending", *TYPED}
 SEES_CONFIG = {
     "config", "recipe", "build", "memory", "run", "command", "train", "analyse", "preflight",
-    "weights.convert", "export.command", "bench", "gain", "cli",
+    "weights.convert", "export.command", "bench", "gain", "demo", "cli",
 }  # fmt: skip
 FILES = sorted(path for folder in ("lgd", "jobs") for path in (REPOSITORY / folder).rglob("*.py"))
 LIBRARY = [path for path in FILES if path.is_relative_to(REPOSITORY / "lgd") and path.parent.name]

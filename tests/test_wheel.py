@@ -24,7 +24,9 @@ def copy_sources(target, names=("setup.py", "setup.cfg", "README.md", "LICENSE",
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         if (REPOSITORY / name).is_dir():
-            shutil.copytree(REPOSITORY / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                REPOSITORY / name, target / name, ignore=shutil.ignore_patterns("__pycache__", ".lgd")
+            )
         else:
             shutil.copy(REPOSITORY / name, target / name)
     return target
@@ -87,6 +89,15 @@ def test_a_wheel_holds_every_recipe(wheel):
     assert recipes_in(wheel) == RECIPES
 
 
+def test_a_wheel_holds_the_sample_with_its_licence(wheel):
+    samples = REPOSITORY / "lgd" / "data" / "samples"
+    files = [path for path in samples.rglob("*") if path.is_file() and ".lgd" not in path.parts]
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if name.startswith("lgd/data/samples/")}
+    assert held == {path.relative_to(REPOSITORY).as_posix() for path in files}
+    assert "lgd/data/samples/blood_cells/LICENSE" in held
+
+
 def test_so_does_one_that_is_built_from_an_sdist(wheel, tmp_path):
     source = copy_sources(tmp_path / "clone")
     (tmp_path / "sdists").mkdir()
@@ -143,3 +154,14 @@ def test_it_trains_from_an_empty_folder(installed, small_data, tmp_path):
     said = run(*command, folder=tmp_path, PYTHONPATH=str(installed))
     assert f"demo: the recipe of the package, {installed / 'lgd' / 'recipes' / 'demo.yaml'}" in said
     assert (tmp_path / "out" / "model_final.pth").is_file()
+
+
+def test_the_demo_finds_its_photographs_and_recipe_from_an_empty_folder(installed, tmp_path):
+    """A step of either training."""
+    sizes = ("INPUT.MIN_SIZE_TRAIN", "[64]", "INPUT.MIN_SIZE_TEST", "64", "SOLVER.MAX_ITER", "1")
+    settings = (*sizes, "SOLVER.WARMUP_ITERS", "0", "MODEL.DISTILLATOR.PRE_NONDISTILL_ITERS", "0")
+    command = [installed / "bin" / "lgd", "demo", *settings]
+    said = run(*command, folder=tmp_path, PYTHONPATH=str(installed))
+    assert "sample:blood_cells:train: 146 images, 1987 objects" in said
+    assert "on 36 photographs" in said
+    assert len(list((tmp_path / "outputs" / "demo").glob("found*.jpg"))) == 1

@@ -61,7 +61,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Time a recipe's training step, plain and with LGD, and its loader: under a minute.",
     )
     parser.add_argument(
-        "--config-file", default="configs/demo.yaml", metavar="RECIPE", help="default: the demo"
+        "--config-file", default="configs/demo.yaml", metavar="RECIPE", help="default: demo, a small one"
     )
     parser.add_argument(
         "--batch", type=int, metavar="N", help="images of a step; the recipe's share of a GPU"

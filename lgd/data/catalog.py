@@ -41,7 +41,10 @@ _WORDS = {
     "crowdhuman": "CrowdHuman (annotation_SPLIT.odgt)",
 }
 
-_KINDS = (*_LOADERS, "synthetic")
+_KINDS = (*_LOADERS, "synthetic", "sample")
+
+_SAMPLES = Path(__file__).parent / "samples"
+"""Small sets that come with the package: folders in COCO's layout, each with its licence."""
 
 _MAX_FOLDERS = 20
 """That are looked into for what may have been meant."""
@@ -53,8 +56,9 @@ def open_dataset(spec: str, root: Path) -> AnnotationIndex:
     Args:
         spec: "coco_2017_train" or "coco_2017_val" (below `root`); "KIND:ROOT:SPLIT", where KIND is coco,
             yolo, voc or crowdhuman and may be left out, as may SPLIT where there is one only; a file instead
-            of ROOT, as in "yolo:data.yaml:SPLIT" or "coco:FILE.json:IMAGES"; or "synthetic:ROOT:SPLIT", which
-            is written on first use. `~` is the user's home.
+            of ROOT, as in "yolo:data.yaml:SPLIT" or "coco:FILE.json:IMAGES"; "synthetic:ROOT:SPLIT", which is
+            written on first use; or "sample:blood_cells:SPLIT", which comes with the package. `~` is the
+            user's home.
         root: the folder of the known data sets.
 
     Raises:
@@ -71,6 +75,8 @@ def _open(spec: str, root: Path) -> AnnotationIndex:
     kind, _, place = spec.partition(":")
     if kind == "synthetic":
         return _open_synthetic(spec, place)
+    if kind == "sample":
+        return _open_sample(spec, place)
     kinds = (kind,) if kind in FINDERS else tuple(FINDERS)
     path, rest = _divide(place if kind in FINDERS else spec, spec)
     if rest is not None and path.is_file() and path.suffix.lower() == ".json":
@@ -92,6 +98,16 @@ def _open_synthetic(spec: str, place: str) -> AnnotationIndex:
     folder = _expand(written, spec)
     write_synthetic(folder, split, num_images=DEFAULT_SIZES[split])
     return load_coco(folder / "annotations" / f"instances_{split}.json", folder / split, name=spec)
+
+
+def _open_sample(spec: str, place: str) -> AnnotationIndex:
+    jsons = sorted(_SAMPLES.glob("*/annotations/instances_*.json"))
+    places = {f"{path.parents[1].name}:{path.stem.removeprefix('instances_')}": path for path in jsons}
+    if place not in places:
+        lines = " and ".join(f"sample:{known}" for known in places)
+        raise DataError(f"{spec}: no such sample; with the package come {lines}")
+    name, _, split = place.partition(":")
+    return load_coco(places[place], _SAMPLES / name / split, name=spec)
 
 
 def _divide(place: str, spec: str) -> tuple[Path, str | None]:

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ class TrainingError(RuntimeError):
         self.code = code
 
 
-def train(run: Run, options: Sequence[str], folder: Path, threads: int) -> dict[str, Any]:
+def train(
+    run: Run, options: Sequence[str], folder: Path, threads: int, *, shown: bool = False
+) -> dict[str, Any]:
     """Train, or go on where an earlier try has stopped, and leave a summary; or read the one that is there.
 
     Args:
@@ -43,6 +46,7 @@ def train(run: Run, options: Sequence[str], folder: Path, threads: int) -> dict[
         options: KEY VALUE pairs over its recipe.
         folder: its OUTPUT_DIR.
         threads: of the process.
+        shown: what it says is for the terminal, not for a file in the folder.
 
     Returns:
         See `summarise`.
@@ -63,12 +67,13 @@ def train(run: Run, options: Sequence[str], folder: Path, threads: int) -> dict[
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }
-    with (folder / _TERMINAL).open("a") as log:
+    with nullcontext() if shown else (folder / _TERMINAL).open("a") as log:
         code = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log and subprocess.STDOUT, env=environment
         ).returncode
     if code != exits.DONE:
-        raise TrainingError(f"{run.name()} {exits.describe_end(code)}: see {folder / _TERMINAL}", code)
+        place = "its lines above" if shown else folder / _TERMINAL
+        raise TrainingError(f"{run.name()} {exits.describe_end(code)}: see {place}", code)
     summary = summarise(folder)
     write_text_atomically(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
     return summary

@@ -38,6 +38,23 @@ def test_synthetic_is_written_on_first_use(tmp_path, small):
         open_dataset(f"synthetic:{tmp_path}/s:test", Path("datasets"))
 
 
+@pytest.mark.parametrize(("split", "images", "boxes"), [("train", 146, 1987), ("val", 36, 500)])
+def test_a_sample_comes_with_the_package(tmp_path, split, images, boxes):
+    index = open_dataset(f"sample:blood_cells:{split}", tmp_path)
+    assert index.name == f"sample:blood_cells:{split}"
+    assert (len(index), sum(len(index.boxes(i)) for i in range(images))) == (images, boxes)
+    assert all(index.path(i).is_file() for i in range(images))
+    assert "MIT" in (index.path(0).parents[1] / "LICENSE").read_text()
+
+
+@pytest.mark.parametrize("line", ["sample", "sample:blood_cells", "sample:cells:train", "sample:../a:train"])
+def test_an_unknown_sample(tmp_path, line):
+    with pytest.raises(DataError) as caught:
+        open_dataset(line, tmp_path)
+    known = "sample:blood_cells:train and sample:blood_cells:val"
+    assert str(caught.value) == f"{line}: no such sample; with the package come {known}"
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -53,9 +70,8 @@ def test_synthetic_is_written_on_first_use(tmp_path, small):
         (
             "objects365",
             "unknown data set 'objects365', nor is there such a file or folder: Known are coco_2017_train, "
-            "coco_2017_val, coco:ROOT:SPLIT, "
-            "yolo:ROOT:SPLIT, voc:ROOT:SPLIT, crowdhuman:ROOT:SPLIT, synthetic:ROOT:SPLIT, and files and "
-            "folders that are there",
+            "coco_2017_val, coco:ROOT:SPLIT, yolo:ROOT:SPLIT, voc:ROOT:SPLIT, crowdhuman:ROOT:SPLIT, "
+            "synthetic:ROOT:SPLIT, sample:ROOT:SPLIT, and files and folders that are there",
         ),
         ("", "unknown data set ''"),
     ],
