@@ -37,12 +37,13 @@ def as_program(main: Callable[[], int]) -> NoReturn:
     Ctrl-C before `main` handles it itself ends the process at once. An error that `main` does not handle is a
     fault: its traceback, then one line. A reader of stdout that has gone is no reason for either.
 
-    Torch's threads sleep while they wait for each other, unless the environment says otherwise: to be called
-    before torch is imported.
+    Torch's threads soon sleep when they wait for each other, unless the environment says otherwise: to be
+    called before torch is imported.
     """
     _open_closed_streams()
-    # Spinning threads on a core that another process uses keep the one that they wait for from computing.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Threads that spin on cores that others use too keep the ones they wait for from computing.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     signal.signal(signal.SIGINT, lambda number, frame: end(exits.CTRL_C))
     try:
         code = main()
