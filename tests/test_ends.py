@@ -379,18 +379,20 @@ def test_a_lost_worker_under_every_launcher(small_data, tmp_path, how):
 
 
 @pytest.mark.parametrize(
-    ("set_by_user", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")]
+    ("set_by_user", "count"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
 )
-def test_threads_of_a_program_sleep_while_they_wait(set_by_user, policy):
+def test_threads_of_a_program_soon_sleep_when_they_wait(set_by_user, count):
     """Which the library of threads reads when torch is imported."""
     program = (
         "import os, sys, lgd.cli, lgd.train\n"
         "from lgd.ending import as_program\n"
         "assert 'torch' not in sys.modules\n"
-        "as_program(lambda: print(os.environ['OMP_WAIT_POLICY']) or 0)\n"
+        "as_program(lambda: print(os.environ.get('GOMP_SPINCOUNT')) or 0)\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
     done = subprocess.run(
         [sys.executable, "-c", program], env={**environment, **set_by_user}, text=True, capture_output=True
     )
-    assert (done.returncode, done.stdout.strip()) == (0, policy), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, count), done.stderr
