@@ -8,7 +8,7 @@ TESTING := $(VENV)/.testing-$(KEY)
 WEIGHTS := $(VENV)/.weights-$(KEY)
 DOCUMENTING := $(VENV)/.documenting-$(KEY)
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs environment clean
 
 demo: $(RUNTIME)
 	@# The pretrained weights are a package; lgd demo says so where it could not be had.
@@ -27,9 +27,11 @@ lint: $(TESTING)
 docs: $(DOCUMENTING)
 	$(VENV)/bin/python docs/make_site.py
 
+environment: $(TESTING) $(DOCUMENTING)
+
 $(RUNTIME):
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and not found"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV) # what an install that was ended left there is not whole
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
