@@ -31,7 +31,8 @@ def test_links_lead_to_what_is_in_the_repository_and_on_the_site(page):
     text = re.sub(r"^```.*?^```", "", (REPOSITORY / page).read_text(encoding="utf-8"), flags=re.M | re.S)
     for link in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text):
         if not link.startswith("http"):
-            path = ((REPOSITORY / page).parent / link.partition("#")[0]).resolve()
+            place = link.partition("#")[0] or Path(page).name
+            path = ((REPOSITORY / page).parent / place).resolve()
             name = path.relative_to(REPOSITORY).as_posix()
             assert path.is_file(), link
             assert name in make_site.SINGLE or name.startswith("docs/"), f"{link} is not on the site"
