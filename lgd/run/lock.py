@@ -245,9 +245,26 @@ class Hold:
         while (content := _look(guard)) is not None:
             holder = Holder.read(content)
             if time.monotonic() > deadline or (holder and holder.process.is_running() is False):
-                guard.unlink(missing_ok=True)
+                self._remove_dead(guard, content)
                 return
             time.sleep(0.05)
+
+    def _remove_dead(self, guard: Path, dead: bytes) -> None:
+        """Remove the guard of who died over it, but not the next one's, which may have come since.
+
+        So this is guarded as well: whoever makes the guard's own guard looks again what it removes.
+        """
+        inner = _guard(guard, dead)
+        try:
+            os.close(self._write_new(inner, may_be_empty=True))
+        except FileExistsError:
+            self._await(inner)
+            return
+        try:
+            if _look(guard) == dead:
+                guard.unlink(missing_ok=True)
+        finally:
+            inner.unlink(missing_ok=True)
 
     def _is_mine(self, content: bytes | None) -> bool:
         holder = Holder.read(content) if content else None

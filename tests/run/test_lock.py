@@ -179,6 +179,31 @@ def test_a_file_that_is_just_being_written_is_believed(tmp_path):
     assert "in use by another run: process" in refuses(tmp_path)
 
 
+def test_of_two_that_find_a_dead_taker_the_second_leaves_the_firsts_guard(tmp_path):
+    """Which it takes for the dead one's, as it looked before the first removed that."""
+    write_lock(tmp_path, process={"began": 1})
+    dead = (tmp_path / "run.lock").read_bytes()
+    guard = lock._guard(tmp_path / "run.lock", dead)
+    guard.write_bytes(dead)
+    first, second = Hold(tmp_path), Hold(tmp_path)
+    first._remove_dead(guard, dead)
+    assert not guard.exists()
+    os.close(first._write_new(guard))
+    second._remove_dead(guard, dead)
+    assert first._is_mine(guard.read_bytes())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["run.lock", guard.name])
+
+
+def test_who_died_over_a_dead_takers_guard_is_done_too(tmp_path):
+    write_lock(tmp_path, process={"began": 1})
+    dead = (tmp_path / "run.lock").read_bytes()
+    guard = lock._guard(tmp_path / "run.lock", dead)
+    for path in (guard, lock._guard(guard, dead)):
+        path.write_bytes(dead)
+    with held(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
+
+
 def take_or_not(root, barrier, results):
     hold = Hold(root)
     barrier.wait()
