@@ -5,9 +5,10 @@
 
 Each build has a process of its own, which makes batches by `train_loader` without workers: files read,
 decoded, resized, mirrored and padded. The two take turns, round by round; figures are medians of the rounds.
-The clock is the process's own time. The pictures made for the purpose have 12 megapixels in two qualities,
-about as many bytes as a telephone's photographs and a third of that, and COCO's 0.3 megapixels. "Differs by"
-is the mean difference of the pixels of a view, of 255, from that of the picture decoded whole.
+"Kept" is with DATALOADER.CACHE_DIR, from the second reading on. The clock is the process's own time. The
+pictures made for the purpose have 12 megapixels in two qualities, about as many bytes as a telephone's
+photographs and a third of that, and COCO's 0.3 megapixels. "Differs by" is the mean difference of the pixels
+of a view, of 255, from that of the picture decoded whole.
 """
 
 from __future__ import annotations
@@ -55,10 +56,17 @@ def write_photographs(root: Path, quality: int, noise: float, num_images: int) -
     return f"coco:{root}:train"
 
 
-def serve(spec: str, short_side: int) -> None:
-    """What the process of a build does: it uses only what every build has."""
+def serve(spec: str, short_side: int, cache_dir: Path | None) -> None:
+    """What the process of a build does: it uses only what every build has, but for the cache."""
     torch.set_num_threads(1)
     index = open_dataset(spec, Path("datasets"))
+    options: dict[str, object] = {}
+    if cache_dir:
+        from lgd.data.decoding import Decoding
+        from lgd.data.picture_cache import make_cache
+
+        make_cache(cache_dir)
+        options["decoding"] = Decoding(cache_dir=cache_dir)
     loader = train_loader(
         index,
         batch_size=BATCH_SIZE,
@@ -68,6 +76,7 @@ def serve(spec: str, short_side: int) -> None:
         min_sizes=(short_side,),
         max_size=MAX_SIZE,
         num_workers=0,
+        **options,
     )
     batches = iter(loader)
     for line in sys.stdin:
@@ -94,20 +103,26 @@ def difference(spec: str, short_side: int) -> float:
     return float(np.mean(differences))
 
 
-def measure(name: str, spec: str, trees: dict[str, Path], options: object) -> list[object]:
+def measure(name: str, spec: str, before: Path, options: object) -> list[object]:
     """One row of the table."""
     index = open_dataset(spec, Path("datasets"))
     num_bytes = np.mean([index.path(i).stat().st_size for i in range(len(index))])
     words = [__file__, "--serve", spec, "--short-side", str(options.short_side)]
-    builds = {key: Build(tree, words) for key, tree in trees.items()}
-    try:
-        runs = {key: partial(build.ask, options.images) for key, build in builds.items()}
-        seconds = take_turns(runs, num_turns=options.rounds, num_warm_up=1)
-    finally:
-        for build in builds.values():
-            build.close()
-    before, now = (seconds[key] for key in trees)
-    return [name, num_bytes / 1e6, 1 / before, 1 / now, before / now, difference(spec, options.short_side)]
+    with tempfile.TemporaryDirectory() as cache_dir:
+        builds = [
+            Build(before, words),
+            Build(report.ROOT, words),
+            Build(report.ROOT, [*words, "--cache-dir", cache_dir]),
+        ]
+        try:
+            runs = {str(number): partial(build.ask, options.images) for number, build in enumerate(builds)}
+            seconds = take_turns(runs, num_turns=options.rounds, num_warm_up=1)
+        finally:
+            for build in builds:
+                build.close()
+    rates = [1 / each for each in seconds.values()]
+    more = [rate / rates[0] for rate in rates[1:]]
+    return [name, num_bytes / 1e6, *rates, *more, difference(spec, options.short_side)]
 
 
 def main() -> None:
@@ -119,22 +134,33 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=12, help="pictures of a round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--serve", metavar="SPEC", help="for the script itself")
+    parser.add_argument("--cache-dir", type=Path, help="likewise")
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve, options.short_side)
+        serve(options.serve, options.short_side, options.cache_dir)
         return
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        trees = {"before": unpack(options.against, folder), "now": report.ROOT}
+        before = unpack(options.against, folder)
         specs = {"yours": options.data} if options.data else {}
         for number, (kind, quality) in enumerate({} if specs else QUALITIES.items()):
             specs[kind] = write_photographs(folder / str(number), *quality, options.images)
         if not options.data:
             write_pictures(folder / "coco", "train", num_images=options.images)
             specs["0.3 megapixels"] = f"coco:{folder / 'coco'}:train"
-        rows = [measure(kind, spec, trees, options) for kind, spec in specs.items()]
-    columns = ["pictures", "MB each", "images/s per core before", "now", "times as many", "differs by"]
+        rows = [measure(kind, spec, before, options) for kind, spec in specs.items()]
+    more = "times as many"
+    columns = [
+        "pictures",
+        "MB each",
+        "images/s per core before",
+        "now",
+        "kept",
+        more,
+        f"{more}, kept",
+        "differs by",
+    ]
     title = f"Photographs to a short side of {options.short_side}, against {options.against}"
     report.publish(title, report.describe_machine(), columns, rows, options.json)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import re
 import select
@@ -124,12 +125,18 @@ def temporary_name(path: Path, mark: str) -> Path:
     return path.with_name(f".{path.name}.{mark}.tmp")
 
 
-def clear_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half-written in `folder`, where nobody may be writing."""
+def clear_leftovers(folder: Path, *, before: float = math.inf) -> None:
+    """Remove what killed processes left half-written in `folder`.
+
+    Args:
+        folder: where nobody may be writing what was begun then.
+        before: seconds since 1970; what was changed later stays.
+    """
     for path in folder.iterdir() if folder.is_dir() else ():
         if _LEFTOVER.fullmatch(path.name):
             with contextlib.suppress(OSError):
-                path.unlink()
+                if path.lstat().st_mtime < before:
+                    path.unlink()
 
 
 class GrowingFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -18,10 +19,11 @@ from lgd.config.solver import resolve_solver
 from lgd.config.values import ConfigError
 from lgd.data.canvases import Canvas, augmented_canvases, static_canvases
 from lgd.data.collate import Layout
-from lgd.data.images import Decoding
+from lgd.data.decoding import Decoding
 from lgd.data.index import AnnotationIndex
 from lgd.data.loader import test_loader, train_loader
 from lgd.data.outlines import require_masks
+from lgd.data.picture_cache import make_cache
 from lgd.data.transforms import Crop
 from lgd.distill.distiller import LabelGuidedDistiller
 from lgd.distill.schedule import DistillSchedule
@@ -165,8 +167,12 @@ def training_canvases(cfg: Config, device: torch.device) -> tuple[Canvas, ...]:
 
 def build_decoding(cfg: Config) -> Decoding:
     """How files become pixels; a range that is not settled is all of 16 bits."""
-    options = cfg.input
-    return Decoding(None if options.range == "auto" else options.range, options.scaled_decoding)
+    options, cache_dir = cfg.input, cfg.dataloader.cache_dir
+    return Decoding(
+        value_range=None if options.range == "auto" else options.range,
+        scaled=options.scaled_decoding,
+        cache_dir=Path(cache_dir) if cache_dir else None,
+    )
 
 
 def flip_probability(cfg: Config) -> float:
@@ -183,8 +189,13 @@ def build_crop(cfg: Config) -> Crop | None:
 def build_train_loader(
     cfg: Config, index: AnnotationIndex, *, first_step: int, device: torch.device
 ) -> Iterable[Batch]:
-    """Open this rank's endless training batches for a device, from those of `first_step` on."""
+    """Open this rank's endless training batches for a device, from those of `first_step` on.
+
+    Raises:
+        ConfigError: the folder for decoded pictures cannot be written to.
+    """
     options, loader = cfg.input, cfg.dataloader
+    _make_cache(loader.cache_dir)
     repeating = loader.sampler_train == "RepeatFactorTrainingSampler"
     return train_loader(
         index,
@@ -213,6 +224,15 @@ def build_train_loader(
         pin_memory=device.type == "cuda",
         with_masks=reads_masks(cfg),
     )
+
+
+def _make_cache(folder: str) -> None:
+    if not folder:
+        return
+    try:
+        make_cache(Path(folder))
+    except OSError as error:
+        raise ConfigError(f"DATALOADER.CACHE_DIR {folder} cannot be written to: {error.strerror}") from error
 
 
 def build_test_loader(cfg: Config, index: AnnotationIndex, *, pin_memory: bool) -> Iterable[Batch]:

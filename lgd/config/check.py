@@ -10,6 +10,9 @@ from lgd.config.read import COMMAND_LINE, Setting
 from lgd.config.schema import SIDE_SOLVERS, Config
 from lgd.config.values import UNUSED, ConfigError
 
+_METHODS = ("FGFI", "PKD", "CROSSKD")
+"""Sections of MODEL.DISTILLATOR, each of one of its methods."""
+
 _MOST_DIGITS = 300
 """Of a learning rate, so that it is still a number."""
 
@@ -43,7 +46,13 @@ def find_doubtful(cfg: Config, settings: Mapping[str, Setting]) -> list[str]:
     Returns:
         A line for each doubt, none where there is nothing to say.
     """
-    return [*_without_effect(settings), *_needless(cfg), *_shadowed(cfg, settings), *_beyond_the_end(cfg)]
+    return [
+        *_without_effect(settings),
+        *_needless(cfg),
+        *_of_other_methods(cfg, settings),
+        *_shadowed(cfg, settings),
+        *_beyond_the_end(cfg),
+    ]
 
 
 def _folder_complaints(cfg: Config) -> Iterator[str]:
@@ -131,6 +140,11 @@ def _input_complaints(cfg: Config) -> Iterator[str]:
             "INPUT.AUGMENTATIONS needs the pixels in the loader, and DATALOADER.DECODE_ON_GPU leaves them to "
             "the device; set one of them back"
         )
+    if loader.cache_dir and loader.decode_on_gpu:
+        yield (
+            "DATALOADER.CACHE_DIR keeps what the loader decodes, and DATALOADER.DECODE_ON_GPU leaves that to "
+            "the device; set one of them back"
+        )
     if loader.sampler_train == "RepeatFactorTrainingSampler" and loader.repeat_threshold == 0:
         yield (
             "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler repeats nothing while "
@@ -170,6 +184,19 @@ def _needless(cfg: Config) -> Iterator[str]:
             "MODEL.DISTILLATOR.HEAD.FIXED_ITERS and RAMP_ITERS have no effect while "
             f"MODEL.DISTILLATOR.HEAD.MODE is {head.mode}"
         )
+
+
+def _of_other_methods(cfg: Config, settings: Mapping[str, Setting]) -> Iterator[str]:
+    """Yield each setting of the command line that belongs to a method which is not the one that trains."""
+    lgd = cfg.model.distillator
+    for name, setting in settings.items():
+        section, _, key = name.removeprefix("MODEL.DISTILLATOR.").partition(".")
+        is_other = key and section in _METHODS and section not in lgd.method.upper().split("+")
+        if setting.source == COMMAND_LINE and lgd.enabled and is_other:
+            yield (
+                f"{COMMAND_LINE}: {name} {setting.value} has no effect while MODEL.DISTILLATOR.METHOD is "
+                f"{lgd.method}"
+            )
 
 
 def _shadowed(cfg: Config, settings: Mapping[str, Setting]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from lgd.config.augmentation_schema import read_entry
 from lgd.config.model_schema import ModelConfig
 from lgd.config.values import (
     FiniteFloat,
+    Folder,
     Interval,
     Name,
     NonNegativeFloat,
@@ -93,7 +94,7 @@ class InputConfig:
 class DatasetsConfig:
     """DATASETS: what to train and to test on."""
 
-    root: Annotated[str, "Folder of the data sets that are known by name (ROOT/coco/...)."] = "datasets"
+    root: Annotated[Folder, "Folder of the data sets that are known by name (ROOT/coco/...)."] = "datasets"
     train: Annotated[
         tuple[str, ...],
         "Training sets: coco_2017_train, coco:FOLDER:SPLIT, crowdhuman:..., voc:... or synthetic:... alike.",
@@ -138,6 +139,9 @@ class DataloaderConfig:
     decode_on_gpu: Annotated[
         bool, "Decode, crop and resize training JPEGs on the model's device in place of the loader processes."
     ] = False
+    cache_dir: Annotated[
+        Folder, "Where to keep pictures of a megapixel and more as they were decoded; empty: nowhere."
+    ] = ""
 
 
 @dataclass(frozen=True)
@@ -320,7 +324,7 @@ class Config:
     test: TestConfig = TestConfig()
     log: LogConfig = LogConfig()
     log_period: Annotated[PositiveInt, "Iterations between log lines."] = 20
-    output_dir: Annotated[str, "Folder of everything that a run writes."] = "./outputs"
+    output_dir: Annotated[Folder, "Folder of everything that a run writes."] = "./outputs"
     seed: Annotated[int, Interval(-1, 2**63 - 1), "Seed of every random number; -1 draws one anew."] = -1
     cudnn_benchmark: Annotated[
         bool, "Let cuDNN try its algorithms out on each new shape of training; pays with few canvases."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import os
 import reprlib
 import unicodedata
 from collections.abc import Callable
@@ -67,6 +68,11 @@ class AsWritten:
     """Marks text that is taken letter by letter: 007 and yes are names, not a number and a flag."""
 
 
+@dataclass(frozen=True)
+class InHome:
+    """Marks folders, which may begin with ~ for the user's home, or with ~NAME for another's."""
+
+
 PositiveInt = Annotated[int, Interval(1)]
 NonNegativeInt = Annotated[int, Interval(0)]
 LayerCount = Annotated[int, Interval(0, 1000)]
@@ -76,6 +82,7 @@ NonNegativeFloat = Annotated[float, Interval(0)]
 FiniteFloat = Annotated[float, Interval(-1e38, 1e38)]
 UnitFloat = Annotated[float, Interval(0, 1)]
 Name = Annotated[str, AsWritten()]
+Folder = Annotated[str, InHome()]
 
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NONES = ("none", "null", "~")
@@ -93,10 +100,10 @@ def coerce(value: object, declared: Any) -> Any:
         value: scalar, list, or text.
         declared: type of the setting as its annotation has it: bool, int, float, str, None, Literal, a
             union, tuple or dict of these, each possibly Annotated with an `Interval`,
-            `AsWritten` or `ReadBy`.
+            `AsWritten`, `InHome` or `ReadBy`.
 
     Raises:
-        ReadingError: a map that is checked by itself is not such a value; says why.
+        ReadingError: a map that is checked by itself, or a folder, cannot be; says why.
         ValueError: `value` is not such a value (without a message: the caller knows the key).
     """
     origin, arguments = get_origin(declared), get_args(declared)
@@ -106,6 +113,8 @@ def coerce(value: object, declared: Any) -> Any:
         return arguments[1].function(value)
     if origin is Annotated:
         result = coerce(value, arguments[0])
+        if InHome() in arguments:
+            return _expand(result)
         intervals = [extra for extra in arguments[1:] if isinstance(extra, Interval)]
         if result is not None and not all(result in interval for interval in intervals):
             raise ValueError
@@ -130,6 +139,8 @@ def describe(declared: Any) -> str:
     if origin is Annotated and isinstance(arguments[1], ReadBy):
         return arguments[1].what
     if origin is Annotated:
+        if InHome() in arguments:
+            return "a folder"
         intervals = [f" {extra}" for extra in arguments[1:] if isinstance(extra, Interval)]
         return describe(arguments[0]) + "".join(intervals)
     if origin in (Union, UnionType):
@@ -285,6 +296,13 @@ def _coerce_text(text: str) -> str:
     while len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1].strip()  # what is left is read again alike
     return text
+
+
+def _expand(folder: str) -> str:
+    path = os.path.expanduser(folder)  # noqa: PTH111
+    if folder.startswith("~") and path == folder:
+        raise ReadingError(f"begins with {folder.partition('/')[0]}, whose home is not known here")
+    return path
 
 
 def _coerce_number(value: object, declared: type) -> int | float:

@@ -24,9 +24,6 @@ from lgd.data.errors import DataError, ImageError
 from lgd.data.opened import open_image
 from lgd.files import open_file, read_file
 
-_LARGE = 2**20
-"""Pixels of a picture from which on it pays to decode it smaller."""
-
 _END = b"\xff\xd9"
 _INK, _IN_PLANES = 5, 2
 """TIFF's numbers for CMYK, and for a plane of its own for each channel."""
@@ -84,27 +81,6 @@ class Picture:
     reduction: int = 1
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How files become pixels.
-
-    Attributes:
-        value_range: the values of pictures of more than 8 bits that become 0 and 255; None: all of 16 bits,
-            and 32 bits are an error.
-        scaled: whether large JPEGs are decoded smaller where less is needed of them.
-    """
-
-    value_range: Range | None = None
-    scaled: bool = True
-
-    def reduction(self, height: int, width: int, at_most: int) -> int:
-        """By how much, each way, a picture of this size is decoded smaller, where it may be by `at_most`."""
-        return at_most if self.scaled and height * width >= _LARGE else 1
-
-
-DEFAULT_DECODING = Decoding()
-
-
 def read_image(path: Path, value_range: Range | None = None) -> Tensor:
     """Read an image file as shown upright.
 
@@ -113,7 +89,7 @@ def read_image(path: Path, value_range: Range | None = None) -> Tensor:
 
     Args:
         path: the file.
-        value_range: see `Decoding`.
+        value_range: see `lgd.data.decoding.Decoding`.
 
     Returns:
         (3, H, W) uint8, RGB in [0, 255], EXIF orientation applied.
@@ -130,7 +106,7 @@ def read_picture(path: Path, value_range: Range | None = None, reduction: int = 
 
     Args:
         path: the file.
-        value_range: see `Decoding`.
+        value_range: see `lgd.data.decoding.Decoding`.
         reduction: by how much, each way, the picture may be smaller: 1, 2, 4 or 8. A JPEG comes smaller by
             exactly that if all decoders agree on it, any other picture as it is.
 
@@ -150,7 +126,7 @@ def image_to_pixels(image: Image.Image, value_range: Range | None = None) -> Ten
 
     Args:
         image: of any mode.
-        value_range: see `Decoding`.
+        value_range: see `lgd.data.decoding.Decoding`.
 
     Raises:
         DataError: its pixels are of no known range, or its file is damaged.

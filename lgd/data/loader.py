@@ -17,8 +17,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lgd.data.collate import DEFAULT_LAYOUT, EncodedBatch, Layout, collate
+from lgd.data.decoding import DEFAULT_DECODING, Decoding
 from lgd.data.errors import DataError, ImageError
-from lgd.data.images import DEFAULT_DECODING, Decoding
 from lgd.data.index import AnnotationIndex, Floats, Integers
 from lgd.data.outlines import require_masks
 from lgd.data.samplers import (

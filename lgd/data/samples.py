@@ -15,18 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lgd.data.decoding import DEFAULT_DECODING, LARGE, Decoding
 from lgd.data.errors import ImageError
-from lgd.data.images import (
-    DEFAULT_DECODING,
-    Decoding,
-    Jpeg,
-    Picture,
-    is_turned,
-    read_jpeg_or_picture,
-    read_picture,
-)
+from lgd.data.images import Jpeg, Picture, is_turned, read_jpeg_or_picture, read_picture
 from lgd.data.index import AnnotationIndex, Integers
 from lgd.data.outlines import ImageOutlines, read_outlines, select_outlines
+from lgd.data.picture_cache import read_cached
 from lgd.data.transforms import Crop, ImageFormat, Resize, View, Window, resized_size
 
 OnBadImage = Literal["fail", "skip"]
@@ -180,7 +174,9 @@ class Preparation:
             return read_jpeg_or_picture(path, decoding.value_range)
         record = self.index.image(i)
         reduction = decoding.reduction(record.height, record.width, view.reduction)
-        return read_picture(path, decoding.value_range, reduction)
+        if decoding.cache_dir is None or record.height * record.width < LARGE:
+            return read_picture(path, decoding.value_range, reduction)
+        return read_cached(decoding.cache_dir, path, decoding.value_range, reduction)
 
     def _outlines(self, i: int, keep: Tensor, view: View) -> ImageOutlines:
         outlines = select_outlines(read_outlines(self.index, i), keep)

@@ -10,7 +10,7 @@ from typing import Any
 from lgd import __version__
 from lgd.data.canvases import Canvas
 from lgd.data.collate import Layout
-from lgd.data.images import Decoding
+from lgd.data.decoding import Decoding
 from lgd.inference.model import InputRule
 from lgd.weights.classes import Classes
 from lgd.weights.report import WeightsError

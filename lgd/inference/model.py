@@ -17,8 +17,9 @@ from torch import Tensor
 
 from lgd.data.canvases import Canvas, fit_canvas, tight_canvas
 from lgd.data.collate import Layout, collate
-from lgd.data.images import DEFAULT_DECODING, Decoding, read_image, read_picture, read_size
+from lgd.data.decoding import DEFAULT_DECODING, Decoding
 from lgd.data.images import Picture as ReducedPicture
+from lgd.data.images import read_image, read_picture, read_size
 from lgd.data.samples import Sample, SmallImage
 from lgd.data.transforms import ImageFormat, View, Window, resized_size
 from lgd.detectors.protocol import Detector

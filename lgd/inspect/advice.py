@@ -30,6 +30,8 @@ _SCALES = (1.0, 0.5, 0.25)
 _CLEARLY_BETTER = 0.02
 """Share of the boxes by which an unusual set of anchors must cover more than a usual one."""
 _MAX_BOXES = 20_000
+_PHOTOGRAPH = 4_000_000
+"""Pixels from which on decoding is most of what reading a picture costs."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,20 @@ def choose_detections(contents: Contents) -> Advice:
     )
 
 
+def choose_cache(contents: Contents, sides: Sides) -> list[Advice]:
+    """Where to keep decoded pictures, if they are so large that decoding them takes longer than all else."""
+    pixels = contents.heights.astype(np.float64) * contents.widths
+    if float(np.median(pixels)) < _PHOTOGRAPH:
+        return []
+    halvings = np.floor(np.log2(contents.short_sides / sides.test)).clip(0, 3)  # as large JPEGs are decoded
+    reduced = pixels / 4**halvings
+    why = (
+        f"half of the pictures have {np.median(pixels) / 1e6:.0f} megapixels or more: kept as decoded, about "
+        f"{3 * reduced.sum() / 2**30:.1f} GiB, they are read several times as fast from the second epoch on"
+    )
+    return [Advice("DATALOADER.CACHE_DIR", "FOLDER", why)]
+
+
 def advise(contents: Contents, size: Size = "base") -> list[Advice]:
     """What to set to train on these contents, which hold at least one object."""
     sides = choose_sides(contents, size)
@@ -185,4 +201,5 @@ def advise(contents: Contents, size: Size = "base") -> list[Advice]:
         Advice("MODEL.ANCHOR_GENERATOR.SIZES", anchors.sizes(dense=True), anchors.why),
         Advice("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [list(anchors.ratios)], "height over width"),
         choose_detections(contents),
+        *choose_cache(contents, sides),
     ]

@@ -147,7 +147,7 @@ IN_FILE = {
     "SEED: !!int ''": ":1: SEED cannot be read: not what its tag says",
     "MODEL: {MASK_ON: !!bool perhaps}": ":1: MODEL.MASK_ON cannot be read: not what its tag says",
     'MODEL: {WEIGHTS: "a\\0b"}': ":1: MODEL.WEIGHTS expects text, got 'a\\x00b'",
-    'OUTPUT_DIR: "\\ud800"': ":1: OUTPUT_DIR expects text, got '\\ud800'",
+    'OUTPUT_DIR: "\\ud800"': ":1: OUTPUT_DIR expects a folder, got '\\ud800'",
     "_BASE_: [" + "demo, " * 51 + "]": ":1: _BASE_ names 51 files; at most 50 are read",
     # tags
     "SOLVER: !!python/dict {GAMMA: 0.5}": ":1: SOLVER has the tag !!python/dict, refused",

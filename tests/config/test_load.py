@@ -288,6 +288,39 @@ def test_a_head_that_is_never_shared_has_no_phases(empty: Path, caplog: pytest.L
     ]
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "methods"),
+    [
+        ("PKD.LAMBDA", "2", ["PKD", "LGD+PKD"]),
+        ("CROSSKD.LAMBDA_BOX", "2", ["CrossKD"]),
+        ("FGFI.LAMBDA", "2", ["FGFI"]),
+    ],
+)
+def test_a_setting_of_another_method_is_told(
+    key: str, value: str, methods: list[str], empty: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for method in ("LGD", "FGFI", "PKD", "CrossKD", "LGD+PKD"):
+        caplog.clear()
+        settings = [f"MODEL.DISTILLATOR.{key}", value, "MODEL.DISTILLATOR.METHOD", method]
+        load_config(empty, [*settings, "SOLVER.MAX_ITER", "90000"])
+        told = [record.message for record in caplog.records if key in record.message]
+        doubt = f"{settings[0]} {value}.0 has no effect while MODEL.DISTILLATOR.METHOD is {method}"
+        assert told == ([] if method in methods else [f"command line: {doubt}"])
+
+
+@pytest.mark.parametrize("key", ["OUTPUT_DIR", "DATASETS.ROOT", "DATALOADER.CACHE_DIR"])
+def test_folders_may_lie_in_the_home(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = tmp_path / "recipe.yaml"
+    section, _, name = key.rpartition(".")
+    recipe.write_text(f"{section}: {{{name}: ~/a b}}" if section else f"{name}: ~/a b")
+    for cfg in (load_config(recipe), load_config("demo", [key, "~/a b"])):
+        assert flatten(cfg)[key] == str(tmp_path / "a b")
+    assert flatten(load_config("demo", [key, "x/~"]))[key] == "x/~"
+    with pytest.raises(ConfigError, match=f"command line: {key} begins with ~nobody-here, whose home is not"):
+        load_config("demo", [key, "~nobody-here/x"])
+
+
 @pytest.mark.parametrize(("post", "told"), [("60000", False), ("60001", True)])
 def test_distillation_reaches_to_the_iteration_at_the_end_less_the_last_ones(
     post: str, told: bool, empty: Path, caplog: pytest.LogCaptureFixture

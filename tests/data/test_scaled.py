@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from lgd.data.decoding import Decoding
 from lgd.data.errors import ImageError
-from lgd.data.images import Decoding, read_image, read_picture
+from lgd.data.images import read_image, read_picture
 from lgd.data.samples import Preparation
 from lgd.data.transforms import View, Window, resized_size
 from tests.data.sets import annotation, open_coco, write_coco

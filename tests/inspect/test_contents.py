@@ -93,6 +93,17 @@ def test_advice_has_a_reason_for_every_setting(tmp_path):
     assert {each.key: each.value for each in advice}["NUM_CLASSES"] == len(CATEGORIES)
 
 
+def test_a_cache_is_for_photographs(tmp_path):
+    def found(name, **size):
+        advice = advise(contents_of(tmp_path / name, [(1, 1, 300, 300)], **size))
+        return [each.why for each in advice if each.key == "DATALOADER.CACHE_DIR"]
+
+    assert not found("small", width=1600, height=1200)
+    (why,) = found("large", width=8000, height=6000)
+    assert "48 megapixels" in why
+    assert "0.0 GiB" in why, "one picture, at 1/8"
+
+
 def test_histogram_is_of_powers_of_two():
     assert octaves(np.array([0.2, 1, 3, 8, 15.9])) == [(1, 2, 2), (2, 4, 1), (4, 8, 0), (8, 16, 2)]
     assert octaves(np.array([])) == []

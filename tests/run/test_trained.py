@@ -15,8 +15,9 @@ from lgd.build.training import build_test_loader
 from lgd.config.keys import flatten
 from lgd.config.values import ConfigError
 from lgd.data.catalog import open_dataset
+from lgd.data.decoding import Decoding
 from lgd.data.errors import DataError
-from lgd.data.images import Decoding, read_image
+from lgd.data.images import read_image
 from lgd.engine.checkpoint import FORMAT, save_checkpoint, save_file
 from lgd.inference.detect import detect
 from lgd.inference.evaluate import detect_on
