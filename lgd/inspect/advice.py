@@ -184,7 +184,7 @@ def choose_cache(contents: Contents, sides: Sides) -> list[Advice]:
     reduced = pixels / 4**halvings
     why = (
         f"half of the pictures have {np.median(pixels) / 1e6:.0f} megapixels or more: kept as decoded, about "
-        f"{3 * reduced.sum() / 2**30:.1f} GiB, they are read several times as fast from the second epoch on"
+        f"{max(0.1, 3 * reduced.sum() / 2**30):.1f} GiB, they are read several times as fast from the second epoch on"
     )
     return [Advice("DATALOADER.CACHE_DIR", "FOLDER", why)]
 

@@ -101,7 +101,7 @@ def test_a_cache_is_for_photographs(tmp_path):
     assert not found("small", width=1600, height=1200)
     (why,) = found("large", width=8000, height=6000)
     assert "48 megapixels" in why
-    assert "0.0 GiB" in why, "one picture, at 1/8"
+    assert "0.1 GiB" in why, "one picture, at 1/8: 2 MiB"
 
 
 def test_histogram_is_of_powers_of_two():
