@@ -182,9 +182,10 @@ def choose_cache(contents: Contents, sides: Sides) -> list[Advice]:
         return []
     halvings = np.floor(np.log2(contents.short_sides / sides.test)).clip(0, 3)  # as large JPEGs are decoded
     reduced = pixels / 4**halvings
+    size = max(0.1, 3 * reduced.sum() / 2**30)
     why = (
         f"half of the pictures have {np.median(pixels) / 1e6:.0f} megapixels or more: kept as decoded, about "
-        f"{max(0.1, 3 * reduced.sum() / 2**30):.1f} GiB, they are read several times as fast from the second epoch on"
+        f"{size:.1f} GiB, they are read several times as fast from the second epoch on"
     )
     return [Advice("DATALOADER.CACHE_DIR", "FOLDER", why)]
 
