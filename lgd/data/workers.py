@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,9 @@ from lgd.ranks.interruption import BLOCKED_AT_START, leave_with_parent
 
 _SECONDS_TO_DIE = 1.0
 """How long a process may take between the moment at which its connections break and its end."""
+
+_LONGEST_SOCKET = 107
+"""Bytes of the path of a socket, by Linux."""
 
 _WAY_OUT = "lower DATALOADER.NUM_WORKERS"
 
@@ -102,9 +106,11 @@ class WorkerContext(ForkContext):
 
         Raises:
             LoadingError: the system refuses.
+            DataError: TMPDIR is too long a path.
         """
         self.workers.clear()
-        get_temp_dir()  # where sockets lie: one for all, since a worker that is killed would leave its own
+        # Where sockets lie: one for all, since a worker that is killed would leave its own.
+        _require_room_for_names(get_temp_dir())
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_AT_START)
         on_child = signal.getsignal(signal.SIGCHLD)
         try:
@@ -130,6 +136,16 @@ class WorkerContext(ForkContext):
         last = (str(error).strip().splitlines() or [""])[-1]
         said = f"{type(error).__name__}: {last}"
         return LoadingError(f"no batch came from the data workers: {said}{_cure(said)}")
+
+
+def _require_room_for_names(folder: str) -> None:
+    """Raise DataError where the path of a socket in the folder for temporary files would be too long."""
+    left = _LONGEST_SOCKET - len(os.fsencode(folder)) - len("/listener-abcdefgh")
+    if left < 0:
+        raise DataError(
+            f"TMPDIR {tempfile.gettempdir()} is a path {-left} bytes too long for data workers' sockets; "
+            "set a shorter one, or DATALOADER.NUM_WORKERS 0"
+        )
 
 
 class WorkersWatch:

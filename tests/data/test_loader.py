@@ -5,7 +5,10 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
+from contextlib import nullcontext
 from dataclasses import replace
+from multiprocessing.connection import arbitrary_address
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from lgd.data.index import AnnotationIndex
 from lgd.data.loader import test_loader, train_loader
 from lgd.data.samples import Preparation
 from lgd.data.transforms import Crop, resize_image
+from lgd.data.workers import WorkerContext
 from lgd.ops.polygons import rasterize_in_boxes, rasterize_on_grid
 from lgd.structures import Batch
 from tests.data.nasty import NASTY, NOTHING, names_of
@@ -624,3 +628,19 @@ def test_nasty_set_with_skipping(data_set):
     assert any(batch.skipped for batch in batches)
     with pytest.raises(ImageError, match=r"truncated|empty|not_an_image|bomb"):
         take(train_loader(index, **options | {"on_bad_image": "fail"}, filter_empty=False), 20)
+
+
+@pytest.mark.parametrize("num_bytes", [89, 90])
+def test_a_folder_for_sockets_with_too_long_a_path(monkeypatch, tmp_path, num_bytes):
+    monkeypatch.chdir(tmp_path)
+    folder = "x" * num_bytes
+    Path(folder).mkdir()
+    monkeypatch.setattr("lgd.data.workers.get_temp_dir", lambda: folder)
+    name = arbitrary_address("AF_UNIX").rpartition("/")[2]
+    fits = num_bytes == 89
+    refusal = nullcontext() if fits else pytest.raises(OSError, match="too long")
+    with socket.socket(socket.AF_UNIX) as probe, refusal:
+        probe.bind(f"{folder}/{name}")
+    says = r"TMPDIR .* is a path 1 bytes too long .*; set a shorter one, or DATALOADER\.NUM_WORKERS 0"
+    with nullcontext() if fits else pytest.raises(DataError, match=says), WorkerContext().starting():
+        pass
