@@ -187,12 +187,9 @@ def test_evaluation_only_leaves_with_75(small_data, tmp_path, alone):
 
 def test_the_launcher_passes_signals_and_code_on(small_data, tmp_path):
     settings = small_settings(small_data, tmp_path, SOLVER__MAX_ITER=1000)
-    process = start(settings, "--num-gpus", "2")
-    metrics = tmp_path / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and '"iteration": 2' in metrics.read_text()):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGUSR2)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == exits.RUN_AGAIN, output
-    assert "asked to leave: saved step" in output
+    run = Forked(settings, "--num-gpus", "2", log=tmp_path / "out")
+    run.wait_for(tmp_path / "metrics.jsonl", '"iteration": 2')
+    run.signal(signal.SIGUSR2)
+    assert run.wait() == exits.RUN_AGAIN, run.log.read_text()
+    assert "asked to leave: saved step" in run.log.read_text()
     assert_checkpoints_whole(tmp_path)
