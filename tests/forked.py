@@ -77,11 +77,9 @@ def start_ranks(settings, *flags, folder, number=2, before=None, **settings_of_r
     ]
 
 
-def call_ranks(function, *arguments):
-    """Call `function(rank, *arguments)` in two processes; raises what one of them raises."""
-    torch_multiprocessing.start_processes(
-        function, arguments, nprocs=2, start_method=CONTEXT.get_start_method()
-    )
+def call_ranks(function, *arguments, number=2):
+    """Call `function(rank, *arguments)` in so many processes; raises what one of them raises."""
+    torch_multiprocessing.start_processes(function, arguments, number, start_method="forkserver")
 
 
 def _call_main(module, argv, log, environment, before):
