@@ -1,4 +1,5 @@
-"""Runs of `lgd.train` in processes that have all imports behind them: two seconds a run in place of ten."""
+"""Runs of `lgd.train`, and ranks of a function, in processes that have all imports behind them: of the ten
+seconds of a run two are left."""
 
 import contextlib
 import importlib
@@ -7,6 +8,8 @@ import os
 import sys
 import time
 from pathlib import Path
+
+from torch import multiprocessing as torch_multiprocessing
 
 from lgd.ranks.store import find_free_port
 from tests.training import REPOSITORY
@@ -72,6 +75,11 @@ def start_ranks(settings, *flags, folder, number=2, before=None, **settings_of_r
         )
         for rank in range(number)
     ]
+
+
+def call_ranks(function, *arguments, number=2):
+    """Call `function(rank, *arguments)` in so many processes; raises what one of them raises."""
+    torch_multiprocessing.start_processes(function, arguments, number, start_method="forkserver")
 
 
 def _call_main(module, argv, log, environment, before):

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import multiprocessing, nn
+from torch import nn
 
 from lgd.bench.machine import count_flops
 from lgd.build.model import compile_model, compiles
@@ -27,6 +27,7 @@ from lgd.engine.loop import _wrap
 from lgd.layers.fpn import FPN, TopBlockP6P7
 from lgd.ranks.store import find_free_port
 from tests.detectors.small import DETECTORS, make_batch, make_faster_rcnn, make_retinanet
+from tests.forked import call_ranks
 from tests.training import REPOSITORY
 
 CANVASES = ((64, 96), (96, 64), (64, 128), (96, 96))
@@ -172,7 +173,7 @@ def test_every_teacher(teacher):
     [
         (25, "eager"),
         pytest.param(500, "aot_eager", marks=pytest.mark.slow),
-        pytest.param(50, "inductor", marks=pytest.mark.slow),
+        pytest.param(20, "inductor", marks=pytest.mark.slow),  # three canvases: code for each takes a minute
     ],
 )
 def test_a_part_is_compiled_once_for_each_canvas(num_steps, backend):
@@ -210,7 +211,7 @@ def run_rank(rank, port, path):
 
 @pytest.mark.slow
 def test_two_ranks_average_the_gradients_of_compiled_code(tmp_path):
-    multiprocessing.spawn(run_rank, (find_free_port(), tmp_path), nprocs=2)
+    call_ranks(run_rank, find_free_port(), tmp_path)
     (eager, compiled), others = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
     torch.testing.assert_close(compiled, eager, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(others[1], compiled, rtol=0, atol=0)

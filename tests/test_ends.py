@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lgd import exits
-from tests.forked import Forked, start_ranks
+from tests.forked import Forked, ForkedProgram, start_ranks
 from tests.training import REPOSITORY, descendants, small_settings, start_program
 
 SECONDS = 15
@@ -283,13 +283,10 @@ def test_a_diverged_training_ends_in_a_line(small_data, tmp_path, detector):
         config = "configs/examples/mask_rcnn_small.yaml"
         changes |= {"MODEL__MASK_ON": False}
     settings = small_settings(small_data, tmp_path / "run", **changes)
-    run = start_program(
-        [sys.executable, "-m", "lgd.train", "--config-file", str(REPOSITORY / config), *settings]
-    )
-    text, _ = run.communicate(timeout=200)
-    assert run.returncode == exits.USER_ERROR, text
-    assert "Traceback" not in text
-    assert text.strip().splitlines()[-1].startswith("error: non-finite loss at step "), text
+    arguments = ["--config-file", str(REPOSITORY / config), *settings]
+    run = ForkedProgram("lgd.train", arguments, log=tmp_path / "log")
+    assert run.wait() == exits.USER_ERROR, run.log.read_text()
+    assert_one_line(run.log, prefix="error: non-finite loss at step ")
 
 
 @pytest.mark.slow

@@ -5,13 +5,13 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing
 
 from lgd.build import build_model
 from lgd.config.load import load_config
 from lgd.engine.loop import _wrap
 from lgd.ranks.store import find_free_port
 from lgd.structures import Batch, Targets
+from tests.forked import call_ranks
 from tests.training import REPOSITORY, SMALL
 
 
@@ -103,7 +103,7 @@ def normalizer_of(model):
 )
 def test_two_ranks_equal_one(tmp_path, changes):
     path = tmp_path / "two_ranks.pth"
-    multiprocessing.spawn(run_rank, (find_free_port(), changes, path), nprocs=2)
+    call_ranks(run_rank, find_free_port(), changes, path)
     two = torch.load(path, weights_only=True)
 
     model = make_model(**changes)

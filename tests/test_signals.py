@@ -69,14 +69,19 @@ def start_alone(settings, *flags, folder):
     return [Forked(settings, *flags, log=folder / "out")]
 
 
-@pytest.mark.parametrize("trial", range(5))
+def trials(number, *, by_default):
+    """Numbers of trials, of which all but the first few are slow: there are far more of the kind there."""
+    return [pytest.param(n, marks=[pytest.mark.slow] if n >= by_default else []) for n in range(number)]
+
+
+@pytest.mark.parametrize("trial", trials(5, by_default=2))
 def test_signal_at_some_moments(small_data, tmp_path, alone, trial):
     output, duration = alone
     interrupt_and_resume(small_data, tmp_path / "out", random.Random(trial), duration, start_alone)
     assert_same_run(output, tmp_path / "out")
 
 
-@pytest.mark.parametrize("trial", range(2))
+@pytest.mark.parametrize("trial", trials(2, by_default=1))
 def test_signal_to_two_ranks_at_some_moments(small_data, tmp_path, together, trial):
     output, duration = together
     interrupt_and_resume(small_data, tmp_path / "out", random.Random(trial), duration, start_ranks)
@@ -187,12 +192,9 @@ def test_evaluation_only_leaves_with_75(small_data, tmp_path, alone):
 
 def test_the_launcher_passes_signals_and_code_on(small_data, tmp_path):
     settings = small_settings(small_data, tmp_path, SOLVER__MAX_ITER=1000)
-    process = start(settings, "--num-gpus", "2")
-    metrics = tmp_path / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and '"iteration": 2' in metrics.read_text()):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGUSR2)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == exits.RUN_AGAIN, output
-    assert "asked to leave: saved step" in output
+    run = Forked(settings, "--num-gpus", "2", log=tmp_path / "out")
+    run.wait_for(tmp_path / "metrics.jsonl", '"iteration": 2')
+    run.signal(signal.SIGUSR2)
+    assert run.wait() == exits.RUN_AGAIN, run.log.read_text()
+    assert "asked to leave: saved step" in run.log.read_text()
     assert_checkpoints_whole(tmp_path)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 
 from lgd.distill.schedule import DistillSchedule
 from lgd.engine.averaging import WeightAverage, weights_by_model
@@ -13,6 +13,7 @@ from lgd.engine.loop import LoopOptions, Side, TrainState, train
 from lgd.engine.optim import LRSchedule
 from lgd.engine.progress import Progress
 from lgd.ranks.store import find_free_port
+from tests.forked import call_ranks
 from tests.test_ranks import make_batch, make_model
 
 CPU = torch.device("cpu")
@@ -122,7 +123,7 @@ def run_rank(rank, port, path):
 
 
 def test_two_ranks_average_as_one_does(tmp_path):
-    multiprocessing.spawn(run_rank, (find_free_port(), tmp_path), nprocs=2)
+    call_ranks(run_rank, find_free_port(), tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
     alone, fresh = train_on([(0, 4)]), make_model().student.state_dict()
     assert any(not torch.equal(x, fresh[name]) for name, x in alone.items())

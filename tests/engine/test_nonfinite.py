@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 
 from lgd.distill.schedule import DistillSchedule
 from lgd.engine.averaging import WeightAverage
@@ -16,6 +16,7 @@ from lgd.engine.optim import LRSchedule
 from lgd.engine.progress import NonFiniteError, Progress
 from lgd.ranks.store import find_free_port
 from lgd.structures import Batch
+from tests.forked import call_ranks
 from tests.test_ranks import make_batch, make_model
 
 CPU = torch.device("cpu")
@@ -194,7 +195,7 @@ def run_rank(rank, port, path):
 
 def test_all_ranks_leave_it_out_together(tmp_path):
     """Though it went wrong on one of them, whose images are named by both."""
-    multiprocessing.spawn(run_rank, (find_free_port(), tmp_path), nprocs=2)
+    call_ranks(run_rank, find_free_port(), tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
     trained = {name for name, _ in make_state().model.named_parameters()}
     for name in trained:

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing
 
 from lgd.distill.schedule import DistillSchedule
 from lgd.engine.loop import LoopOptions, Side, TrainState, _wrap, train
 from lgd.engine.optim import LRSchedule
 from lgd.engine.progress import Progress
 from lgd.ranks.store import find_free_port
+from tests.forked import call_ranks
 from tests.test_ranks import make_batch, make_model
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def run_rank(rank, port, way, path):
 
 @pytest.mark.parametrize("way", ["as in the paper", "slow head"])
 def test_two_ranks_accumulate_through_all_phases_as_one_does(tmp_path, way):
-    multiprocessing.spawn(run_rank, (find_free_port(), way, tmp_path), nprocs=2)
+    call_ranks(run_rank, find_free_port(), way, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
     alone = tensors_of(train_on([(0, 2), (2, 4)], way))
     fresh = make_model().state_dict()

@@ -48,13 +48,19 @@ def hold(detector, run, tolerance, sizes=SIZES):
     return join_comparisons(parts)
 
 
-@pytest.mark.parametrize("name", DETECTORS)
-def test_onnx_in_both_runtimes(name, tmp_path):
+@pytest.fixture(scope="module", params=DETECTORS)
+def exported(request):
+    """A detector and its program for any batch and size."""
+    detector = make_detector(request.param)
+    model = ExportedDetector(detector, flips_channels=True)
+    return detector, export_program(model, batch_size=None, size=None)
+
+
+def test_onnx_in_both_runtimes(exported, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("openvino")
-    detector, path = make_detector(name), tmp_path / "model.onnx"
-    model = ExportedDetector(detector, flips_channels=True)
-    write_onnx(export_program(model, batch_size=None, size=None), path, {"about": "it"})
+    (detector, program), path = exported, tmp_path / "model.onnx"
+    write_onnx(program, path, {"about": "it"})
     for open_file in (open_with_onnxruntime, open_with_openvino):
         run, said = open_file(path, CPU)
         assert said["about"] == "it"
@@ -63,11 +69,9 @@ def test_onnx_in_both_runtimes(name, tmp_path):
         assert found.is_within(Tolerance()), found
 
 
-@pytest.mark.parametrize("name", DETECTORS)
-def test_programs_of_torch(name, tmp_path):
-    detector, path = make_detector(name), tmp_path / "model.pt2"
-    model = ExportedDetector(detector, flips_channels=True)
-    write_program(export_program(model, batch_size=None, size=None), path, {"about": "it"})
+def test_programs_of_torch(exported, tmp_path):
+    (detector, program), path = exported, tmp_path / "model.pt2"
+    write_program(program, path, {"about": "it"})
     run, said = open_with_torch(path, CPU)
     assert said == {"about": "it"}
     found = hold(detector, run, Tolerance())

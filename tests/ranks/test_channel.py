@@ -17,16 +17,14 @@ from lgd.ranks import store as ranks_store
 from lgd.ranks.channel import Channel, call_roll
 from lgd.ranks.interruption import SIGNALS
 from lgd.ranks.store import RanksError, find_free_port, open_store
-from tests.forked import start_ranks
+from tests.forked import call_ranks, start_ranks
 from tests.training import small_settings
 
 HOST = socket.gethostname()
 
 
 def run_ranks(function, *arguments, number=2):
-    multiprocessing.start_processes(
-        join_and_call, (number, find_free_port(), function, arguments), number, start_method="forkserver"
-    )
+    call_ranks(join_and_call, number, find_free_port(), function, arguments, number=number)
 
 
 def join_and_call(rank, number, port, function, arguments):

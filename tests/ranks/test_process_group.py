@@ -6,11 +6,11 @@ from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
-from torch import multiprocessing
 
 from lgd.ranks import process_group
 from lgd.ranks.store import find_free_port
 from lgd.weights.report import WeightsError
+from tests.forked import call_ranks
 
 
 def run_rank(rank, port, folder):
@@ -65,7 +65,7 @@ def check_two_nodes(rank):
 
 
 def test_the_first_rank_of_a_node_works_while_the_others_wait(tmp_path):
-    multiprocessing.spawn(run_rank, (find_free_port(), tmp_path), nprocs=2)
+    call_ranks(run_rank, find_free_port(), tmp_path)
 
 
 def test_one_rank_alone_just_works():
