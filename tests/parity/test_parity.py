@@ -48,13 +48,6 @@ def check_case(path: Path, dtype: torch.dtype, *only: str, changes: Mapping[str,
     assert differences(result, recorded) == []
 
 
-@pytest.mark.parametrize("path", [A, C], ids=["retinanet", "fcos"])
-def test_a_step_in_float32(path):
-    """A third of the time of float64, in which the slow tests take the same step."""
-    check_case(path, torch.float32, "train_flag1")
-
-
-@pytest.mark.slow
 def test_retinanet_in_float64():
     check_case(A, torch.float64, "train_flag1")
 
@@ -69,7 +62,6 @@ def test_label_guided_interaction_in_float64():
     check_case(A1, torch.float64)
 
 
-@pytest.mark.slow
 def test_fcos_in_float64():
     check_case(C, torch.float64, "train_flag1")
 
