@@ -14,6 +14,7 @@ from torchvision.ops import roi_align
 
 from lgd.ops.boxes import box_area
 from lgd.ops.finite import replace_non_finite
+from lgd.ops.roi_products import pool_by_products, products_pay
 
 _CANONICAL_SIZE, _CANONICAL_LEVEL = 224.0, 4
 _EPS = 1e-8
@@ -61,6 +62,11 @@ def multilevel_roi_align(
     if boxes.is_cpu:
         boxes, mark = replace_non_finite(boxes, rows=True)
     levels = assign_levels(boxes, strides)
+    if products_pay(features, boxes):
+        result = pool_by_products(
+            features, strides, boxes, images, levels, resolution=resolution, sampling_ratio=sampling_ratio
+        )
+        return result if mark == 0.0 else result + mark
     rois = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)
     if torch.compiler.is_exporting():
         return _pool_from_all(features, strides, rois, levels, resolution, sampling_ratio)
