@@ -1,8 +1,8 @@
 """RoIAlign on a CPU: two small products for each region.
 
-A bin is the mean of bilinear samples on a grid, in which rows and columns weigh independently: a region's bins
-(M, M) are weights (M, h) times its cells (h, w) times weights (w, M). Torchvision's operator adds up sample by
-sample, four to ten times as slowly, and on one thread too.
+A bin is the mean of bilinear samples on a grid, in which rows and columns weigh independently: a region's
+bins (M, M) are weights (M, h) times its cells (h, w) times weights (w, M). Torchvision's operator adds up
+sample by sample, four to ten times as slowly, and on one thread too.
 Legend: L levels of C x h_l x w_l, R regions of the whole batch, M the side of a region's map, T the cells of
 the largest region along an axis.
 """
