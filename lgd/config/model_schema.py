@@ -229,7 +229,9 @@ class RpnConfig:
     post_nms_topk_test: Annotated[PositiveInt, "Proposals of an image after NMS, in testing."] = 1000
     nms_thresh: Annotated[UnitFloat, "IoU above which the weaker of two proposals goes."] = 0.7
     reference_order: Annotated[
-        bool, "As the reference: suppress image by image; equal scores in the order of torch's sorting."
+        bool,
+        "As the reference: suppress image by image; equal scores in the order of torch's sorting; pool "
+        "regions sample by sample.",
     ] = False
 
 

@@ -147,8 +147,8 @@ class RoIHeads(nn.Module):
         score_thresh_test: detections score more than this.
         nms_thresh_test: overlap within a class above which the worse box goes.
         detections_per_image: at most so many.
-        reference_order: leave the order of equal scores to torchvision's sorting, as the reference. Off: the
-            first proposal wins.
+        reference_order: leave the order of equal scores to torchvision's sorting, and the order of sums in
+            pooling to its operator, as the reference. Off: the first proposal wins.
 
     Raises:
         ValueError: strides that don't double.
@@ -336,4 +336,5 @@ class RoIHeads(nn.Module):
             images,
             resolution=head.resolution,
             sampling_ratio=head.sampling_ratio,
+            sample_by_sample=self.reference_order,
         )

@@ -14,6 +14,7 @@ from torchvision.ops import roi_align
 
 from lgd.ops.boxes import box_area
 from lgd.ops.finite import replace_non_finite
+from lgd.ops.roi_products import pool_by_products, products_pay
 
 _CANONICAL_SIZE, _CANONICAL_LEVEL = 224.0, 4
 _EPS = 1e-8
@@ -43,6 +44,7 @@ def multilevel_roi_align(
     *,
     resolution: int,
     sampling_ratio: int,
+    sample_by_sample: bool = False,
 ) -> Tensor:
     """Pool each region from the level that fits its size, by RoIAlign (arXiv 1703.06870) on cell centres.
 
@@ -53,6 +55,7 @@ def multilevel_roi_align(
         images: (R,) int64 in [0, B), the image that each box lies in.
         resolution: M.
         sampling_ratio: samples of a bin along a side; 0 for as many as the bin has cells.
+        sample_by_sample: leave it to torchvision's operator on a CPU, too: the same up to the order of sums.
 
     Returns:
         (R, C, M, M), in the order of the boxes.
@@ -64,6 +67,11 @@ def multilevel_roi_align(
     rois = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)
     if torch.compiler.is_exporting():
         return _pool_from_all(features, strides, rois, levels, resolution, sampling_ratio)
+    if not sample_by_sample and products_pay(features, boxes):
+        result = pool_by_products(
+            features, strides, boxes, images, levels, resolution=resolution, sampling_ratio=sampling_ratio
+        )
+        return result if mark == 0.0 else result + mark
     order = levels.argsort()
     rois = rois[order]
     pooled = [

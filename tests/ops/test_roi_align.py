@@ -50,7 +50,7 @@ def test_each_region_is_pooled_from_its_level(sampling_ratio):
     for index, level in enumerate(levels):
         roi = torch.cat([images[index : index + 1, None].double(), boxes[index : index + 1]], dim=1)
         alone = roi_align(features[level], roi, 3, 1 / STRIDES[level], sampling_ratio, aligned=True)
-        assert torch.equal(pooled[index], alone[0])
+        assert torch.allclose(pooled[index], alone[0], rtol=1e-12, atol=1e-14)
 
 
 def sample_slowly(feature, y, x):
@@ -135,3 +135,15 @@ def test_boxes_that_are_no_numbers(side, value, sampling_ratio):
     )
     pooled.sum().backward()
     assert pooled.isnan().all()
+
+
+def test_sample_by_sample_has_torchvision_bits():
+    features, (boxes, images) = make_pyramid(dtype=torch.float32), make_regions(dtype=torch.float32)
+    pooled = multilevel_roi_align(
+        features, STRIDES, boxes, images, resolution=3, sampling_ratio=0, sample_by_sample=True
+    )
+    for index, level in enumerate(assign_levels(boxes, STRIDES).tolist()):
+        roi = torch.cat([images[index : index + 1, None].float(), boxes[index : index + 1]], dim=1)
+        assert torch.equal(
+            pooled[index], roi_align(features[level], roi, 3, 1 / STRIDES[level], 0, aligned=True)[0]
+        )
