@@ -172,9 +172,9 @@ def test_a_check_beyond_the_tolerance_ends_with_2(weights, tmp_path, monkeypatch
 
     written = command.write
 
-    def write(student, about, target):
+    def write(student, about, target, **words):
         student.detector.score_thresh_test = 0.0105
-        written(student, about, target)
+        written(student, about, target, **words)
         student.detector.score_thresh_test = 0.01
 
     monkeypatch.setattr(command, "write", write)
