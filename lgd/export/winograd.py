@@ -1,9 +1,10 @@
-"""3x3 convolutions of an exported network with a quarter of the products, in operators that every runtime has.
+"""3x3 convolutions of an ONNX file with a quarter of the products, of operators that every runtime has.
 
-The CPU kernels of onnxruntime and OpenVINO sum up a 3x3 convolution as it is written, at the speed at which the
-processor multiplies. Winograd's way (`lgd.layers.winograd`) is a convolution with constants, 36 matrix products and
-a product with constants, which both of them run fast: on large and deep maps in two thirds of the time.
-Legend: B images, C channels in, O out, H x W a map; P = 36 points of a tile, T tiles of R rows and S columns.
+The CPU kernels of onnxruntime and OpenVINO sum up a 3x3 convolution as it is written, at the speed at which
+the processor multiplies. Winograd's way (`lgd.layers.winograd`) is a convolution with constants, 36 matrix
+products and a product with constants, which both of them run fast: large and deep maps take two thirds of
+the time.
+Legend: B images, C channels in, O out, H x W a map.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _STEP = 4
 """Outputs of a tile along one axis."""
 
 _MIN_CHANNELS, _MIN_WORK = 128, 12_000
-"""Least channels, and tiles times channels, below which reading the transformed weight costs what it saves."""
+"""Least channels, and tiles times channels: below, reading the larger weight costs what it saves."""
 
 _CONVOLUTION = torch.ops.aten.conv2d.default
 _PLAIN = ([1, 1], [1, 1], [1, 1], 1)
