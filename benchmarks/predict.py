@@ -199,11 +199,15 @@ def measure_folder(arguments: Any, folder: Path) -> list[list[Any]]:
         folder / "student.safetensors", size, batch, arguments.candidates
     )
     peer = make_torchvision(size, batch, arguments.candidates)
-    ours = lgd.load(weights, "cpu")
+    ours, exported = lgd.load(weights, "cpu"), folder / "exported.onnx"
+    if export([str(weights), str(exported)]):
+        sys.exit("the export failed")
+    in_onnxruntime = lgd.load(exported, "cpu", "onnx")
     calls: Mapping[str, Callable[[Sequence[Path]], object]] = {
         "torchvision, plain loop": partial(loop_over_torchvision, peer),
         "ours, plain loop": partial(loop_over_ours, ours),
         "ours, stream": partial(stream_ours, ours, batch=arguments.batch),
+        "ours, stream, onnxruntime": partial(stream_ours, in_onnxruntime, batch=arguments.batch),
     }
     of_process: dict[str, list[float]] = {name: [] for name in calls}
     runs = {name: partial(time_wall, partial(call, files), of_process[name]) for name, call in calls.items()}

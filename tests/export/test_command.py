@@ -13,7 +13,7 @@ from lgd.weights.report import WeightsError
 from tests.samples import BCCD
 from tests.tiny import NAMES, write_tiny
 
-onnxruntime = pytest.importorskip("onnxruntime")
+onnx, onnxruntime = (pytest.importorskip(name) for name in ("onnx", "onnxruntime"))
 
 PICTURES = str(BCCD / "val")
 
@@ -191,3 +191,17 @@ def test_openvino_and_compile_find_the_same(weights, exported):
         for one, other in zip(ours, theirs.predict(PICTURES, 0.0105), strict=True):
             assert torch.allclose(one.boxes, other.boxes, atol=1e-3)
             assert torch.allclose(one.scores, other.scores, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), ("--size", "192x256")])
+def test_wide_nets_hold_the_check_with_fewer_products(tmp_path, words):
+    changes = {"MODEL__FPN__OUT_CHANNELS": 128, "INPUT__MIN_SIZE_TEST": 192, "INPUT__MAX_SIZE_TEST": 256}
+    weights = write_tiny(tmp_path / "wide.safetensors", **changes)
+    nodes = []
+    for plain in ((), ("--plain",)):
+        path = tmp_path / "wide.onnx"
+        assert cli.main(["export", str(weights), str(path), *words, *plain, "--check", PICTURES]) == 0
+        nodes.append([node.op_type for node in onnx.load(path).graph.node])
+    assert "DepthToSpace" in nodes[0]
+    assert "DepthToSpace" not in nodes[1]
