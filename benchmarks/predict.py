@@ -110,7 +110,7 @@ def make_runs(
     """What each model does with a batch."""
     weights = write_ours(folder / "student.safetensors", size, batch, candidates)
     exported = folder / f"{size}.onnx"
-    if {ONNX, OPENVINO} & set(names) and export([str(weights), str(exported)]):
+    if {ONNX, OPENVINO} & set(names) and export([str(weights), str(exported), "--winograd"]):
         sys.exit("the export failed")
     loads = {
         EAGER: partial(lgd.load, weights, "cpu"),
@@ -200,7 +200,7 @@ def measure_folder(arguments: Any, folder: Path) -> list[list[Any]]:
     )
     peer = make_torchvision(size, batch, arguments.candidates)
     ours, exported = lgd.load(weights, "cpu"), folder / "exported.onnx"
-    if export([str(weights), str(exported)]):
+    if export([str(weights), str(exported), "--winograd"]):
         sys.exit("the export failed")
     in_onnxruntime = lgd.load(exported, "cpu", "onnx")
     calls: Mapping[str, Callable[[Sequence[Path]], object]] = {

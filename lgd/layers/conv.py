@@ -35,7 +35,8 @@ class Conv2d(nn.Conv2d):
         if self._is_pointwise() and pointwise_pays(x):
             return pointwise_conv(x, weight, bias)
         if self._is_pointwise() and is_compiled_to_predict(x):
-            return convolve_pixels(x, weight, bias)
+            found: Tensor = convolve_pixels(x, weight, bias)
+            return found
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def _is_pointwise(self) -> bool:

@@ -13,7 +13,7 @@ from lgd.weights.report import WeightsError
 from tests.samples import BCCD
 from tests.tiny import NAMES, write_tiny
 
-onnx, onnxruntime = (pytest.importorskip(name) for name in ("onnx", "onnxruntime"))
+onnxruntime = pytest.importorskip("onnxruntime")
 
 PICTURES = str(BCCD / "val")
 
@@ -193,15 +193,19 @@ def test_openvino_and_compile_find_the_same(weights, exported):
             assert torch.allclose(one.scores, other.scores, atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("words", [(), ("--size", "192x256")])
-def test_wide_nets_hold_the_check_with_fewer_products(tmp_path, words):
-    changes = {"MODEL__FPN__OUT_CHANNELS": 128, "INPUT__MIN_SIZE_TEST": 192, "INPUT__MAX_SIZE_TEST": 256}
-    weights = write_tiny(tmp_path / "wide.safetensors", **changes)
-    nodes = []
-    for plain in ((), ("--plain",)):
-        path = tmp_path / "wide.onnx"
-        assert cli.main(["export", str(weights), str(path), *words, *plain, "--check", PICTURES]) == 0
-        nodes.append([node.op_type for node in onnx.load(path).graph.node])
-    assert "DepthToSpace" in nodes[0]
-    assert "DepthToSpace" not in nodes[1]
+def test_fewer_products_are_asked_for(weights, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(command, "export_program", lambda *model, **words: None)
+    monkeypatch.setattr(command, "write_onnx", lambda program, path, texts: path.write_bytes(b"x"))
+    monkeypatch.setattr(command, "mark_convolutions", lambda program, *how: seen.append(how))
+    for words in ((), ("--winograd",), ("--winograd", "--size", "64x96")):
+        assert cli.main(["export", str(weights), str(tmp_path / "a.onnx"), *words]) == 0
+    (usual, _), fixed = seen
+    assert usual[0] % 32 == usual[1] % 32 == 0
+    assert fixed == ((64, 96), 32)
+
+
+@pytest.mark.parametrize(("name", "words"), [("a.pt2", ()), ("a.onnx", ("--half",))])
+def test_fewer_products_are_for_float32_in_onnx(name, words, weights, tmp_path, capsys):
+    assert cli.main(["export", str(weights), str(tmp_path / name), "--winograd", *words]) == 2
+    assert "--winograd is for .onnx files" in capsys.readouterr().err.splitlines()[-1]
