@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+import lgd.ops.nms  # noqa: F401 (its operator is written as another)
 from lgd.export.detector import INPUTS, OUTPUTS
+from lgd.export.winograd import make_translation
 from lgd.files import replacing
 
 _LOWEST = -3.0e38
@@ -41,7 +43,10 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: Mapp
             dynamo=True,
             input_names=list(INPUTS),
             output_names=list(OUTPUTS[:num_outputs]),
-            custom_translation_table={torch.ops.lgd.find_survivors.default: _make_suppression()},
+            custom_translation_table={
+                torch.ops.lgd.find_survivors.default: _make_suppression(),
+                **make_translation(),
+            },
             verbose=False,
         )
     assert written is not None

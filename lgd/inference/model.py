@@ -25,6 +25,7 @@ from lgd.data.transforms import ImageFormat, View, Window, resized_size
 from lgd.detectors.protocol import Detector
 from lgd.inference.pictures import PIXELS_AHEAD, Picture, Unreadable, read_pictures, to_picture
 from lgd.inference.result import Result
+from lgd.inference.side_by_side import Mapper, side_by_side
 from lgd.inference.sources import Source, find_sources, means_one_picture
 from lgd.inference.tiles import Tiling, merge_tiles
 from lgd.structures import Batch, Detections
@@ -34,6 +35,9 @@ Backend = Callable[[Batch], list[Detections]]
 
 _BATCHES_AT_ONCE = 4
 """So many batches of pictures are sorted by their canvases together."""
+
+_MOST_PARTS = 8
+"""Of a batch on a CPU, each computed by threads of its own."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class TrainedModel:
         category_ids: Sequence[int],
         with_masks: bool,
         device: torch.device,
+        in_torch: bool = False,
     ) -> None:
         """Take the parts.
 
@@ -111,6 +116,7 @@ class TrainedModel:
             category_ids: the K ids of the annotation file that it was trained with.
             with_masks: whether it predicts masks.
             device: where it runs.
+            in_torch: whether `run` computes in torch's threads, several of its calls at once too.
         """
         self.run = run
         self.rule = rule
@@ -118,6 +124,7 @@ class TrainedModel:
         self.category_ids = tuple(category_ids)
         self.with_masks = with_masks
         self.device = device
+        self.in_torch = in_torch
 
     def predict(
         self,
@@ -230,10 +237,16 @@ class TrainedModel:
     def _stream(self, inputs: Sequence[Source | Picture], request: _Request) -> Iterator[Result | Unreadable]:
         prepare = partial(self._prepare, request=request)
         read = read_pictures(inputs, prepare, _num_pixels)
-        for looks in _gather(read, request.batch * _BATCHES_AT_ONCE):
-            found = self._detect([each for each in looks if isinstance(each, _Look)], request)
-            for look in looks:
-                yield look if isinstance(look, Unreadable) else next(found)
+        with side_by_side(self._num_parts(request)) as run_each:
+            for looks in _gather(read, request.batch * _BATCHES_AT_ONCE):
+                found = self._detect([each for each in looks if isinstance(each, _Look)], request, run_each)
+                for look in looks:
+                    yield look if isinstance(look, Unreadable) else next(found)
+
+    def _num_parts(self, request: _Request) -> int:
+        """Into so many parts a batch is cut that are computed at once."""
+        alone = self.device.type != "cpu" or not self.in_torch
+        return 1 if alone else min(_MOST_PARTS, request.batch, torch.get_num_threads())
 
     def _labels_of(self, names: Sequence[str]) -> list[int]:
         for name in names:
@@ -285,21 +298,26 @@ class TrainedModel:
             picture = replace(picture, pixels=picture.pixels.new_empty(3, 0, 0))
         return _Look(picture, (height, width), windows, samples)
 
-    def _detect(self, looks: Sequence[_Look], request: _Request) -> Iterator[Result]:
+    def _detect(self, looks: Sequence[_Look], request: _Request, run_each: Mapper) -> Iterator[Result]:
         """Detect on some pictures, batching what has the same canvas, so that nothing is padded further."""
         groups: dict[Canvas, list[tuple[int, int]]] = defaultdict(list)
         for i, look in enumerate(looks):
             for j, sample in enumerate(look.samples):
                 tight = tight_canvas([sample.size], self.rule.layout.size_divisibility)
                 groups[fit_canvas(tight, self.rule.layout.canvases)].append((i, j))
+        size = request.batch // self._num_parts(request)
+        batches = [
+            group[start : start + size] for group in groups.values() for start in range(0, len(group), size)
+        ]
+
+        def run(places: Sequence[tuple[int, int]]) -> list[Detections]:
+            images = collate([looks[i].samples[j] for i, j in places], layout=self.rule.layout)
+            assert isinstance(images, Batch)
+            return [_select(detections.to("cpu"), request) for detections in self.run(images)]
+
         found: dict[tuple[int, int], Detections] = {}
-        for group in groups.values():
-            for start in range(0, len(group), request.batch):
-                places = group[start : start + request.batch]
-                images = collate([looks[i].samples[j] for i, j in places], layout=self.rule.layout)
-                assert isinstance(images, Batch)
-                for place, detections in zip(places, self.run(images), strict=True):
-                    found[place] = _select(detections.to("cpu"), request)
+        for places, detections in zip(batches, run_each(run, batches), strict=True):
+            found.update(zip(places, detections, strict=True))
         for i, look in enumerate(looks):
             parts = [found.pop((i, j)) for j in range(len(look.windows))]
             yield self._result(

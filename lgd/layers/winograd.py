@@ -79,6 +79,12 @@ def winograd_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return result
 
 
+def square_transforms() -> tuple[Tensor, Tensor, Tensor]:
+    """The transforms of both axes, float64: of a tile (P, P), of a weight (P, 9), of outputs (16, P)."""
+    like = torch.zeros(0, dtype=torch.float64)
+    return _square(_INPUT, like), _square(_WEIGHT, like), _square(_OUTPUT, like)
+
+
 @dataclass(frozen=True)
 class _Grid:
     """The tiles of a map.

@@ -172,9 +172,9 @@ def test_a_check_beyond_the_tolerance_ends_with_2(weights, tmp_path, monkeypatch
 
     written = command.write
 
-    def write(student, about, target):
+    def write(student, about, target, **words):
         student.detector.score_thresh_test = 0.0105
-        written(student, about, target)
+        written(student, about, target, **words)
         student.detector.score_thresh_test = 0.01
 
     monkeypatch.setattr(command, "write", write)
@@ -191,3 +191,21 @@ def test_openvino_and_compile_find_the_same(weights, exported):
         for one, other in zip(ours, theirs.predict(PICTURES, 0.0105), strict=True):
             assert torch.allclose(one.boxes, other.boxes, atol=1e-3)
             assert torch.allclose(one.scores, other.scores, atol=1e-5)
+
+
+def test_fewer_products_are_asked_for(weights, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(command, "export_program", lambda *model, **words: None)
+    monkeypatch.setattr(command, "write_onnx", lambda program, path, texts: path.write_bytes(b"x"))
+    monkeypatch.setattr(command, "mark_convolutions", lambda program, *how: seen.append(how))
+    for words in ((), ("--winograd",), ("--winograd", "--size", "64x96")):
+        assert cli.main(["export", str(weights), str(tmp_path / "a.onnx"), *words]) == 0
+    (usual, _), fixed = seen
+    assert usual[0] % 32 == usual[1] % 32 == 0
+    assert fixed == ((64, 96), 32)
+
+
+@pytest.mark.parametrize(("name", "words"), [("a.pt2", ()), ("a.onnx", ("--half",))])
+def test_fewer_products_are_for_float32_in_onnx(name, words, weights, tmp_path, capsys):
+    assert cli.main(["export", str(weights), str(tmp_path / name), "--winograd", *words]) == 2
+    assert "--winograd is for .onnx files" in capsys.readouterr().err.splitlines()[-1]
