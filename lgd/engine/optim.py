@@ -30,7 +30,7 @@ def build_optimizer(
         lr: learning rate of the first step; the schedule sets it anew before every step.
         momentum: SGD's momentum.
         weight_decay: coupled for SGD, decoupled for AdamW.
-        fused: one kernel for all parameters (CUDA).
+        fused: one kernel for all parameters; its roundings are its own.
         slower: more parameters, the second group where there are any; `set_lr` sets its rate.
 
     Raises:
