@@ -50,6 +50,23 @@ def build_optimizer(
     raise ValueError(f"unknown optimizer {kind!r}; known: SGD, ADAMW")
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Go on from a state, with all that has a parameter's shape laid in memory as the parameter lies.
+
+    On a CPU torch's fused kernels (2.14) take numbers in the order of memory and do not look at strides: after
+    a change of TRAIN.CHANNELS_LAST they would take one number's average for another's.
+
+    Args:
+        optimizer: of the parameters that `state` is of.
+        state: of such an optimizer, see `torch.optim.Optimizer.state_dict`.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 @dataclass(frozen=True)
 class LRSchedule:
     """Learning rate as a pure function of the step, so that resuming needs no state.
