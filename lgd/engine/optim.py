@@ -53,8 +53,8 @@ def build_optimizer(
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Go on from a state, with all that has a parameter's shape laid in memory as the parameter lies.
 
-    On a CPU torch's fused kernels (2.14) take numbers in the order of memory and do not look at strides: after
-    a change of TRAIN.CHANNELS_LAST they would take one number's average for another's.
+    On a CPU torch's fused kernels (2.14) take numbers in the order of memory and do not look at strides:
+    after a change of TRAIN.CHANNELS_LAST they would take one number's average for another's.
 
     Args:
         optimizer: of the parameters that `state` is of.

@@ -50,7 +50,7 @@ def test_focal_is_finite_far_out(dtype):
 def test_focal_of_background_is_exact_to_the_last_digits():
     logits = torch.linspace(-30, 30, 241)[:, None]
     for each, exact in zip(logits, F.softplus(logits.double()), strict=True):
-        found = sigmoid_focal_loss(each[None], torch.ones(1, 1).long(), alpha=0.25, gamma=0.0)
+        found = sigmoid_focal_loss(each[None], torch.tensor([1]), alpha=0.25, gamma=0.0)
         assert found.item() == pytest.approx(0.75 * exact.item(), rel=1e-6)
 
 
