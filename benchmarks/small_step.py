@@ -24,6 +24,7 @@ import report
 import torch
 from builds import Build, unpack
 
+from lgd import ending
 from lgd.bench.machine import take_turns
 from lgd.bench.step import make_batch, make_step
 from lgd.config.load import load_config
@@ -35,7 +36,8 @@ COLUMNS = ("recipe", "method", "threads", "before, ms", "now, ms", "share of bef
 
 
 def serve(recipe: str, method: str, size: int, num_images: int, *, by_clock: bool) -> None:
-    """What the process of a build does: it uses only what every build has."""
+    """What the process of a build does: it uses only what every build has, but for what its commands set."""
+    getattr(ending, "keep_freed_memory", lambda: None)()
     cfg = load_config(
         report.ROOT / recipe,
         ["NUM_CLASSES", str(CLASSES), "MODEL.WEIGHTS", "", "MODEL.DISTILLATOR.ENABLED", METHODS[method]],

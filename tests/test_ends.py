@@ -393,3 +393,29 @@ def test_threads_of_a_program_soon_sleep_when_they_wait(set_by_user, count):
         [sys.executable, "-c", program], env={**environment, **set_by_user}, text=True, capture_output=True
     )
     assert (done.returncode, done.stdout.strip()) == (0, count), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("set_by_user", "keeps"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)]
+)
+def test_a_program_keeps_memory_that_it_freed(set_by_user, keeps):
+    """Counted are the pages that the system gives for a block that is freed and taken again and again."""
+    program = (
+        "import resource\n"
+        "from lgd.ending import as_program\n"
+        "def pages(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def take(): bytearray(b'x') * 2**24\n"
+        "def main():\n"
+        "    take(); begin = pages()\n"
+        "    for _ in range(10): take()\n"
+        "    print(pages() - begin)\n"
+        "    return 0\n"
+        "as_program(main)\n"
+    )
+    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**environment, **set_by_user}, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (int(done.stdout) < 2**24 // os.sysconf("SC_PAGESIZE")) is keeps

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lgd.backbones.backbone import Backbone
 from lgd.layers.conv import ConvNorm
 from lgd.layers.norm import freeze
+from lgd.layers.relu6 import relu6_
 
 _EPS = 1e-3
 _STEM_CHANNELS = 32
@@ -100,8 +101,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H/stride, W/stride), sizes rounded up."""
-        wide = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
-        out: Tensor = self.project(F.relu6(self.depthwise(wide), inplace=True))
+        wide = x if self.expand is None else relu6_(self.expand(x))
+        out: Tensor = self.project(relu6_(self.depthwise(wide)))
         return x + out if self.has_shortcut else out
 
 
@@ -162,7 +163,7 @@ class EfficientNetLite(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> {name: (B, channels[name], H / strides[name], W / strides[name])}, rounded up."""
-        x = F.relu6(self.stem(x), inplace=True)
+        x = relu6_(self.stem(x))
         maps, begin = {}, 0
         for name, end in self.ends.items():
             for block in self.blocks[begin:end]:

@@ -46,15 +46,10 @@ def build_sides(cfg: Config, model: Model, device: torch.device) -> list[Side]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameters["teacher" if name.startswith("teacher.") else "student"][name] = parameter
-    fused = cfg.train.fused_optimizer
-    return [
-        _build_side(cfg, name, side, device.type == "cuda" if fused == "auto" else fused)
-        for name, side in parameters.items()
-        if side
-    ]
+    return [_build_side(cfg, name, side, device) for name, side in parameters.items() if side]
 
 
-def _build_side(cfg: Config, name: str, parameters: Mapping[str, nn.Parameter], fused: bool) -> Side:
+def _build_side(cfg: Config, name: str, parameters: Mapping[str, nn.Parameter], device: torch.device) -> Side:
     solver = resolve_solver(cfg, "teacher" if name == "teacher" else "student")
     multiplier = cfg.solver.backbone_multiplier
     slower = [] if multiplier == 1.0 else [each for each in parameters if each.startswith(BACKBONE)]
@@ -64,7 +59,7 @@ def _build_side(cfg: Config, name: str, parameters: Mapping[str, nn.Parameter], 
         lr=solver.base_lr,
         momentum=solver.momentum,
         weight_decay=solver.weight_decay,
-        fused=fused,
+        fused=_is_fused(cfg, solver.optimizer, device),
         slower=[parameters[each] for each in slower],
     )
     schedule = LRSchedule(
@@ -78,6 +73,12 @@ def _build_side(cfg: Config, name: str, parameters: Mapping[str, nn.Parameter], 
         max_iter=cfg.solver.max_iter,
     )
     return Side(name, optimizer, schedule, multiplier)
+
+
+def _is_fused(cfg: Config, kind: str, device: torch.device) -> bool:
+    """Whether one kernel updates all parameters; on a CPU that of SGD would hardly save anything."""
+    wanted = cfg.train.fused_optimizer
+    return device.type == "cuda" or (device.type == "cpu" and kind == "ADAMW") if wanted == "auto" else wanted
 
 
 def build_average(cfg: Config, model: Model) -> WeightAverage | None:

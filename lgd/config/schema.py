@@ -242,9 +242,9 @@ class TrainConfig:
     accumulate_steps: Annotated[PositiveInt, "Forward and backward passes that make up one step."] = 1
     keep_checkpoints: Annotated[PositiveInt, "Newest checkpoints kept beside the best."] = 3
     channels_last: Annotated[bool, "NHWC memory layout: faster convolutions on CUDA."] = True
-    fused_optimizer: Annotated[Literal["auto"] | bool, "One kernel for all parameters; auto: on CUDA."] = (
-        "auto"
-    )
+    fused_optimizer: Annotated[
+        Literal["auto"] | bool, "One kernel for all parameters; auto: on CUDA, and AdamW's on a CPU."
+    ] = "auto"
     head_once: Annotated[
         bool, "Run a one-stage head once a step, on the student's and the teacher's maps together."
     ] = True

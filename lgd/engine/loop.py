@@ -21,7 +21,7 @@ from lgd.engine.averaging import WeightAverage, weights_by_model
 from lgd.engine.compile import CompileWatch
 from lgd.engine.metrics import StepRecord, measure_memory
 from lgd.engine.nonfinite import NonFinitePolicy, StepGuard
-from lgd.engine.optim import LRSchedule, clip_gradients, set_lr
+from lgd.engine.optim import LRSchedule, clip_gradients, load_optimizer, set_lr
 from lgd.engine.progress import Progress
 from lgd.ranks import process_group
 from lgd.ranks.interruption import Interrupted
@@ -138,7 +138,7 @@ class TrainState:
         """Restore what a step changes: model, optimizers and average, which begins anew if there was none."""
         self.model.load_state_dict(state["model"])
         for side in self.sides:
-            side.optimizer.load_state_dict(state["optimizers"][side.name])
+            load_optimizer(side.optimizer, state["optimizers"][side.name])
         if self.slow_head is not None and state.get("slow_head"):
             self.slow_head.load(state["slow_head"], head_parameters(self.model.student))
         if self.average is not None and state.get("ema") is not None:

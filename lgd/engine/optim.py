@@ -30,7 +30,7 @@ def build_optimizer(
         lr: learning rate of the first step; the schedule sets it anew before every step.
         momentum: SGD's momentum.
         weight_decay: coupled for SGD, decoupled for AdamW.
-        fused: one kernel for all parameters (CUDA).
+        fused: one kernel for all parameters; its roundings are its own.
         slower: more parameters, the second group where there are any; `set_lr` sets its rate.
 
     Raises:
@@ -48,6 +48,23 @@ def build_optimizer(
             groups, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, fused=fused or None
         )
     raise ValueError(f"unknown optimizer {kind!r}; known: SGD, ADAMW")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Go on from a state, with all that has a parameter's shape laid in memory as the parameter lies.
+
+    On a CPU torch's fused kernels (2.14) take numbers in the order of memory and do not look at strides:
+    after a change of TRAIN.CHANNELS_LAST they would take one number's average for another's.
+
+    Args:
+        optimizer: of the parameters that `state` is of.
+        state: of such an optimizer, see `torch.optim.Optimizer.state_dict`.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lgd.layers.depthwise import depthwise_conv, depthwise_pays
 from lgd.layers.norm import FrozenBatchNorm2d, frozen_copy, make_norm
 from lgd.layers.pointwise import (
     convolve_pixels,
@@ -37,11 +38,18 @@ class Conv2d(nn.Conv2d):
         if self._is_pointwise() and is_compiled_to_predict(x):
             found: Tensor = convolve_pixels(x, weight, bias)
             return found
+        if self._is_depthwise() and depthwise_pays(x, weight):
+            assert not isinstance(self.padding, str)
+            return depthwise_conv(x, weight, bias, self.stride, self.padding)
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def _is_pointwise(self) -> bool:
         settings = (self.kernel_size, self.stride, self.padding, self.groups)
         return settings == ((1, 1), (1, 1), (0, 0), 1)
+
+    def _is_depthwise(self) -> bool:
+        each = self.in_channels == self.out_channels == self.groups
+        return each and self.dilation == (1, 1)
 
     def _is_plain_3x3(self) -> bool:
         settings = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups)

@@ -29,11 +29,14 @@ def box_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
     Returns:
         (..., N, M) in [0, 1]; 0 where the boxes don't overlap, so also for boxes without area.
     """
-    a, b = boxes_a.unsqueeze(-2), boxes_b.unsqueeze(-3)
-    widths = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])).clamp(min=0)
-    heights = (torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])).clamp(min=0)
+    # Each side by itself in memory: the pairs read them many times.
+    left_a, top_a, right_a, bottom_a = boxes_a.movedim(-1, 0).contiguous().unsqueeze(-1).unbind()
+    left_b, top_b, right_b, bottom_b = boxes_b.movedim(-1, 0).contiguous().unsqueeze(-2).unbind()
+    widths = (torch.minimum(right_a, right_b) - torch.maximum(left_a, left_b)).clamp(min=0)
+    heights = (torch.minimum(bottom_a, bottom_b) - torch.maximum(top_a, top_b)).clamp(min=0)
     intersection = widths * heights
-    union = box_area(a) + box_area(b) - intersection
+    areas_a, areas_b = (right_a - left_a) * (bottom_a - top_a), (right_b - left_b) * (bottom_b - top_b)
+    union = areas_a + areas_b - intersection
     return torch.where(intersection > 0, intersection / union, 0)
 
 

@@ -35,3 +35,14 @@ def test_the_teacher_has_one_rate():
     cfg = load_config(REPOSITORY / "configs/demo.yaml", words)
     sides = build_sides(cfg, build_model(cfg), torch.device("cpu"))
     assert {side.name: len(side.optimizer.param_groups) for side in sides} == {"student": 2, "teacher": 1}
+
+
+def test_adamw_is_fused_on_a_cpu_and_sgd_is_not_unless_told_otherwise():
+    model = build_model(tiny_config())
+    for settings, fused in (
+        ({"SOLVER__OPTIMIZER": "ADAMW"}, True),
+        ({"SOLVER__OPTIMIZER": "SGD"}, None),
+        ({"SOLVER__OPTIMIZER": "SGD", "TRAIN__FUSED_OPTIMIZER": True}, True),
+        ({"SOLVER__OPTIMIZER": "ADAMW", "TRAIN__FUSED_OPTIMIZER": False}, None),
+    ):
+        assert sides_of(model, **settings)["student"].optimizer.defaults["fused"] is fused, settings

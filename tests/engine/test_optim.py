@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lgd.engine.optim import LRSchedule, build_optimizer, clip_gradients, set_lr
+from lgd.engine.optim import LRSchedule, build_optimizer, clip_gradients, load_optimizer, set_lr
 
 
 def schedule(**changes):
@@ -105,3 +105,27 @@ def test_a_factor_that_was_changed_is_the_one_that_counts_after_resuming():
     resumed.load_state_dict(saved.state_dict())
     set_lr(resumed, 1.0, 0.3)
     assert [group["lr"] for group in resumed.param_groups] == [1.0, 0.3]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_state_in_another_memory_layout_goes_on_the_same(fused):
+    def train(layout_after_one_step):
+        generator = torch.Generator().manual_seed(0)
+        weight = nn.Parameter(torch.randn(4, 3, 3, 3, generator=generator))
+        weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        settings = {"kind": "ADAMW", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.05, "fused": fused}
+        optimizer = build_optimizer([weight], **settings)
+        for step in range(3):
+            slope = torch.randn(4, 3, 3, 3, generator=generator)
+            weight.grad = slope.contiguous(memory_format=torch.channels_last)
+            optimizer.step()
+            if step == 0:
+                state = optimizer.state_dict()
+                for name in ("exp_avg", "exp_avg_sq"):
+                    state["state"][0][name] = state["state"][0][name].contiguous(
+                        memory_format=layout_after_one_step
+                    )
+                load_optimizer(optimizer, state)
+        return weight.detach()
+
+    assert torch.equal(train(torch.contiguous_format), train(torch.channels_last))

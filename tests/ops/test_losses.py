@@ -47,6 +47,13 @@ def test_focal_is_finite_far_out(dtype):
     assert torch.isfinite(logits.grad).all()
 
 
+def test_focal_of_background_is_exact_to_the_last_digits():
+    logits = torch.linspace(-30, 30, 241)[:, None]
+    for each, exact in zip(logits, F.softplus(logits.double()), strict=True):
+        found = sigmoid_focal_loss(each[None], torch.tensor([1]), alpha=0.25, gamma=0.0)
+        assert found.item() == pytest.approx(0.75 * exact.item(), rel=1e-6)
+
+
 def test_focal_of_nothing_is_zero():
     logits = torch.randn(3, 4, requires_grad=True)
     loss = sigmoid_focal_loss(logits, torch.full((3,), -1), alpha=0.25, gamma=2.0)
