@@ -160,7 +160,7 @@ def read_methods(texts: Sequence[str]) -> dict[str, str]:
     """Read NAME, or NAME=KNOWN KEY VALUE ..., for each method.
 
     Raises:
-        ConfigError: a name that is not known, or no pairs.
+        ConfigError: a name that is not known or taken, no pairs, or what has an option of its own.
     """
     methods = {}
     for text in texts:
@@ -176,6 +176,7 @@ def read_methods(texts: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"--methods {text!r}: {pairs[-1]} has no value")
         if own and (name in methods or name in METHODS):
             raise ConfigError(f"--methods {text!r}: there is a method called {name}; give it another name")
+        refuse_settings(pairs, {key: option for key, option in OPTIONS.items() if option != "--methods"})
         methods[name] = " ".join([METHODS[base], *map(shlex.quote, pairs)]).strip()
     return methods
 
