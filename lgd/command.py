@@ -116,7 +116,7 @@ def _recipe_of_data(options: argparse.Namespace) -> tuple[str, list[str]]:
     request = Request(
         options.data,
         Wishes(options.detector or "retinanet", options.size, options.epochs, options.method),
-        None if options.output is None else Path(options.output),
+        options.output,
         options.opts,
         options.num_gpus * options.num_machines,
     )

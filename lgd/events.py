@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lgd.files import typed_path
+
 _FACTS = "facts"
 """The attribute of a log record that holds an event."""
 
@@ -78,7 +80,7 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 def _file_name(text: str) -> str:
     if re.fullmatch(r"[A-Z][A-Z0-9_.]*", text):
         raise argparse.ArgumentTypeError(f"{text} looks like a setting: give --json behind the settings")
-    return text
+    return str(typed_path(text))
 
 
 def wants_events(arguments: argparse.Namespace) -> bool:

@@ -10,6 +10,7 @@ import os
 import re
 import select
 import stat
+import tempfile
 import time
 import uuid
 from collections import deque
@@ -118,6 +119,40 @@ def write_text_atomically(path: Path, text: str) -> None:
     """Write `text` as UTF-8 through `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def typed_path(text: str) -> Path:
+    """A path of a command line; ~ is a home also where no shell has seen to it, as in --out=~/found.
+
+    Raises:
+        argparse.ArgumentTypeError: nobody is called so.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        import argparse  # takes its time, which programs that are only just starting do not have
+
+        name = text.partition("/")[0]
+        raise argparse.ArgumentTypeError(f"{text}: {name}'s home is not known here") from None
+
+
+def prepare_file(path: Path) -> None:
+    """See that a file can be written, before the long work whose results it takes.
+
+    Folders that are missing are made.
+
+    Raises:
+        OSError: it cannot, or is a folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def temporary_name(path: Path, mark: str) -> Path:

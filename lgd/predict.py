@@ -10,12 +10,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 from PIL import Image
 
 from lgd import exits
-from lgd.files import clear_leftovers
+from lgd.files import clear_leftovers, typed_path
 from lgd.inference.model import TrainedModel
 from lgd.inference.pictures import Unreadable
 from lgd.inference.result import Result
@@ -50,7 +49,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="SOURCE",
         help="a picture, a video, a folder, a glob, a list of files (.txt)",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to save; needless with --json")
+    parser.add_argument("--out", type=typed_path, metavar="DIR", help="where to save; needless with --json")
     parser.add_argument(
         "--save",
         type=_kinds,
@@ -66,11 +65,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tile", type=int, metavar="SIZE", help="look at large pictures in tiles of so many pixels"
     )
+    parser.add_argument("--overlap", type=float, metavar="F", help="share that tiles overlap by (0.2)")
     parser.add_argument(
-        "--overlap", type=float, default=0.2, metavar="F", help="share that tiles overlap by (0.2)"
-    )
-    parser.add_argument(
-        "--ids", type=Path, metavar="JSON", help="COCO file whose image ids predictions.json takes"
+        "--ids", type=typed_path, metavar="JSON", help="COCO file whose image ids predictions.json takes"
     )
     parser.add_argument(
         "--backend",
@@ -85,6 +82,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--save needs --out DIR")
     if arguments.save is None:
         arguments.save = [] if arguments.out is None else ["images", "coco"]
+    if arguments.ids is not None and "coco" not in arguments.save:
+        parser.error("--ids is for predictions.json: it goes with --out and coco among --save")
     _check_numbers(parser, arguments)
     return arguments
 
@@ -180,6 +179,10 @@ def _check_numbers(parser: argparse.ArgumentParser, arguments: argparse.Namespac
         parser.error("--score must be from 0 to 1")
     if arguments.batch < 1:
         parser.error("--batch must be at least 1")
+    if arguments.overlap is None:
+        arguments.overlap = 0.2
+    elif arguments.tile is None:
+        parser.error("--overlap is of tiles: it goes with --tile SIZE")
     if arguments.tile is not None:
         try:
             Tiling(arguments.tile, arguments.overlap)

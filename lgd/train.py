@@ -67,6 +67,8 @@ _WISHES = ("detector", "size", "epochs", "method", "output", "recipe_only")
 
 
 def _add_wishes(group: argparse._ArgumentGroup) -> None:
+    from lgd.files import typed_path
+
     detectors = ("retinanet", "fcos", "atss", "poto", "gfl", "faster_rcnn", "mask_rcnn")
     group.add_argument("--detector", choices=detectors, help="default: retinanet")
     group.add_argument(
@@ -76,7 +78,9 @@ def _add_wishes(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--epochs", type=_positive, metavar="N", help="passes over the data")
     group.add_argument("--method", choices=("plain", "lgd"), help="by the length of the training")
-    group.add_argument("--output", metavar="DIR", help="OUTPUT_DIR; default: outputs/ and the folder's name")
+    group.add_argument(
+        "--output", type=typed_path, metavar="DIR", help="OUTPUT_DIR; default: outputs/ and the folder's name"
+    )
     group.add_argument("--recipe-only", action="store_true", help="write the recipe, and stop")
 
 

@@ -118,6 +118,23 @@ def test_a_setting_that_there_is_not_is_told_before_any_training(tmp_path, train
     assert not trained
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["DATASETS.TEST", "[]"], "the demo trains on sets and tests on one"),
+        (["DATASETS.TEST", "[a, b]"], "the demo trains on sets and tests on one"),
+        (["DATASETS.TRAIN", "[]"], "the demo trains on sets and tests on one"),
+        (["OUTPUT_DIR", "elsewhere"], "OUTPUT_DIR: give --out in its place"),
+    ],
+)
+def test_settings_that_the_demo_has_no_use_for(tmp_path, trained, pretrained, capsys, settings, says):
+    assert cli.main(["demo", "--out", str(tmp_path), *settings]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert says in line
+    assert not trained
+
+
 def test_small_trainings_in_truth(sample_data, tmp_path, monkeypatch, capsys):
     """From scratch, two steps each, in this process."""
 

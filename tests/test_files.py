@@ -1,12 +1,23 @@
 """Files that grow, on disks that refuse."""
 
+import argparse
 import errno
 import logging
 import os
+from pathlib import Path
 
 import pytest
 
-from lgd.files import GrowingFile, clear_leftovers, open_file, read_small, replacing, temporary_name
+from lgd.files import (
+    GrowingFile,
+    clear_leftovers,
+    open_file,
+    prepare_file,
+    read_small,
+    replacing,
+    temporary_name,
+    typed_path,
+)
 
 
 class Disk:
@@ -84,6 +95,23 @@ def test_a_place_that_refuses_is_named_as_the_user_knows_it(tmp_path):
     with pytest.raises(OSError, match="too long") as refusal, replacing(path):
         pass
     assert refusal.value.filename == str(path)
+
+
+def test_a_home_is_known_where_no_shell_has_seen_to_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert typed_path("~/found") == tmp_path / "found"
+    assert str(typed_path("found/~")) == "found/~"
+    with pytest.raises(argparse.ArgumentTypeError, match=r"~nobody\.here's home is not known"):
+        typed_path("~nobody.here/found")
+
+
+def test_a_file_that_cannot_be_written_is_known_before_the_work(tmp_path):
+    prepare_file(tmp_path / "new" / "page.md")
+    assert [*tmp_path.rglob("*")] == [tmp_path / "new"]
+    for path in (tmp_path / "new", tmp_path / "new" / "file" / "page.md", Path("/proc/page.md")):
+        (tmp_path / "new" / "file").touch()
+        with pytest.raises(OSError, match=str(path.parent)):
+            prepare_file(path)
 
 
 def test_half_a_line_is_ended(tmp_path):

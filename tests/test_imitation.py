@@ -115,6 +115,16 @@ def test_what_does_not_go_together_is_one_line(small_data, tmp_path, teacher, ca
     assert "MODEL.DISTILLATOR" in last
 
 
+def test_weights_of_another_detector_are_told_with_the_setting_that_says_which(
+    small_data, tmp_path, teacher, capsys
+):
+    wide = {"MODEL__FPN__OUT_CHANNELS": 48}
+    assert lgd_train(imitation_settings(small_data, tmp_path / "a", teacher, "PKD", **wide)) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "TEACHER.WEIGHTS (with the student's settings, as MODEL.DISTILLATOR.TEACHER.CONFIG_FILE" in last
+    assert "do not fit the model" in last
+
+
 def test_a_teacher_of_another_detector_and_backbone(small_data, tmp_path, teacher):
     """An FCOS with another backbone learns from the RetinaNet, from that one's own recipe."""
     changes = {

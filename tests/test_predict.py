@@ -110,6 +110,9 @@ def test_what_the_user_can_mend_is_a_line(tiny_weights, folder, monkeypatch, cap
         ("data", "--json", "--score", "2"),
         ("data", "--json", "--batch", "0"),
         ("data", "--json", "--tile", "8"),
+        ("data", "--json", "--overlap", "0.3"),
+        ("data", "--json", "--ids", "ids.json"),
+        ("data", "--out", "out", "--save", "csv", "--ids", "ids.json"),
         ("data", "--json", "--backend", "abacus"),
     ],
 )

@@ -73,6 +73,16 @@ def test_eval_only_of_the_checkpoint_gives_the_same_ap(finished, small_data, tmp
     )
 
 
+def test_eval_only_makes_the_folder_for_decoded_pictures(finished, small_data, tmp_path, capsys):
+    settings = {"MODEL__WEIGHTS": finished / "model_final.pth", "DATALOADER__CACHE_DIR": tmp_path / "kept"}
+    (tmp_path / "kept").write_text("")
+    line = fails(capsys, small_settings(small_data, tmp_path / "out", **settings), "--eval-only")
+    assert f"DATALOADER.CACHE_DIR {tmp_path / 'kept'} cannot be written to: File exists" in line
+    (tmp_path / "kept").unlink()
+    assert lgd_train(small_settings(small_data, tmp_path / "out", **settings), "--eval-only") == 0
+    assert (tmp_path / "kept").is_dir()
+
+
 def test_eval_only_of_the_student_alone(finished, small_data, tmp_path, capsys):
     student = tmp_path / "student.safetensors"
     assert cli.main(["convert", str(finished / "model_final.pth"), str(student), "--to", "student"]) == 0

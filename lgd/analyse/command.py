@@ -25,7 +25,7 @@ from lgd.data.index import AnnotationIndex
 from lgd.evaluation.ground_truth import ground_truth_of
 from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.results import write_predictions
-from lgd.files import write_text_atomically
+from lgd.files import typed_path, write_text_atomically
 from lgd.notices import long_work
 from lgd.run.complaints import answer
 from lgd.run.log import start_logging
@@ -51,9 +51,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data", metavar="DATASET", help="as lgd data takes it; by default the run's first test set"
     )
-    parser.add_argument("--root", type=Path, metavar="DIR", help="as DATASETS.ROOT; by default the run's")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="by default analysis in the run's folder, or here"
+        "--root", type=typed_path, metavar="DIR", help="as DATASETS.ROOT; by default the run's"
+    )
+    parser.add_argument(
+        "--out", type=typed_path, metavar="DIR", help="by default analysis in the run's folder, or here"
     )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1; CUDA where there is one")
     parser.add_argument(

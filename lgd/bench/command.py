@@ -32,6 +32,7 @@ from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
 from lgd.data.synthetic import write_synthetic
 from lgd.events import add_json_option, json_file, wants_events, write_event
+from lgd.files import prepare_file, write_text_atomically
 from lgd.preflight.report import align
 from lgd.ranks import process_group
 from lgd.run.complaints import answer
@@ -92,16 +93,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    file = json_file(arguments)
+    if file is not None:
+        prepare_file(file)
     cfg = load_config(arguments.config_file, arguments.opts)
     cfg, _ = scale_to_world_size(cfg, 1)
     figures = _measure(cfg, arguments)
-    words, file = sys.stdout, json_file(arguments)
+    words = sys.stdout
     if wants_events(arguments):
         write_event("result", **figures)
         words = sys.stderr
     words.write("\n".join(describe(figures)) + "\n")
     if file is not None:
-        file.write_text(json.dumps(figures, indent=2) + "\n")
+        write_text_atomically(file, json.dumps(figures, indent=2) + "\n")
     return exits.DONE
 
 

@@ -99,6 +99,12 @@ _METHODS: Mapping[str, Callable[[Config, Detector, Detector], ImitatingStudent]]
 }
 
 
+def _built_as(cfg: Config) -> str:
+    """By which settings the teacher is built, where none name a recipe of its own."""
+    named = cfg.model.distillator.teacher.config_file
+    return "" if named else f" (with the student's settings, as {_TEACHER}.CONFIG_FILE names no recipe)"
+
+
 def load_teacher(cfg: Config, model: nn.Module, classes: Classes | None) -> None:
     """Fill the pretrained teacher of a model, if it has one, from MODEL.DISTILLATOR.TEACHER.WEIGHTS.
 
@@ -122,7 +128,10 @@ def load_teacher(cfg: Config, model: nn.Module, classes: Classes | None) -> None
     predicts = isinstance(model, CrossHeadImitation)
     if predicts:
         of_teacher = with_values(of_teacher, {"MODEL.WEIGHTS_IGNORE_CLASSES": False})
-    report = fill_model(of_teacher, PlainStudent(teacher), source, classes if predicts else None)
+    try:
+        report = fill_model(of_teacher, PlainStudent(teacher), source, classes if predicts else None)
+    except WeightsError as error:
+        raise WeightsError(f"{_TEACHER}.WEIGHTS{_built_as(cfg)}: {error}") from error
     untrained = [name for name in report.untrained() if predicts or name.startswith(_FEATURES)]
     if untrained:
         raise WeightsError(

@@ -196,7 +196,7 @@ def build_train_loader(
         ConfigError: the folder for decoded pictures cannot be written to.
     """
     options, loader = cfg.input, cfg.dataloader
-    _make_cache(loader.cache_dir)
+    make_picture_cache(cfg)
     repeating = loader.sampler_train == "RepeatFactorTrainingSampler"
     return train_loader(
         index,
@@ -227,7 +227,13 @@ def build_train_loader(
     )
 
 
-def _make_cache(folder: str) -> None:
+def make_picture_cache(cfg: Config) -> None:
+    """Make the folder for decoded pictures, if there shall be one.
+
+    Raises:
+        ConfigError: it cannot be written to.
+    """
+    folder = cfg.dataloader.cache_dir
     if not folder:
         return
     try:

@@ -6,7 +6,6 @@ import argparse
 import logging
 import re
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -29,6 +28,7 @@ from lgd.export.detector import ExportedDetector, export_program, write_program
 from lgd.export.load import RUNTIMES, load_exported
 from lgd.export.onnx import require_onnx, write_onnx
 from lgd.export.winograd import mark_convolutions
+from lgd.files import prepare_file, typed_path
 from lgd.inference.model import InputRule, TrainedModel, run_eagerly
 from lgd.inference.sources import find_sources
 from lgd.run.complaints import answer, complain
@@ -51,7 +51,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("weights", metavar="WEIGHTS", help="a file of weights, or the folder of a run")
     parser.add_argument(
-        "target", metavar="OUT", type=Path, help="the file to write: .onnx, or .pt2 for torch.export"
+        "target", metavar="OUT", type=typed_path, help="the file to write: .onnx, or .pt2 for torch.export"
     )
     parser.add_argument(
         "--size",
@@ -99,9 +99,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if target.is_dir():
         raise ConfigError(f"{target}: is a folder; name the file")
     pictures = None if arguments.check is None else find_sources([arguments.check])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=target.parent):  # known now, not after minutes
-        pass
+    prepare_file(target)
     student = read_student(arguments.weights, arguments.max_detections)
     about = describe(student, size=arguments.size, num_images=arguments.batch, half=arguments.half)
     write(student, about, target, winograd=arguments.winograd)

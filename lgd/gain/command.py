@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -24,18 +25,20 @@ from lgd.config.load import load_config
 from lgd.config.values import ConfigError
 from lgd.data.catalog import open_dataset
 from lgd.events import add_json_option, json_file, sends_events, wants_events, write_event
-from lgd.files import write_text_atomically
+from lgd.files import prepare_file, typed_path, write_text_atomically
 from lgd.gain.folds import write_folds
 from lgd.gain.numbers import Row, equal_time, make_rows
 from lgd.gain.page import About, to_json, to_table, write_page
 from lgd.gain.study import (
     METHODS,
+    OPTIONS,
     PLAIN,
     TEACHER,
     Run,
     Study,
     name_of_data,
     read_methods,
+    refuse_settings,
     settings_of,
     test_line,
 )
@@ -54,7 +57,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Train a detector plain and with distillation, on several seeds or folds, and write a "
         "page of what it gains. Finished runs are not repeated, broken ones go on: give the same line again.",
         epilog=f"Exit codes: {exits.DONE} done, {exits.FAULT} a training failed, {exits.USER_ERROR} what you "
-        f"can mend, {exits.CTRL_C} Ctrl-C.",
+        f"can mend, {exits.RUN_AGAIN} asked to leave (give it again), {exits.CTRL_C} Ctrl-C.",
     )
     parser.add_argument(
         "--data", nargs="+", required=True, metavar="LINE", help="to train on: KIND:FOLDER:SPLIT"
@@ -78,8 +81,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--evaluations", type=_whole, default=5, metavar="N", help="of a training (5)")
     parser.add_argument("--jobs", type=_whole, default=1, metavar="N", help="trainings at a time (1)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/gain"), metavar="DIR")
-    parser.add_argument("--page", type=Path, metavar="FILE", help=f"the page; by default {PAGE} in --out")
+    parser.add_argument("--out", type=typed_path, default=Path("outputs/gain"), metavar="DIR")
+    parser.add_argument(
+        "--page", type=typed_path, metavar="FILE", help=f"the page; by default {PAGE} in --out"
+    )
     add_json_option(parser)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over all the others")
     arguments = parser.parse_intermixed_args(argv)
@@ -91,10 +96,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _whole(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,6 +116,8 @@ def _gain(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     session = Session(study, _lines_of(study), arguments.jobs)
     facts, command = _facts(), f"lgd gain {shlex.join(words)}"
     file = json_file(arguments)
+    for each in filter(None, (page, file)):
+        prepare_file(each)
     content: dict[str, Any] = {}
 
     def write() -> list[Row]:
@@ -150,6 +156,7 @@ def _read_study(arguments: argparse.Namespace) -> Study:
     for kind, each in (("--data", names), ("--recipes", [Path(name).stem for name in arguments.recipes])):
         if len({*each}) < len(each):
             raise ConfigError(f"{kind}: two of them are called alike ({', '.join(each)}); rename one")
+    refuse_settings(arguments.opts, OPTIONS)
     methods = read_methods(arguments.methods)
     if arguments.equal_time and {PLAIN, arguments.equal_time} - {*methods}:
         raise ConfigError(f"--equal-time needs plain and {arguments.equal_time} among --methods")

@@ -40,6 +40,18 @@ _PAPER = f"{_LGD}.HEAD.MODE shared {_LGD}.HEAD.FIXED_ITERS 0 {_LGD}.HEAD.RAMP_IT
 _LGD_FROM = 1 / 7
 """Of the steps, where the distillation begins if the recipe is a plain one: as in recipes for own data."""
 
+OPTIONS: Mapping[str, str] = {
+    "DATASETS.TRAIN": "--data",
+    "DATASETS.TEST": "--test-split",
+    "SOLVER.MAX_ITER": "--steps",
+    "TEST.EVAL_PERIOD": "--evaluations",
+    "SEED": "--seeds",
+    "OUTPUT_DIR": "--out",
+    f"{_LGD}.ENABLED": "--methods",
+    f"{_LGD}.METHOD": "--methods",
+}
+"""Settings in which the runs of a study differ, and the options that say how."""
+
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
 
 
@@ -148,12 +160,12 @@ def read_methods(texts: Sequence[str]) -> dict[str, str]:
     """Read NAME, or NAME=KNOWN KEY VALUE ..., for each method.
 
     Raises:
-        ConfigError: a name that is not known, or no pairs.
+        ConfigError: a name that is not known or taken, no pairs, or what has an option of its own.
     """
     methods = {}
     for text in texts:
         name, own, rest = text.partition("=")
-        base, *pairs = shlex.split(rest) if own else [name]
+        base, *pairs = _words_of(text, rest) if own else [name]
         if base not in METHODS or not re.fullmatch(r"[\w.-]+", name) or name in (TEACHER, EQUAL_TIME):
             known = ", ".join(METHODS)
             raise ConfigError(
@@ -162,8 +174,34 @@ def read_methods(texts: Sequence[str]) -> dict[str, str]:
             )
         if len(pairs) % 2:
             raise ConfigError(f"--methods {text!r}: {pairs[-1]} has no value")
+        if own and (name in methods or name in METHODS):
+            raise ConfigError(f"--methods {text!r}: there is a method called {name}; give it another name")
+        refuse_settings(pairs, {key: option for key, option in OPTIONS.items() if option != "--methods"})
         methods[name] = " ".join([METHODS[base], *map(shlex.quote, pairs)]).strip()
     return methods
+
+
+def refuse_settings(texts: Sequence[str], options: Mapping[str, str]) -> None:
+    """See that no KEY VALUE pair sets what an option is for.
+
+    Args:
+        texts: as typed.
+        options: by the setting in whose place they are.
+
+    Raises:
+        ConfigError: one does.
+    """
+    for key in texts[::2]:
+        if key in options:
+            raise ConfigError(f"command line: {key}: give {options[key]} in its place")
+
+
+def _words_of(text: str, rest: str) -> list[str]:
+    """A method's base and pairs, split as a shell does."""
+    try:
+        return shlex.split(rest) or [""]
+    except ValueError as error:
+        raise ConfigError(f"--methods {text!r}: {str(error).lower()}") from error
 
 
 def settings_of(run: Run, study: Study, train: Sequence[str], test: Sequence[str]) -> list[str]:

@@ -132,7 +132,7 @@ class TrainedModel:
         score: float = 0.5,
         batch: int = 8,
         *,
-        classes: Sequence[str] | None = None,
+        classes: str | Sequence[str] | None = None,
         tile: int | None = None,
         overlap: float = 0.2,
     ) -> Result | list[Result]:
@@ -143,7 +143,7 @@ class TrainedModel:
                 of uint8; a folder, a glob, a list of files (`.txt`) or a video; or a list of any of these.
             score: the least score, in [0, 1].
             batch: pictures that the model looks at together.
-            classes: names of those that are looked for; None for all.
+            classes: name, or names, of those that are looked for; None for all.
             tile: side of the tiles in which large pictures are looked at too, pixels; None for none.
             overlap: share of a tile that its neighbour sees too.
 
@@ -166,7 +166,7 @@ class TrainedModel:
         score: float = 0.5,
         batch: int = 8,
         *,
-        classes: Sequence[str] | None = None,
+        classes: str | Sequence[str] | None = None,
         tile: int | None = None,
         overlap: float = 0.2,
         keep_pixels: bool = True,
@@ -221,7 +221,7 @@ class TrainedModel:
         self,
         score: float,
         batch: int,
-        classes: Sequence[str] | None,
+        classes: str | Sequence[str] | None,
         tile: int | None,
         overlap: float,
         *,
@@ -248,7 +248,8 @@ class TrainedModel:
         alone = self.device.type != "cpu" or not self.in_torch
         return 1 if alone else min(_MOST_PARTS, request.batch, torch.get_num_threads())
 
-    def _labels_of(self, names: Sequence[str]) -> list[int]:
+    def _labels_of(self, names: str | Sequence[str]) -> list[int]:
+        names = [names] if isinstance(names, str) else names  # a text is a sequence too, of its letters
         for name in names:
             if name not in self.class_names:
                 raise ValueError(f"there is no class {name!r}; the model has {', '.join(self.class_names)}")

@@ -23,7 +23,7 @@ from lgd.config.solver import scale_to_world_size
 from lgd.config.values import ConfigError
 from lgd.ending import last_line
 from lgd.events import add_json_option, json_file, wants_events, write_event
-from lgd.files import write_text_atomically
+from lgd.files import prepare_file, write_text_atomically
 from lgd.preflight import findings, report, slowness
 from lgd.preflight.calls import Call, Listener, call_all
 from lgd.preflight.card import Card, make_card, nodes_of
@@ -120,8 +120,18 @@ class _Preflight:
         self.arguments = arguments
         self.place = place
         self.is_main = place.rank == 0
+        self._prepare_file()
         self.cfg, self.config_problem = self._load_recipe()
         self.reports = Reports()
+
+    def _prepare_file(self) -> None:
+        file = json_file(self.arguments)
+        if file is None or not self.is_main:
+            return
+        try:
+            prepare_file(file)
+        except OSError as error:
+            raise ConfigError(f"--json {file}: {error.strerror}") from error
 
     def run(self) -> int:
         self.meeting = open_meeting(self.place, self.arguments.timeout)

@@ -229,7 +229,7 @@ def _describe(
         f"method: {schedule.method} ({schedule.why_method})",
         f"detections of an image: {detections.value} ({detections.why})",
         *(
-            [f"{doubts} things about the data are worth a look: lgd data {shlex.quote(data)}"]
+            [f"worth a look in the data: {doubts} thing{'s' * (doubts > 1)}; lgd data {shlex.quote(data)}"]
             if doubts
             else []
         ),

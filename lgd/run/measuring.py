@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from lgd.build import Model, build_average, build_test_loader
+from lgd.build.training import make_picture_cache
 from lgd.config.schema import Config
 from lgd.config.values import ConfigError
 from lgd.data.index import AnnotationIndex
@@ -56,8 +57,13 @@ def make_evaluator(
     tests: Mapping[str, AnnotationIndex],
     context: RunContext,
 ) -> Evaluator:
-    """Build what evaluates the model as it is, and with the average's weights, on every test set."""
+    """Build what evaluates the model as it is, and with the average's weights, on every test set.
+
+    Raises:
+        ConfigError: the folder for decoded pictures cannot be written to.
+    """
     on_cuda = context.device.type == "cuda"
+    make_picture_cache(cfg)  # here, since an evaluation alone has no training batches
     test_sets = [
         TestSet(name, index, partial(build_test_loader, cfg, index, pin_memory=on_cuda))
         for name, index in tests.items()

@@ -20,6 +20,7 @@ from lgd.config.schema import Config
 from lgd.config.values import ConfigError
 from lgd.engine.checkpoint import FORMAT, save_file
 from lgd.events import add_json_flag, event
+from lgd.files import typed_path
 from lgd.run.complaints import answer
 from lgd.run.log import log_as_json, start_logging
 from lgd.weights import (
@@ -115,7 +116,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Write weights of one kind as another; see docs/weights.md.",
     )
     parser.add_argument("source", metavar="IN", help="a file, or as MODEL.WEIGHTS")
-    parser.add_argument("target", metavar="OUT", help="the file to write")
+    parser.add_argument("target", metavar="OUT", type=typed_path, help="the file to write")
     parser.add_argument(
         "--to",
         required=True,
@@ -143,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _convert(arguments: argparse.Namespace) -> int:
     convert(
         arguments.source,
-        Path(arguments.target),
+        arguments.target,
         arguments.to,
         config_file=arguments.config_file,
         overrides=arguments.opts,

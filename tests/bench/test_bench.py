@@ -161,6 +161,12 @@ def test_lines_for_programs(monkeypatch, capsys):
     assert "limited by" in err
 
 
+def test_a_file_that_cannot_be_written_is_known_before_the_measuring(monkeypatch, capsys):
+    monkeypatch.setattr("lgd.bench.command._measure", lambda cfg, arguments: pytest.fail("it measures"))
+    assert cli.main(["bench", "--config-file", str(DEMO), "--json", "/proc/b.json"]) == 2
+    assert capsys.readouterr().err == "error: No such file or directory: /proc/b.json\n"
+
+
 def test_command(tmp_path, capsys):
     arguments = ["--config-file", str(DEMO), "--size", "64", "64", "--batch", "1", "--seconds", "0.1"]
     assert cli.main(["bench", *arguments, "--json", str(tmp_path / "b.json"), *settings()]) == 0

@@ -87,6 +87,10 @@ def test_a_training_that_fails_is_told_and_the_others_count(tmp_path, run_gain, 
         (["--recipes", "demo", "./demo"], "--recipes: two of them are called alike"),
         (["SOLVER.BASE_LRR", "1"], "SOLVER.BASE_LRR is not a setting"),
         (["--test-split", "exam"], "exam"),
+        (["SEED", "5"], "SEED: give --seeds in its place"),
+        (["OUTPUT_DIR", "x"], "OUTPUT_DIR: give --out in its place"),
+        (["--page", "/proc/page.md"], "/proc/page.md"),
+        (["--json", "/proc/gain.json"], "/proc/gain.json"),
     ],
 )
 def test_what_the_user_can_mend_is_told_before_any_training(arguments, says, run_gain, trained, capsys):
@@ -95,6 +99,14 @@ def test_what_the_user_can_mend_is_told_before_any_training(arguments, says, run
     assert line.startswith("error: ")
     assert says in line
     assert not trained
+
+
+@pytest.mark.parametrize("text", ["0", "many", "1.5", "-1"])
+def test_numbers_that_are_none(text, run_gain, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_gain(f"--steps={text}")
+    assert end.value.code == 2
+    assert f"argument --steps: {text!r} is no whole number above 0" in capsys.readouterr().err
 
 
 def test_failures_that_the_user_can_mend(run_gain, trained, capsys):

@@ -103,11 +103,20 @@ def test_own_methods_and_options_for_all():
         ("teacher=plain", "write one of plain, ema, lgd"),
         ("../x=plain", "write one of plain, ema, lgd"),
         ("mine=lgd MODEL.DISTILLATOR.LAMBDA", "MODEL.DISTILLATOR.LAMBDA has no value"),
+        ("mine=lgd SEED 3", "SEED: give --seeds in its place"),
+        ("mine=", "write one of plain, ema, lgd"),
+        ('mine=lgd "MODEL', "no closing quotation"),
+        ("plain=lgd MODEL.DISTILLATOR.LAMBDA 0.3", "there is a method called plain"),
     ],
 )
 def test_methods_that_there_are_not(text, says):
     with pytest.raises(ConfigError, match=says):
         read_methods([text])
+
+
+def test_two_methods_of_one_name():
+    with pytest.raises(ConfigError, match="there is a method called weak"):
+        read_methods(["weak=lgd LOG_PERIOD 1", "weak=lgd LOG_PERIOD 2"])
 
 
 def test_lines():

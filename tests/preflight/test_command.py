@@ -52,6 +52,13 @@ def test_alone_with_findings(small_data, tmp_path, capsys):
     assert f"cannot read data set coco:{small_data}:lost" in text
 
 
+def test_a_file_that_cannot_be_written_is_known_at_once(capsys):
+    assert main(["--json", "/proc/report.json"]) == exits.USER_ERROR
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "error: --json /proc/report.json: No such file or directory\n"
+
+
 def test_without_a_recipe(capsys):
     assert cli.main(["preflight"]) == exits.DONE
     assert "data and disks not looked at: no --config-file" in capsys.readouterr().out

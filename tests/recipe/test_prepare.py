@@ -96,6 +96,12 @@ def test_one_set_alone_is_divided(tmp_path, capsys):
     assert cfg.datasets.train != cfg.datasets.test
 
 
+def test_the_output_may_be_in_the_home(small_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert lgd_train(capsys, "--data", small_data, "--output=~/out", "--recipe-only")[0] == 0
+    assert load_config(tmp_path / "out" / "recipe.yaml").output_dir == str(tmp_path / "out")
+
+
 def test_a_recipe_that_is_there_is_not_written_over(small_data, tmp_path, capsys):
     arguments = ("--data", small_data, "--output", tmp_path, "--recipe-only")
     assert lgd_train(capsys, *arguments)[0] == 0

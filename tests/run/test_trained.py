@@ -118,6 +118,8 @@ def test_score_and_classes_select(tiny_model, picture):
     assert len(tiny_model.predict(picture, score=least)) >= 6
     assert (tiny_model.predict(picture, score=least).scores >= least).all()
     some = tiny_model.predict(picture, score=0, classes=["dog/wolf", "cat"])
+    one = tiny_model.predict(picture, score=0, classes="cat")
+    assert {*one.names} == {"cat"}
     assert set(some.names) <= {"dog/wolf", "cat"}
     assert same(some, replace(every, detections=_with_labels(every.detections, (0, 2))))
 
