@@ -59,7 +59,7 @@ def test_convert(tiny_weights, tmp_path, capsys):
 def test_export(tiny_weights, tmp_path, capsys, monkeypatch):
     from lgd.export import command
 
-    monkeypatch.setattr(command, "write", lambda student, about, target: target.write_bytes(b"12345"))
+    monkeypatch.setattr(command, "write", lambda student, about, target, **_: target.write_bytes(b"12345"))
     target = tmp_path / "student.pt2"
     code, told, words = run(capsys, "export", tiny_weights, target, "--json")
     assert (code, told) == (0, [{"event": "written", "file": str(target), "bytes": 5}])

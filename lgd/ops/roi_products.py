@@ -121,8 +121,9 @@ def _weigh(start: Tensor, extent: Tensor, side: Tensor, resolution: int, samplin
     start, last = start[:, None, None], side[:, None, None] - 1
     bins = extent[:, None, None] / resolution
     counts = torch.full_like(bins, sampling_ratio) if sampling_ratio else bins.ceil().clamp(min=0)
-    samples = torch.arange(max([1, *counts.flatten().long().tolist()]), dtype=start.dtype)
-    numbers = torch.arange(resolution, dtype=start.dtype)[:, None]
+    most = max([1, *counts.flatten().long().tolist()])
+    samples = torch.arange(most, dtype=start.dtype, device=start.device)
+    numbers = torch.arange(resolution, dtype=start.dtype, device=start.device)[:, None]
     points = start + numbers * bins + (samples + 0.5) * bins / counts.clamp(min=1)
     count = (samples < counts) & (points >= -1) & (points <= last + 1)
     points = torch.where(count, points, 0).clamp(min=0).minimum(last.to(points.dtype))
