@@ -25,6 +25,7 @@ from lgd.notices import above_bars, long_work
 from lgd.run.complaints import answer, complain
 from lgd.run.log import start_logging
 from lgd.run.trained import load
+from lgd.words import counted
 
 logger = logging.getLogger("lgd.predict")
 
@@ -119,9 +120,17 @@ def _predict(arguments: argparse.Namespace) -> int:
             advance(1)
     seconds = time.monotonic() - started
     where = f"; saved in {arguments.out}" if arguments.out else ""
-    logger.info("%d pictures, %d objects, %.1f images/s%s", pictures, objects, pictures / seconds, where)
+    logger.info(
+        "%s, %s, %.1f images/s%s",
+        counted(pictures, "picture"),
+        counted(objects, "object"),
+        pictures / seconds,
+        where,
+    )
     if unreadable:
-        return complain(f"{len(unreadable)} of {len(sources)} files could not be read; see the lines above")
+        return complain(
+            f"{len(unreadable)} of {counted(len(sources), 'file')} could not be read; see the lines above"
+        )
     return exits.DONE
 
 

@@ -7,16 +7,16 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PLAN = (
-    "exits", "ending", "structures", "files", "events", "notices", "config", "ranks", "ops", "layers",
-    "backbones", "detectors", "distill", "data", "evaluation", "weights", "trackers", "engine", "inference",
-    "inspect", "export", "recipe", "build", "memory", "run", "adapters", "launch", "command", "train",
-    "predict", "analyse", "preflight", "weights.convert", "export.command", "bench", "gain",
+    "exits", "ending", "words", "structures", "files", "events", "notices", "config", "ranks", "ops",
+    "layers", "backbones", "detectors", "distill", "data", "evaluation", "weights", "trackers", "engine",
+    "inference", "inspect", "export", "recipe", "build", "memory", "run", "adapters", "launch", "command",
+    "train", "predict", "analyse", "preflight", "weights.convert", "export.command", "bench", "gain",
     "demo", "cli",
 )  # fmt: skip
 """Each imports only from itself and from those before it. `weights.convert` and `export.command` are commands
 beside their topics."""
 TYPED = {"demo", "train", "predict", "launch", "cli", "command"}
-LOOSE = {"__init__", "structures", "files", "events", "notices", "exits", "ending", *TYPED}
+LOOSE = {"__init__", "words", "structures", "files", "events", "notices", "exits", "ending", *TYPED}
 SEES_CONFIG = {
     "config", "recipe", "build", "memory", "run", "command", "train", "analyse", "preflight",
     "weights.convert", "export.command", "bench", "gain", "demo", "cli",

@@ -24,6 +24,7 @@ from lgd.inspect.sets import lines_of
 from lgd.run.data import open_data
 from lgd.run.output import OutputFolder
 from lgd.run.trained import load
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -219,14 +220,16 @@ def place_saved(saved: SavedPredictions, index: AnnotationIndex) -> tuple[Predic
     images = _place_images(saved, index)
     classes = _place_classes(saved, index)
     found = Predictions(
-        _place_ids(saved, "image_id", images, f"picture id(s) that {index.name} does not have"),
-        _place_ids(saved, "category_id", classes, f"class id(s) that {index.name} does not have"),
+        _place_ids(saved, "image_id", images, "picture", index),
+        _place_ids(saved, "category_id", classes, "class", index),
         np.array([entry["bbox"] for entry in saved.entries], dtype=np.float64).reshape(-1, 4),
         np.array([entry["score"] for entry in saved.entries], dtype=np.float64),
     )
     doubts = []
     if saved.image_names is not None and (absent := len(index) - len(set(images.values()))):
-        doubts.append(f"{saved.path} lacks {absent} of the {len(index)} pictures: as if nothing was found")
+        doubts.append(
+            f"{saved.path} lacks {absent} of the {counted(len(index), 'picture')}: as if nothing was found"
+        )
     if len(found) and found.scores.min() >= 0.1:
         doubts.append(
             f"{saved.path} has no scores below {found.scores.min():.2f}: AP is less than with all "
@@ -235,14 +238,16 @@ def place_saved(saved: SavedPredictions, index: AnnotationIndex) -> tuple[Predic
     return found.sort_by_image(), doubts
 
 
-def _place_ids(saved: SavedPredictions, key: str, known: Mapping[Any, int], what: str) -> Integers:
+def _place_ids(
+    saved: SavedPredictions, key: str, known: Mapping[Any, int], kind: str, index: AnnotationIndex
+) -> Integers:
     """The ids of all detections as the data set has them."""
     ids = [entry[key] for entry in saved.entries]
     unknown = list(dict.fromkeys(each for each in ids if each not in known))
     if unknown:
         raise DataError(
-            f"{saved.path} names {len(unknown)} {what} ({name_some(unknown, shown)}); give the data that "
-            "it was made from: --data"
+            f"{saved.path} names {counted(len(unknown), f'{kind} id')} that {index.name} does not have "
+            f"({name_some(unknown, shown)}); give the data that it was made from: --data"
         )
     return np.array([known[each] for each in ids], dtype=np.int64)
 
@@ -266,7 +271,8 @@ def _place_images(saved: SavedPredictions, index: AnnotationIndex) -> dict[Any, 
             places[number] = place
     if unknown:
         raise DataError(
-            f"{saved.path}: {len(unknown)} of its {len(saved.image_names)} pictures are not in {index.name} "
+            f"{saved.path}: {len(unknown)} of its "
+            f"{counted(len(saved.image_names), 'picture is', 'pictures are')} not in {index.name} "
             f"({name_some(unknown, plain)}); give the data that it was made from: --data"
         )
     return places

@@ -20,6 +20,7 @@ from lgd.layers.conv import Conv2d
 from lgd.ops.anchors import cell_anchors, grid_anchors
 from lgd.ops.boxes import box_iou
 from lgd.structures import Batch, Features, Targets
+from lgd.words import counted
 
 _MAX_PAIRS = 2**25
 """Overlaps held at a time (128 MiB in float32), so that crowded images don't exhaust the memory."""
@@ -58,7 +59,9 @@ class FeatureImitation(ImitatingStudent):
             )
         for name, rows in (("anchor_sizes", anchor_sizes), ("aspect_ratios", aspect_ratios)):
             if len(rows) not in (1, len(student.strides)):
-                raise ValueError(f"{name} has {len(rows)} rows for {len(student.strides)} levels")
+                raise ValueError(
+                    f"{name} has {counted(len(rows), 'row')} for {counted(len(student.strides), 'level')}"
+                )
         self.adapter = Conv2d(student.channels, teacher.channels, 3, padding=1)
         self.iou_ratio = iou_ratio
         self.weight = weight

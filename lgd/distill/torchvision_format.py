@@ -16,6 +16,7 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from lgd.ops.polygons import mask_edges, rasterize_on_grid
 from lgd.structures import Batch, Outlines, Targets
+from lgd.words import counted
 
 TorchvisionTarget = Mapping[str, Tensor]
 """Of one image "boxes" (G, 4) float xyxy pixels, "labels" (G,) int64, and "masks" (G, H, W) where the model
@@ -45,7 +46,8 @@ def check_format(images: Sequence[Tensor], targets: Sequence[TorchvisionTarget],
     """
     if len(images) != len(targets) or len(images) == 0:
         raise ValueError(
-            f"{len(images)} images and targets of {len(targets)}; give as many of each, one at least"
+            f"{counted(len(images), 'image')} and targets of {len(targets)}; give as many of each, one at "
+            "least"
         )
     for i, (image, target) in enumerate(zip(images, targets, strict=True)):
         _check_image(i, image)
@@ -81,7 +83,7 @@ def _check_shapes(i: int, image: Tensor, target: TorchvisionTarget, rules: Targe
     if labels.shape != boxes.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(
             f"the labels of image {i} are {tuple(labels.shape)} of {labels.dtype}; give one int64 for each "
-            f"of its {len(boxes)} boxes"
+            f"of its {counted(len(boxes), 'box', 'boxes')}"
         )
     if rules.with_masks and target["masks"].shape != (len(boxes), *image.shape[1:]):
         raise ValueError(

@@ -22,6 +22,7 @@ from lgd.engine.lines import LineFile
 from lgd.events import event
 from lgd.trackers.open import open_writers
 from lgd.trackers.tracker import Log, Scalar, Writer
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -266,7 +267,7 @@ def format_progress(record: StepRecord, max_iter: int, eta_seconds: float) -> st
     if record.skipped_images:
         fields.append(f"skipped {record.skipped_images}")
     if record.skipped_steps:
-        fields.append(f"left out {record.skipped_steps} step(s)")
+        fields.append(f"left out {counted(record.skipped_steps, 'step')}")
     return "  ".join(fields)
 
 

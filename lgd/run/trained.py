@@ -30,6 +30,7 @@ from lgd.weights.files import LoadedWeights, read_checkpoint_file
 from lgd.weights.load import load_weights
 from lgd.weights.report import WeightsError, list_names
 from lgd.weights.sources import fetch_weights
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +189,8 @@ def _classes_of(file: Path, weights: LoadedWeights, cfg: Config) -> Classes:
         classes = Classes([str(label) for label in range(cfg.num_classes)], list(range(cfg.num_classes)))
     if len(classes.names) != cfg.num_classes or not cfg.num_classes:
         raise WeightsError(
-            f"{file}: names {len(classes.names)} classes, but its NUM_CLASSES is {cfg.num_classes}"
+            f"{file}: names {counted(len(classes.names), 'class', 'classes')}, but its NUM_CLASSES is "
+            f"{cfg.num_classes}"
         )
     return classes
 

@@ -341,7 +341,7 @@ def test_one_stage_models_have_no_background_class(name, label, fits):
 def test_images_that_cannot_be_used():
     distiller, (images, targets) = wrap(make_model("fcos")), make_data("fcos", (1,))
     for given, says in [
-        ((images, []), "1 images and targets of 0"),
+        ((images, []), "1 image and targets of 0"),
         (([], []), "one at least"),
         ((torch.zeros(0, 3, 50, 50), []), "one at least"),
         (([images[0][0]], targets), r"image 0 has the shape .* give \(3, height, width\)"),

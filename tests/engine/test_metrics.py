@@ -186,7 +186,7 @@ def test_damaged_lines_are_dropped_and_counted(tmp_path, caplog):
     )
     MetricsWriter(tmp_path, max_iter=100, first_iteration=40).close()
     assert [line["iteration"] for line in read_lines(tmp_path)] == [20, 40]
-    assert "dropped 5 damaged line(s)" in caplog.text
+    assert "dropped 5 damaged lines" in caplog.text
 
 
 def test_resume_without_a_checkpoint_begins_anew(tmp_path):

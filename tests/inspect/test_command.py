@@ -53,7 +53,7 @@ def test_stdout_is_a_line_of_json_for_each_set_and_words_go_to_stderr(folder, ca
 def test_words_go_to_stdout(folder, capsys):
     code, out, err = lgd_data(capsys, f"coco:{folder}:train")
     assert (code, err) == (0, "")
-    for words in ("3, 1 of them without objects", "and 1 crowds", "in 1 images", "NUM_CLASSES 3", "64 x 48"):
+    for words in ("3, 1 of them without objects", "and 1 crowd", "in 1 image ", "NUM_CLASSES 3", "64 x 48"):
         assert words in out
     assert f"coco:{folder}:val" not in out
 
@@ -93,7 +93,7 @@ def test_many_pictures_are_not_compared_unasked(folder, capsys, monkeypatch):
     [
         ([], "no objects"),
         (None, "no annotations"),
-        ([annotation(1, 1, iscrowd=1)], "only 1 crowds"),
+        ([annotation(1, 1, iscrowd=1)], "only 1 crowd"),
         ([annotation(1, 1, (0, 0, 10, 0))], "no objects"),
     ],
 )
