@@ -188,15 +188,10 @@ def _check_numbers(parser: argparse.ArgumentParser, arguments: argparse.Namespac
         parser.error("--score must be from 0 to 1")
     if arguments.batch < 1:
         parser.error("--batch must be at least 1")
-    if arguments.overlap is None:
-        arguments.overlap = 0.2
-    elif arguments.tile is None:
-        parser.error("--overlap is of tiles: it goes with --tile SIZE")
-    if arguments.tile is not None:
-        try:
-            Tiling(arguments.tile, arguments.overlap)
-        except ValueError as error:
-            parser.error(f"--tile, --overlap: {error}")
+    try:
+        Tiling.of(arguments.tile, arguments.overlap)
+    except ValueError as error:
+        parser.error(f"--tile, --overlap: {error}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ all levels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,31 +73,17 @@ class FeatureImitation(ImitatingStudent):
             for number, level in enumerate(student.strides)
         }
 
-    def forward(
-        self, batch: Batch, *, distill: bool, head_share: float = 1.0, weight_factor: float = 1.0
+    def imitate(
+        self, features: Features, batch: Batch, assignment: Any, *, distill: bool
     ) -> dict[str, Tensor]:
-        """Compute the losses of one step.
-
-        Args:
-            batch: images and targets.
-            distill: whether the student learns from the imitation loss. If not, the loss has the same value,
-                and only the adapter learns from it.
-            head_share: changes nothing; the teacher's losses are LGD's.
-            weight_factor: of the imitation loss, beside `weight`.
-
-        Returns:
-            Scalars: the student's losses and "loss_distill".
-        """
-        features = self.student.extract_features(batch)
-        losses, _ = self.student.compute_losses(features, batch)
+        """See `ImitatingStudent.imitate`; the adapter learns in any case."""
         with torch.no_grad():
             taught = self.teacher.extract_features(batch)
             cells = self.near_objects(features, batch.targets)
         if not distill:
             features = {level: x.detach() for level, x in features.items()}
         adapted = {level: self.adapter(x) for level, x in features.items()}
-        losses["loss_distill"] = self.weight * weight_factor * imitation_loss(adapted, taught, cells)
-        return losses
+        return {"loss_distill": self.weight * imitation_loss(adapted, taught, cells)}
 
     def near_objects(self, features: Features, targets: Targets) -> dict[str, Tensor]:
         """Mark the cells whose anchors overlap an object nearly as much as its best anchor does (eq. 2-3).

@@ -29,6 +29,7 @@ from lgd.distill.torchvision_format import (
     TargetRules,
     TorchvisionTarget,
     check_format,
+    check_values,
     from_targets,
     to_targets,
 )
@@ -94,6 +95,7 @@ class TorchvisionDistiller(nn.Module):
     def __init__(self, label_guided: LabelGuidedDistiller) -> None:
         super().__init__()
         self.label_guided = label_guided
+        self._has_seen_images = False
 
     @property
     def student(self) -> nn.Module:
@@ -131,6 +133,9 @@ class TorchvisionDistiller(nn.Module):
         """
         rules, reads_masks = self._detector.rules, self.label_guided.teacher.use_masks
         check_format(images, targets, replace(rules, with_masks=rules.with_masks or reads_masks))
+        if not self._has_seen_images:  # of the first alone: it costs a wait for the device
+            check_values(images)
+            self._has_seen_images = True
         batch = self._detector.transform(images, targets, reads_masks)
         losses: dict[str, Tensor] = self.label_guided(
             batch, distill=distill, head_share=head_share, weight_factor=weight_factor

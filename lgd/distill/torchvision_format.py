@@ -22,6 +22,9 @@ TorchvisionTarget = Mapping[str, Tensor]
 """Of one image "boxes" (G, 4) float xyxy pixels, "labels" (G,) int64, and "masks" (G, H, W) where the model
 makes some."""
 
+_MOST_VALUE = 8.0
+"""Augmentations and normalisations leave less of [0, 1], and more of [0, 255]."""
+
 
 @dataclass(frozen=True)
 class TargetRules:
@@ -58,6 +61,21 @@ def check_format(images: Sequence[Tensor], targets: Sequence[TorchvisionTarget],
     is_unknown = (labels < 0) | (labels >= rules.num_classes)
     if (is_flat | is_unknown).any():
         _raise_first(targets, is_flat, rules)
+
+
+def check_values(images: Sequence[Tensor]) -> None:
+    """See that the images' values can be meant for 0 to 1; waits for the device.
+
+    Raises:
+        ValueError: an image that is surely in another range, such as 0 to 255.
+    """
+    for i, image in enumerate(images):
+        most = image.max().item() if image.numel() else 0.0
+        if most > _MOST_VALUE:
+            raise ValueError(
+                f"image {i} has values up to {most:.4g}; torchvision's detectors take floats in [0, 1]: "
+                "divide by 255"
+            )
 
 
 def _check_image(i: int, image: Tensor) -> None:
