@@ -177,6 +177,8 @@ def _words(text: str) -> list[str]:
 
 def _kinds(text: str) -> list[str]:
     kinds = _words(text)
+    if not kinds:
+        raise argparse.ArgumentTypeError(f"{text!r} names none of {', '.join(KINDS)}")
     for kind in kinds:
         if kind not in KINDS:
             raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(KINDS)}")

@@ -85,6 +85,8 @@ def _add_wishes(group: argparse._ArgumentGroup) -> None:
 
 
 def _positive(text: str) -> int:
+    import argparse
+
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)

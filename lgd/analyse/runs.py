@@ -18,6 +18,7 @@ from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex, Integers
 from lgd.data.limits import name_some, parse_json, plain, read_text, shown
 from lgd.evaluation.predictions import Predictions
+from lgd.files import at_home
 from lgd.inference.evaluate import detect_on
 from lgd.inference.model import TrainedModel
 from lgd.inspect.sets import lines_of
@@ -60,13 +61,13 @@ def take(word: str, device: str | None) -> Source:
         WeightsError: no trained model; see `lgd.load`.
         ConfigError: see `lgd.load`.
     """
-    path = Path(word).expanduser()
+    path = at_home(word)
     return read_saved(path) if path.suffix.lower() == ".json" else load(word, device)
 
 
 def find_run(word: str) -> Path | None:
     """The folder of the run that a folder or a file is of; None where it is of none."""
-    path = Path(word).expanduser().absolute()
+    path = at_home(word).absolute()
     folders = [path, *path.parents][:_LEVELS]
     return next((folder for folder in folders if _is_run(folder)), None)
 
@@ -79,7 +80,7 @@ def _is_run(folder: Path) -> bool:
 
 def name_runs(words: Sequence[str]) -> list[str]:
     """Names for runs, short where they differ."""
-    names = [_name(Path(word).expanduser().absolute(), find_run(word)) for word in words]
+    names = [_name(at_home(word).absolute(), find_run(word)) for word in words]
     return names if len(set(names)) == len(names) else list(words)
 
 
@@ -122,7 +123,7 @@ def open_set(word: str, source: Source, data: str | None, root: Path | None) -> 
 
 def _choose_set(word: str, run: Path, names: Sequence[str]) -> str:
     """Of a run's test sets the one that a file of its predictions is of, else the first."""
-    folder = Path(word).expanduser().absolute().parent
+    folder = at_home(word).absolute().parent
     output = OutputFolder(run)
     for name in names:
         if output.predictions(name, "student").parent == folder:

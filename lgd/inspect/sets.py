@@ -6,14 +6,15 @@ from pathlib import Path
 
 from lgd.data.errors import DataError
 from lgd.data.layouts import Split, find_splits
+from lgd.files import at_home
 
 
 def find_folder(word: str) -> Path | None:
     """Return the folder that a word is the path of; None where it is none."""
     try:
-        folder = Path(word).expanduser()
-        return folder if folder.is_dir() else None
-    except (OSError, RuntimeError, ValueError):
+        folder = at_home(word)
+        return folder if word and folder.is_dir() else None
+    except (OSError, ValueError):
         return None
 
 

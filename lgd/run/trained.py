@@ -22,6 +22,7 @@ from lgd.detectors.protocol import Detector
 from lgd.distill.distiller import PlainStudent
 from lgd.engine.checkpoint import load_newest
 from lgd.export.load import is_exported, load_exported, run_compiled
+from lgd.files import at_home
 from lgd.inference.model import InputRule, TrainedModel, run_eagerly
 from lgd.layers.prediction import for_prediction
 from lgd.run.output import OutputFolder
@@ -72,7 +73,7 @@ def load(
         ConfigError: its settings are none of ours, or torch does not see the device.
         ImportError: the runtime is not there; the message names the extra.
     """
-    file = Path(os.fspath(path)).expanduser()
+    file = at_home(path)
     if is_exported(file):
         return load_exported(file, _choose_device(device or "cpu"), backend)
     if backend not in (None, "torch", "compile"):
@@ -143,7 +144,9 @@ def _choose_device(device: str | torch.device | None) -> torch.device:
 def _find_file(path: str | os.PathLike[str]) -> Path:
     """The file of weights that is meant."""
     text = os.fspath(path)
-    folder = Path(text).expanduser()
+    if not text:
+        raise WeightsError("the path of the weights is empty; give a file, or the folder of a run")
+    folder = at_home(text)
     if is_exported(folder) or folder.suffix.lower() == ".xml":
         raise WeightsError(f"{text}: an exported model; give the weights that it was made of")
     if not folder.is_dir():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from lgd.files import open_file
+from lgd.files import at_home, open_file
 from lgd.weights.kind import Content
 from lgd.weights.kinds import KINDS, recognise
 from lgd.weights.limits import check_archive, check_values
@@ -75,8 +74,7 @@ def read_checkpoint_file(path: str | Path) -> LoadedWeights:
 def local_file(path: str | Path) -> Path:
     """The path with `~` resolved; raises WeightsError where there is no such file."""
     try:
-        # Unlike pathlib's, this leaves the home of nobody as it is.
-        file = Path(os.path.expanduser(path))  # noqa: PTH111
+        file = at_home(path)
         with open_file(file):
             return file
     except (FileNotFoundError, NotADirectoryError):

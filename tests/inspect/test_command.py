@@ -128,7 +128,17 @@ def test_an_empty_folder_is_said(tmp_path, capsys):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("draw", [("0", "a.png"), ("x", "a.png"), ("4", "a.gif"), ("1000", "a.png")])
+def test_a_path_that_is_none_is_no_folder(monkeypatch, folder, capsys):
+    """An empty one, of a variable that is not set, is not the folder that one is in."""
+    monkeypatch.chdir(folder)
+    code, _, err = lgd_data(capsys, "")
+    assert code == 2
+    assert err.startswith("error: unknown data set ''")
+
+
+@pytest.mark.parametrize(
+    "draw", [("0", "a.png"), ("x", "a.png"), ("4", "a.gif"), ("1000", "a.png"), ("4", "~nobody.here/a.png")]
+)
 def test_what_cannot_be_drawn_is_refused(draw, folder):
     with pytest.raises(SystemExit) as ended:
         cli.main(["data", str(folder), "--draw", *draw])

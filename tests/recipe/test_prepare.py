@@ -142,6 +142,14 @@ def test_sets_of_which_none_is_to_train_on_are_named(tmp_path, capsys):
     assert f"coco:{tmp_path}:left" in line
 
 
+@pytest.mark.parametrize("number", ["0", "1.5", "-3", "many"])
+def test_epochs_that_are_no_number_end_with_a_line(capsys, number):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "--data", "data", "--epochs", number])
+    assert ended.value.code == 2
+    assert f"argument --epochs: {number!r} is no whole number above 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flags", [["--epochs", "3"], ["--recipe-only"], ["--size", "base"]])
 def test_wishes_go_with_data(flags, capsys):
     with pytest.raises(SystemExit) as ended:

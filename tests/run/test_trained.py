@@ -244,6 +244,16 @@ def test_files_without_classes_call_them_by_label(tmp_path, picture):
     assert lgd.load(tmp_path / "model.pth").class_names == ("0", "1", "2")
 
 
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [("", "the path of the weights is empty"), ("~nobody.here/run", "^~nobody.here/run: no ")],
+)
+def test_a_path_that_is_none(tmp_path, monkeypatch, path, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=says):
+        lgd.load(path)
+
+
 @pytest.mark.parametrize("device", ["gpu", "mps", "cuda:99"])
 def test_a_device_that_there_is_not(tiny_weights, device):
     with pytest.raises(ConfigError, match=f"the device is '{device}'"):
