@@ -19,12 +19,14 @@ def find_folder(word: str) -> Path | None:
 
 
 def splits_of(folder: Path) -> list[Split]:
-    """Return all splits of a folder, those to train on first.
+    """Return all splits of a folder, those to train on first: also where their pictures are absent.
+
+    To open such a one says what is not there; without it another split would be taken for it.
 
     Raises:
         DataError: there are none.
     """
-    splits = find_splits(folder)
+    splits = find_splits(folder, wanted="train")
     if not splits:
         raise DataError(
             f"{folder}: no annotations of a known format are there or a folder below; write where they are, "

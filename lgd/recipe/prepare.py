@@ -148,16 +148,16 @@ def _find_sets(request: Request, output: Path, root: Path) -> _Sets:
     contents = read_contents(index)
     if obstacle := find_obstacle(contents):
         raise DataError(obstacle)
-    if request.wishes.detector == "mask_rcnn" and contents.masked < contents.objects:
+    if request.wishes.detector == "mask_rcnn" and (without := contents.objects - contents.masked):
         raise DataError(
-            f"--detector mask_rcnn learns masks, and {contents.objects - contents.masked} of the "
-            f"{counted(contents.objects, 'object')} of {train} without one; take --detector faster_rcnn"
+            f"--detector mask_rcnn learns masks, which are missing for {without} of "
+            f"{counted(contents.objects, 'object')} in {train}; take --detector faster_rcnn"
         )
     kinds = {split.spec: split for split in splits}
     for name in _VALIDATE:
         for split in splits:
-            is_same_kind = split.kind == kinds[train].kind
-            if usual_name(split.name) == name and is_same_kind and _has_objects(split.spec, root):
+            is_another = split.spec != train and split.kind == kinds[train].kind
+            if usual_name(split.name) == name and is_another and _has_objects(split.spec, root):
                 return _Sets(index, contents, train, split.spec, "")
     divided = write_division(index, contents, output / "data")
     how = f"one set only: {SHARE:.0%} of its images are left to validate on, written to {output / 'data'}"

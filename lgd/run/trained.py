@@ -27,7 +27,7 @@ from lgd.inference.model import InputRule, TrainedModel, run_eagerly
 from lgd.layers.prediction import for_prediction
 from lgd.run.output import OutputFolder
 from lgd.weights.classes import Classes
-from lgd.weights.files import LoadedWeights, read_checkpoint_file
+from lgd.weights.files import EMPTY_PATH, LoadedWeights, read_checkpoint_file
 from lgd.weights.load import load_weights
 from lgd.weights.report import WeightsError, list_names
 from lgd.weights.sources import fetch_weights
@@ -145,7 +145,7 @@ def _find_file(path: str | os.PathLike[str]) -> Path:
     """The file of weights that is meant."""
     text = os.fspath(path)
     if not text:
-        raise WeightsError("the path of the weights is empty; give a file, or the folder of a run")
+        raise WeightsError(EMPTY_PATH)
     folder = at_home(text)
     if is_exported(folder) or folder.suffix.lower() == ".xml":
         raise WeightsError(f"{text}: an exported model; give the weights that it was made of")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ from lgd.weights.own import says_ours
 from lgd.weights.pickles import read_numeric_pickle
 from lgd.weights.report import WeightsError
 from lgd.words import with_article
+
+EMPTY_PATH = "the path of the weights is empty; give a file, or the folder of a run"
+"""What is said of one, as of a variable that is not set."""
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -73,6 +77,8 @@ def read_checkpoint_file(path: str | Path) -> LoadedWeights:
 
 def local_file(path: str | Path) -> Path:
     """The path with `~` resolved; raises WeightsError where there is no such file."""
+    if not os.fspath(path):
+        raise WeightsError(EMPTY_PATH)
     try:
         file = at_home(path)
         with open_file(file):
