@@ -249,7 +249,8 @@ class TrainedModel:
         return 1 if alone else min(_MOST_PARTS, request.batch, torch.get_num_threads())
 
     def _labels_of(self, names: str | Sequence[str]) -> list[int]:
-        names = [names] if isinstance(names, str) else names  # a text is a sequence too, of its letters
+        is_one = isinstance(names, str) or not isinstance(names, Iterable)  # a text is one, of its letters
+        names = [names] if is_one else list(names)  # type: ignore[list-item]
         if len(names) == 0:
             raise ValueError("no class is named to look for; name some, or leave classes out for all")
         for name in names:

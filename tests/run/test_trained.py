@@ -114,6 +114,7 @@ def test_what_is_no_picture_is_refused(tiny_model, value, says):
         ({"batch": 2.5}, "the batch is 2.5; give a whole number"),
         ({"batch": True}, "the batch is True"),
         ({"classes": []}, "no class is named"),
+        ({"classes": 3}, "there is no class 3"),
     ],
 )
 def test_wrong_options_are_said_at_once(tiny_model, picture, options, says):
@@ -267,6 +268,10 @@ def test_an_evaluation_with_other_classes_is_refused(tiny_model, small_data):
 
 def test_arguments_of_an_evaluation_that_would_change_nothing_are_refused(tiny_model, small_data):
     index = open_dataset(f"coco:{small_data}:val", small_data)
+    with pytest.raises(ValueError, match="a str is no model; give what"):
+        lgd.evaluate("outputs/mine", index)
+    with pytest.raises(ValueError, match="a NoneType is no data set; give a line"):
+        lgd.evaluate(tiny_model, None)
     with pytest.raises(ValueError, match="the root somewhere is for a data set by its line,"):
         lgd.evaluate(tiny_model, index, root="somewhere")
     with pytest.raises(ConfigError, match="no evaluation backend 'coco'; give one of hotcoco, pycocotools"):
