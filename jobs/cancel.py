@@ -16,6 +16,7 @@ from pathlib import Path
 from jobs.console import guarded
 from jobs.records import Start, find_start
 from jobs.scheduler import SchedulerError, ask
+from lgd.files import typed_path
 
 
 def cancel(folder: Path) -> str:
@@ -105,7 +106,7 @@ def show(folder: Path) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 with one line where nothing was ended."""
     parser = argparse.ArgumentParser(prog="python -m jobs.cancel", description="End a run; it saves.")
-    parser.add_argument("folder", type=Path, metavar="OUTPUT_DIR", help="of the run")
+    parser.add_argument("folder", type=typed_path, metavar="OUTPUT_DIR", help="of the run")
     arguments = parser.parse_args(argv)
     return guarded(lambda: show(arguments.folder))
 

@@ -17,6 +17,7 @@ from jobs.console import guarded
 from jobs.records import Start, find_start
 from jobs.scheduler import SchedulerError, ask
 from jobs.status import read_run
+from lgd.files import typed_path
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _CHUNK = 2**16
@@ -92,7 +93,7 @@ def _has_been_replaced(path: Path, handle: int, place: int) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 with one line where there is nothing to show."""
     parser = argparse.ArgumentParser(prog="python -m jobs.logs", description="Show what a run's job wrote.")
-    parser.add_argument("folder", type=Path, metavar="OUTPUT_DIR", help="of the run")
+    parser.add_argument("folder", type=typed_path, metavar="OUTPUT_DIR", help="of the run")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
     arguments = parser.parse_args(argv)
     return guarded(lambda: show(arguments.folder, follow=arguments.follow))

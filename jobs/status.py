@@ -32,6 +32,7 @@ from jobs.records import (
     whole,
 )
 from jobs.text import on_one_line
+from lgd.files import typed_path
 
 _COLUMNS = [
     "run", "state", "step", "phase", "ETA", "AP", "teacher", "s/step", "last line", "restarts", "job",
@@ -79,7 +80,7 @@ class RunStatus:
     message: str | None = None
 
 
-def find_runs(places: Sequence[str]) -> list[Path]:
+def find_runs(places: Sequence[str | Path]) -> list[Path]:
     """Find the runs meant by folders, folders above runs, and patterns such as "outputs/*_lgd".
 
     A folder without any run in it, or that is not there, is a run that has not started.
@@ -88,7 +89,7 @@ def find_runs(places: Sequence[str]) -> list[Path]:
         ValueError: a pattern fits nothing.
     """
     runs: dict[Path, None] = {}
-    for place in places:
+    for place in map(str, places):
         folders = [place]
         if glob.has_magic(place) and not Path(place).exists():
             folders = sorted(name for name in glob.glob(place) if Path(name).is_dir())  # noqa: PTH207
@@ -247,7 +248,13 @@ def _duration(seconds: float | None) -> str:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m jobs.status", description="Show where trainings stand.")
-    parser.add_argument("places", nargs="+", metavar="OUTPUT_DIR", help="of a run, above many, or a pattern")
+    parser.add_argument(
+        "places",
+        nargs="+",
+        type=typed_path,
+        metavar="OUTPUT_DIR",
+        help="of a run, above many, or a pattern",
+    )
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="again and again, until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="a JSON list in place of the table")
     parser.add_argument(

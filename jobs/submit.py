@@ -22,6 +22,7 @@ from jobs.sweep import runs_of_sweep, split_list
 from jobs.text import on_one_line, require_one_line
 from jobs.timelimit import describe_minutes, parse_minutes
 from jobs.trainer import ENVIRONMENT, FAILED, Trainer
+from lgd.files import typed_path
 
 if TYPE_CHECKING:
     from submitit import Executor
@@ -71,7 +72,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
     parser.add_argument("--cluster", choices=["slurm", "local", "debug"], default="slurm",
                         help="local: processes of this machine; debug: in this process")  # fmt: skip
-    parser.add_argument("--folder", default="job_logs", metavar="DIR", help="logs, on a shared file system")
+    parser.add_argument(
+        "--folder",
+        type=typed_path,
+        default=Path("job_logs"),
+        metavar="DIR",
+        help="logs, on a shared file system",
+    )
     parser.add_argument("--name", default="", help="of the job; the recipe's unless given")
     parser.add_argument("--dry-run", action="store_true", help="print the batch script and queue nothing")
     _add_resources(parser)
@@ -91,7 +98,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _check(options: argparse.Namespace) -> None:
     """Refuse what would break the batch script's lines, and fill in the GPUs."""
     for name in (*SCHEDULING, "name", "folder", "mem", "time", "seeds"):
-        require_one_line(f"--{name}", getattr(options, name))
+        value = getattr(options, name)
+        require_one_line(f"--{name}", None if value is None else str(value))
     for name in ("sbatch", "setup", "env"):
         for word in getattr(options, name):
             require_one_line(f"--{name}", word)
@@ -223,7 +231,7 @@ def batch_parameters(options: argparse.Namespace, name: str) -> dict[str, Any]:
 
 def _mark(options: argparse.Namespace) -> str:
     """`jobs.trainer.failure_mark` in words of bash."""
-    folder = Path(options.folder).expanduser().absolute()
+    folder = options.folder.absolute()
     return f'{shlex.quote(str(folder))}/"$SLURM_JOB_ID"{FAILED}'
 
 
@@ -301,7 +309,7 @@ def batch_text(options: argparse.Namespace, jobs: Sequence[tuple[str, Trainer]],
     _require_submitit()
     from submitit.slurm.slurm import _make_sbatch_string
 
-    folder = Path(options.folder).absolute()
+    folder = options.folder.absolute()
     text = _make_sbatch_string(
         command=f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}",
         folder=folder,

@@ -23,7 +23,7 @@ from lgd.config.values import ConfigError
 from lgd.data.errors import ImageError, LoadingError
 from lgd.ending import describe, end, last_line
 from lgd.engine.progress import NonFiniteError
-from lgd.files import write_text_atomically
+from lgd.files import say_why, write_text_atomically
 from lgd.launch import launch_workers, started_by_launcher
 from lgd.ranks import process_group
 from lgd.ranks.interruption import Interrupted, Interruption
@@ -166,7 +166,7 @@ class Reporter:
                 self._say(str(error))
             return exits.USER_ERROR
         if isinstance(error, OSError) and _is_of_disk(error):
-            self._say(f"{error.strerror}: {error.filename or 'OUTPUT_DIR'}; what was saved before stays")
+            self._say(f"{say_why(error, 'OUTPUT_DIR')}; what was saved before stays")
             return exits.USER_ERROR
         kept_in = self._keep("main thread", error)
         if self.expects(error):

@@ -125,15 +125,29 @@ def typed_path(text: str) -> Path:
     """A path of a command line; ~ is a home also where no shell has seen to it, as in --out=~/found.
 
     Raises:
-        argparse.ArgumentTypeError: nobody is called so.
+        argparse.ArgumentTypeError: nobody is called so; or an empty text, as of a variable that is not set.
     """
+    import argparse  # takes its time, which programs that are only just starting do not have
+
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; write . for the folder that you are in")
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        import argparse  # takes its time, which programs that are only just starting do not have
-
         name = text.partition("/")[0]
         raise argparse.ArgumentTypeError(f"{text}: {name}'s home is not known here") from None
+
+
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """A path to read from, with ~ as a home; the home of nobody stays as it is, and nothing is there."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib's raises for nobody)
+
+
+def say_why(error: OSError, place: str | os.PathLike[str] | None) -> str:
+    """A disk's refusal in words, and where; `place` where the error does not say that."""
+    in_the_way = error.errno in (errno.EEXIST, errno.ENOTDIR)
+    reason = "a file, where a folder is needed" if in_the_way else error.strerror or str(error)
+    return f"{reason}: {error.filename or place}"
 
 
 def prepare_file(path: Path) -> None:

@@ -25,6 +25,7 @@ from lgd.notices import above_bars, long_work
 from lgd.run.complaints import answer, complain
 from lgd.run.log import start_logging
 from lgd.run.trained import load
+from lgd.words import counted
 
 logger = logging.getLogger("lgd.predict")
 
@@ -119,9 +120,17 @@ def _predict(arguments: argparse.Namespace) -> int:
             advance(1)
     seconds = time.monotonic() - started
     where = f"; saved in {arguments.out}" if arguments.out else ""
-    logger.info("%d pictures, %d objects, %.1f images/s%s", pictures, objects, pictures / seconds, where)
+    logger.info(
+        "%s, %s, %.1f images/s%s",
+        counted(pictures, "picture"),
+        counted(objects, "object"),
+        pictures / seconds,
+        where,
+    )
     if unreadable:
-        return complain(f"{len(unreadable)} of {len(sources)} files could not be read; see the lines above")
+        return complain(
+            f"{len(unreadable)} of {counted(len(sources), 'file')} could not be read; see the lines above"
+        )
     return exits.DONE
 
 
@@ -168,6 +177,8 @@ def _words(text: str) -> list[str]:
 
 def _kinds(text: str) -> list[str]:
     kinds = _words(text)
+    if not kinds:
+        raise argparse.ArgumentTypeError(f"{text!r} names none of {', '.join(KINDS)}")
     for kind in kinds:
         if kind not in KINDS:
             raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(KINDS)}")
@@ -179,15 +190,10 @@ def _check_numbers(parser: argparse.ArgumentParser, arguments: argparse.Namespac
         parser.error("--score must be from 0 to 1")
     if arguments.batch < 1:
         parser.error("--batch must be at least 1")
-    if arguments.overlap is None:
-        arguments.overlap = 0.2
-    elif arguments.tile is None:
-        parser.error("--overlap is of tiles: it goes with --tile SIZE")
-    if arguments.tile is not None:
-        try:
-            Tiling(arguments.tile, arguments.overlap)
-        except ValueError as error:
-            parser.error(f"--tile, --overlap: {error}")
+    try:
+        Tiling.of(arguments.tile, arguments.overlap)
+    except ValueError as error:
+        parser.error(f"--tile, --overlap: {error}")
 
 
 if __name__ == "__main__":

@@ -47,8 +47,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--find-batch", action="store_true", help="say how large a batch fits into the memory, and stop"
     )
     add_json_flag(parser)
-    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="workers on this machine")
-    parser.add_argument("--num-machines", type=int, default=1, metavar="M", help="machines that take part")
+    parser.add_argument("--num-gpus", type=_positive, default=1, metavar="N", help="workers on this machine")
+    parser.add_argument(
+        "--num-machines", type=_positive, default=1, metavar="M", help="machines that take part"
+    )
     parser.add_argument(
         "--machine-rank", type=int, default=0, metavar="R", help="number of this machine, from 0"
     )
@@ -85,6 +87,8 @@ def _add_wishes(group: argparse._ArgumentGroup) -> None:
 
 
 def _positive(text: str) -> int:
+    import argparse
+
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)

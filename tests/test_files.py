@@ -10,6 +10,7 @@ import pytest
 
 from lgd.files import (
     GrowingFile,
+    at_home,
     clear_leftovers,
     open_file,
     prepare_file,
@@ -103,6 +104,14 @@ def test_a_home_is_known_where_no_shell_has_seen_to_it(tmp_path, monkeypatch):
     assert str(typed_path("found/~")) == "found/~"
     with pytest.raises(argparse.ArgumentTypeError, match=r"~nobody\.here's home is not known"):
         typed_path("~nobody.here/found")
+    assert at_home("~/found") == tmp_path / "found"
+    assert str(at_home("~nobody.here/found")) == "~nobody.here/found"
+
+
+def test_an_empty_path_is_no_folder():
+    """As of a variable that is not set: `lgd predict $RUN --out "$OUT"`."""
+    with pytest.raises(argparse.ArgumentTypeError, match="the path is empty"):
+        typed_path("")
 
 
 def test_a_file_that_cannot_be_written_is_known_before_the_work(tmp_path):

@@ -88,7 +88,10 @@ def test_image_ids_of_an_annotation_file(tiny_weights, folder, tmp_path):
         (("nowhere", "--json"), "nowhere: no such file or folder"),
         (("data", "--json", "--classes", "cow,cat"), "there is no class 'cow'"),
         (("data", "--out", "out", "--ids", "ids.json"), "ids.json: has no image a.jpg (2 pictures"),
-        (("data", "--out", "ids.json"), "ids.json"),
+        (("data", "--out", "ids.json"), "a file, where a folder is needed: ids.json"),
+        (("~nobody.here/a.jpg", "--json"), "~nobody.here/a.jpg: no such file or folder"),
+        (("", "--json"), "a picture's path is empty"),
+        (("data", "--json", "--classes", ","), "no class is named to look for"),
     ],
 )
 def test_what_the_user_can_mend_is_a_line(tiny_weights, folder, monkeypatch, capsys, words, says):
@@ -107,6 +110,8 @@ def test_what_the_user_can_mend_is_a_line(tiny_weights, folder, monkeypatch, cap
         ("data",),
         ("data", "--json", "--save", "csv"),
         ("data", "--out", "out", "--save", "pdf"),
+        ("data", "--out", "out", "--save", ","),
+        ("data", "--out", ""),
         ("data", "--json", "--score", "2"),
         ("data", "--json", "--batch", "0"),
         ("data", "--json", "--tile", "8"),

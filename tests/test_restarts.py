@@ -109,10 +109,8 @@ def test_fewer_ranks_go_on_with_the_same_batch(small_data, tmp_path):
     run = Forked(settings, "--resume", log=tmp_path / "out")
     assert run.wait() == 0, run.log.read_text()
     text = run.log.read_text()
-    assert (
-        "2 rank(s) x 1 micro-batch(es) before, now 1 x 2: the same 4 images a step in the same order" in text
-    )
-    assert "4 images a step = 1 rank(s) x 2 micro-batch(es) x 2" in text
+    assert "2 ranks x 1 micro-batch before, now 1 x 2: the same 4 images a step in the same order" in text
+    assert "4 images a step = 1 rank x 2 micro-batches x 2" in text
     assert load_newest(tmp_path / "checkpoints").state["share"] == {
         "world_size": 1, "accumulate_steps": 2, "asked_steps": 1
     }  # fmt: skip

@@ -7,16 +7,16 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PLAN = (
-    "exits", "ending", "structures", "files", "events", "notices", "config", "ranks", "ops", "layers",
-    "backbones", "detectors", "distill", "data", "evaluation", "weights", "trackers", "engine", "inference",
-    "inspect", "export", "recipe", "build", "memory", "run", "adapters", "launch", "command", "train",
-    "predict", "analyse", "preflight", "weights.convert", "export.command", "bench", "gain",
+    "exits", "ending", "words", "structures", "files", "events", "notices", "config", "ranks", "ops",
+    "layers", "backbones", "detectors", "distill", "data", "evaluation", "weights", "trackers", "engine",
+    "inference", "inspect", "export", "recipe", "build", "memory", "run", "adapters", "launch", "command",
+    "train", "predict", "analyse", "preflight", "weights.convert", "export.command", "bench", "gain",
     "demo", "cli",
 )  # fmt: skip
 """Each imports only from itself and from those before it. `weights.convert` and `export.command` are commands
 beside their topics."""
 TYPED = {"demo", "train", "predict", "launch", "cli", "command"}
-LOOSE = {"__init__", "structures", "files", "events", "notices", "exits", "ending", *TYPED}
+LOOSE = {"__init__", "words", "structures", "files", "events", "notices", "exits", "ending", *TYPED}
 SEES_CONFIG = {
     "config", "recipe", "build", "memory", "run", "command", "train", "analyse", "preflight",
     "weights.convert", "export.command", "bench", "gain", "demo", "cli",
@@ -104,3 +104,31 @@ def test_no_config_object_below_build(path):
         assert not module.startswith("lgd.config.") or module == "lgd.config.values.ConfigError", (
             f"{path.name} imports {module}"
         )
+
+
+def names_for_types(tree: ast.Module) -> set[str]:
+    """The names that are imported for type checkers alone."""
+    blocks = [
+        node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    imports = [
+        node for block in blocks for node in block.body if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    return {alias.asname or alias.name for node in imports for alias in node.names}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_what_is_imported_for_types_is_imported_again_where_it_runs(path):
+    tree = ast.parse(path.read_text())
+    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+        statements = [node for statement in function.body for node in ast.walk(statement)]
+        imported = {
+            alias.asname or alias.name
+            for node in statements
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+        annotations = [node.annotation for node in statements if isinstance(node, ast.AnnAssign | ast.arg)]
+        apart = {id(node) for each in annotations if each is not None for node in ast.walk(each)}
+        used = {node.id for node in statements if isinstance(node, ast.Name) and id(node) not in apart}
+        assert not (used & names_for_types(tree)) - imported, function.name

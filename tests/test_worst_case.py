@@ -50,7 +50,7 @@ def test_two_ranks_try_alone(small_data, tmp_path):
         tries: run_to_end(settings_of(small_data, tmp_path / str(tries), tries), "--num-gpus", "2")
         for tries in (True, False)
     }
-    assert "the largest batch fits: 2 image(s) a rank, " in texts[True]
+    assert "the largest batch fits: 2 images a rank, " in texts[True]
     assert "the largest batch fits: " not in texts[False]
     assert_same(tmp_path / "True", tmp_path / "False")
 
@@ -59,8 +59,8 @@ def test_a_full_memory_is_said_at_once(small_data, tmp_path, capsys, full_memory
     settings = settings_of(small_data, tmp_path, True)
     assert train.main(["--config-file", DEMO, *settings]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "out of memory with the largest batch of this data, 4 image(s) a rank, " in line
-    assert "object(s) each; lower SOLVER.IMS_PER_BATCH, or keep it and raise TRAIN.ACCUMULATE_STEPS" in line
+    assert "out of memory with the largest batch of this data, 4 images a rank, " in line
+    assert "objects each; lower SOLVER.IMS_PER_BATCH, or keep it and raise TRAIN.ACCUMULATE_STEPS" in line
     assert not (tmp_path / "config.yaml").exists()
 
 

@@ -38,7 +38,17 @@ class SahiModel(DetectionModel):  # type: ignore[misc, unused-ignore]
         self.set_model(load(self.model_path, self.device))
 
     def set_model(self, model: Any, **kwargs: Any) -> None:
-        """Take a model that is loaded."""
+        """Take a model that is loaded.
+
+        Raises:
+            DataError: an argument of SAHI's that would change nothing.
+        """
+        for name, usual in (("config_path", None), ("image_size", None), ("mask_threshold", 0.5)):
+            if (given := getattr(self, name)) != usual:
+                raise DataError(
+                    f"{name} {given!r} changes nothing: a model of LGD's says itself how it is built and how "
+                    "it sees pictures; leave it out"
+                )
         self.model = model
         if self.category_mapping is None:
             self.category_mapping = {str(label): name for label, name in enumerate(model.class_names)}

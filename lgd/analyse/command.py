@@ -29,6 +29,7 @@ from lgd.files import typed_path, write_text_atomically
 from lgd.notices import long_work
 from lgd.run.complaints import answer
 from lgd.run.log import start_logging
+from lgd.words import counted
 
 logger = logging.getLogger("lgd.analyse")
 
@@ -136,7 +137,7 @@ def _write(
     galleries += draw_suspects(index, analyses[0], suspects, problems)
     changes = [] if comparison is None else draw_changes(index, analyses, comparison, problems)
     if problems:
-        line = f"{len(problems)} pictures could not be drawn: {next(iter(problems))}"
+        line = f"{counted(len(problems), 'picture')} could not be drawn: {next(iter(problems))}"
         logger.warning("%s", line)
         about = replace(about, doubts=[*about.doubts, line])
     other = None if comparison is None else analyses[1].findings

@@ -275,8 +275,8 @@ def _comparison(comparison: Comparison, first: Findings, second: Findings) -> st
         f'{_table(["AP50 that errors cost", "A", "B", "B - A"], costs)}</div></div>'
         f'<p>Of the objects, {objects.both:,} are found by both, {objects.only_first:,} by A alone, '
         f"{objects.only_second:,} by B alone, {objects.neither:,} by neither: {_chance(objects.chance)}. "
-        f"B has the better F1 on {pictures.only_second:,} pictures, A on {pictures.only_first:,}, and on "
-        f"{pictures.both:,} they are equal: {_chance(pictures.chance)}. (McNemar's test, at the "
+        f"Of the pictures, B has the better F1 on {pictures.only_second:,}, A on {pictures.only_first:,}, "
+        f"and on {pictures.both:,} they are equal: {_chance(pictures.chance)}. (McNemar's test, at the "
         "thresholds of each model; it takes objects of a picture for independent of one another.)</p>"
         f'<div class="pair"><div><h3>AP by class</h3>{_table(heads, class_rows)}</div>'
         f"<div><h3>B - A</h3>{plot}</div></div>",

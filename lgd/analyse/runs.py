@@ -18,12 +18,14 @@ from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex, Integers
 from lgd.data.limits import name_some, parse_json, plain, read_text, shown
 from lgd.evaluation.predictions import Predictions
+from lgd.files import at_home
 from lgd.inference.evaluate import detect_on
 from lgd.inference.model import TrainedModel
 from lgd.inspect.sets import lines_of
 from lgd.run.data import open_data
 from lgd.run.output import OutputFolder
 from lgd.run.trained import load
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +61,13 @@ def take(word: str, device: str | None) -> Source:
         WeightsError: no trained model; see `lgd.load`.
         ConfigError: see `lgd.load`.
     """
-    path = Path(word).expanduser()
+    path = at_home(word)
     return read_saved(path) if path.suffix.lower() == ".json" else load(word, device)
 
 
 def find_run(word: str) -> Path | None:
     """The folder of the run that a folder or a file is of; None where it is of none."""
-    path = Path(word).expanduser().absolute()
+    path = at_home(word).absolute()
     folders = [path, *path.parents][:_LEVELS]
     return next((folder for folder in folders if _is_run(folder)), None)
 
@@ -78,7 +80,7 @@ def _is_run(folder: Path) -> bool:
 
 def name_runs(words: Sequence[str]) -> list[str]:
     """Names for runs, short where they differ."""
-    names = [_name(Path(word).expanduser().absolute(), find_run(word)) for word in words]
+    names = [_name(at_home(word).absolute(), find_run(word)) for word in words]
     return names if len(set(names)) == len(names) else list(words)
 
 
@@ -121,7 +123,7 @@ def open_set(word: str, source: Source, data: str | None, root: Path | None) -> 
 
 def _choose_set(word: str, run: Path, names: Sequence[str]) -> str:
     """Of a run's test sets the one that a file of its predictions is of, else the first."""
-    folder = Path(word).expanduser().absolute().parent
+    folder = at_home(word).absolute().parent
     output = OutputFolder(run)
     for name in names:
         if output.predictions(name, "student").parent == folder:
@@ -219,14 +221,16 @@ def place_saved(saved: SavedPredictions, index: AnnotationIndex) -> tuple[Predic
     images = _place_images(saved, index)
     classes = _place_classes(saved, index)
     found = Predictions(
-        _place_ids(saved, "image_id", images, f"picture id(s) that {index.name} does not have"),
-        _place_ids(saved, "category_id", classes, f"class id(s) that {index.name} does not have"),
+        _place_ids(saved, "image_id", images, "picture", index),
+        _place_ids(saved, "category_id", classes, "class", index),
         np.array([entry["bbox"] for entry in saved.entries], dtype=np.float64).reshape(-1, 4),
         np.array([entry["score"] for entry in saved.entries], dtype=np.float64),
     )
     doubts = []
     if saved.image_names is not None and (absent := len(index) - len(set(images.values()))):
-        doubts.append(f"{saved.path} lacks {absent} of the {len(index)} pictures: as if nothing was found")
+        doubts.append(
+            f"{saved.path} lacks {absent} of the {counted(len(index), 'picture')}: as if nothing was found"
+        )
     if len(found) and found.scores.min() >= 0.1:
         doubts.append(
             f"{saved.path} has no scores below {found.scores.min():.2f}: AP is less than with all "
@@ -235,14 +239,16 @@ def place_saved(saved: SavedPredictions, index: AnnotationIndex) -> tuple[Predic
     return found.sort_by_image(), doubts
 
 
-def _place_ids(saved: SavedPredictions, key: str, known: Mapping[Any, int], what: str) -> Integers:
+def _place_ids(
+    saved: SavedPredictions, key: str, known: Mapping[Any, int], kind: str, index: AnnotationIndex
+) -> Integers:
     """The ids of all detections as the data set has them."""
     ids = [entry[key] for entry in saved.entries]
     unknown = list(dict.fromkeys(each for each in ids if each not in known))
     if unknown:
         raise DataError(
-            f"{saved.path} names {len(unknown)} {what} ({name_some(unknown, shown)}); give the data that "
-            "it was made from: --data"
+            f"{saved.path} names {counted(len(unknown), f'{kind} id')} that {index.name} does not have "
+            f"({name_some(unknown, shown)}); give the data that it was made from: --data"
         )
     return np.array([known[each] for each in ids], dtype=np.int64)
 
@@ -266,7 +272,8 @@ def _place_images(saved: SavedPredictions, index: AnnotationIndex) -> dict[Any, 
             places[number] = place
     if unknown:
         raise DataError(
-            f"{saved.path}: {len(unknown)} of its {len(saved.image_names)} pictures are not in {index.name} "
+            f"{saved.path}: {len(unknown)} of its "
+            f"{counted(len(saved.image_names), 'picture is', 'pictures are')} not in {index.name} "
             f"({name_some(unknown, plain)}); give the data that it was made from: --data"
         )
     return places

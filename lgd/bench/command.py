@@ -38,6 +38,7 @@ from lgd.ranks import process_group
 from lgd.run.complaints import answer
 from lgd.run.data import open_training_data
 from lgd.run.log import log_as_json
+from lgd.words import counted
 
 STUDENT, DISTILLED = "student", "with LGD"
 
@@ -229,8 +230,8 @@ def describe(figures: dict[str, Any]) -> Iterator[str]:
     yield f"{machine['device']}; lgd {machine['lgd']}, torch {machine['torch']}, python {machine['python']}"
     (height, width), (recipe_height, recipe_width) = figures["size"], figures["recipe_size"]
     yield (
-        f"{figures['recipe']}: {figures['batch']} images of {height} x {width}, "
-        f"{figures['boxes']} objects each, {figures['dtype']}"
+        f"{figures['recipe']}: {counted(figures['batch'], 'image')} of {height} x {width}, "
+        f"{counted(figures['boxes'], 'object')} each, {figures['dtype']}"
     )
     if (figures["batch"], figures["size"]) != (figures["recipe_batch"], figures["recipe_size"]):
         yield (
@@ -263,7 +264,7 @@ def limit(figures: dict[str, Any]) -> str:
     asked = step * area
     needed = max(1, math.ceil(asked / loader))
     offered = loader * max(1, min(num_workers, figures["num_cores"]))
-    workers = f"DATALOADER.NUM_WORKERS {num_workers} on {figures['num_cores']} cores"
+    workers = f"DATALOADER.NUM_WORKERS {num_workers} on {counted(figures['num_cores'], 'core')}"
     if offered < asked:
         return (
             f"limited by data: the step asks for {asked:.1f} images/s, {workers} give at most {offered:.1f}; "

@@ -16,6 +16,7 @@ import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 from lgd import __version__
+from lgd.words import counted
 
 _CLEAR = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -27,7 +28,8 @@ def machine_facts(device: torch.device) -> dict[str, str]:
     processor = _processor()
     return {
         "device": torch.cuda.get_device_name(device) if on_cuda else processor,
-        "processor": f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "processor": f"{processor}, {counted(os.cpu_count() or 1, 'core')}, "
+        f"{counted(torch.get_num_threads(), 'thread')}",
         "python": platform.python_version(),
         "lgd": __version__,
         "torch": torch.__version__,

@@ -36,6 +36,7 @@ from lgd.structures import Batch
 from lgd.weights.classes import Classes
 from lgd.weights.kind import BACKBONE
 from lgd.weights.report import LoadReport, WeightsError, list_names
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +141,9 @@ def micro_batch_size(cfg: Config) -> int:
     shares = get_world_size() * cfg.train.accumulate_steps
     if cfg.solver.ims_per_batch % shares:
         raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH {cfg.solver.ims_per_batch} does not divide into {get_world_size()} ranks "
-            f"x TRAIN.ACCUMULATE_STEPS {cfg.train.accumulate_steps}; choose a multiple of {shares}"
+            f"SOLVER.IMS_PER_BATCH {cfg.solver.ims_per_batch} does not divide into "
+            f"{counted(get_world_size(), 'rank')} x TRAIN.ACCUMULATE_STEPS {cfg.train.accumulate_steps}; "
+            f"choose a multiple of {shares}"
         )
     return cfg.solver.ims_per_batch // shares
 

@@ -9,6 +9,7 @@ from lgd.config.keys import flatten, known_keys
 from lgd.config.read import COMMAND_LINE, Setting
 from lgd.config.schema import SIDE_SOLVERS, Config
 from lgd.config.values import UNUSED, ConfigError
+from lgd.words import counted
 
 _METHODS = ("FGFI", "PKD", "CROSSKD")
 """Sections of MODEL.DISTILLATOR, each of one of its methods."""
@@ -156,8 +157,8 @@ def _data_complaints(cfg: Config) -> Iterator[str]:
     data = cfg.datasets
     if data.weights and len(data.weights) != len(data.train):
         yield (
-            f"DATASETS.WEIGHTS {data.weights} must have a number for each of the {len(data.train)} sets of "
-            "DATASETS.TRAIN"
+            f"DATASETS.WEIGHTS {data.weights} must have a number for each of the "
+            f"{counted(len(data.train), 'set')} of DATASETS.TRAIN"
         )
     merges = data.classes if isinstance(data.classes, dict) else {}
     for name in (name for name, merged in merges.items() if not merged):

@@ -9,6 +9,7 @@ import stat
 from pathlib import Path, PurePath
 
 from lgd.config.values import ConfigError
+from lgd.files import at_home
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +83,7 @@ def _all_names() -> list[str]:
 
 def _as_typed(name: str, folder: Path) -> Path:
     try:
-        # Unlike pathlib's, this leaves the home of nobody as it is.
-        return folder / os.path.expanduser(name)  # noqa: PTH111
+        return folder / at_home(name)
     except ValueError:  # a user whose name holds what no name may
         return folder / name
 

@@ -20,6 +20,7 @@ from lgd.data.index import Flags, Floats, Integers
 from lgd.data.limits import MAX_COORDINATE, check_size, name_some
 from lgd.data.remarks import Remark
 from lgd.data.segmentations import segmentation_columns
+from lgd.words import counted
 
 MIN_SIDE = 1e-5
 """Boxes with a side of at most so many pixels are no objects (detectron2's threshold)."""
@@ -181,17 +182,17 @@ def usable_boxes(
     # A pixel of slack: rounding alone puts some of COCO's own boxes a fraction of a pixel outside.
     reaching = np.any(np.abs(boxes - clipped) > 1, axis=1) & ~no_size & ~outside & (not may_reach_outside)
     kinds = (
-        (no_size, "boxes_without_size", "boxes without a positive size were dropped"),
-        (outside, "boxes_outside", "boxes wholly outside their image were dropped"),
-        (
-            reaching,
-            "boxes_clipped",
-            "boxes reach more than a pixel outside their image and are clipped to it",
-        ),
+        (no_size, "boxes_without_size", "dropped", "without a positive size"),
+        (outside, "boxes_outside", "dropped", "wholly outside the image"),
+        (reaching, "boxes_clipped", "clipped", "reaching more than a pixel outside the image"),
     )
     remarks = [
-        Remark(kind, int(which.sum()), f"{which.sum()} {text} ({describe(which)})")
-        for which, kind, text in kinds
+        Remark(
+            kind,
+            int(which.sum()),
+            f"{done} {counted(which.sum(), 'box', 'boxes')} {text} ({describe(which)})",
+        )
+        for which, kind, done, text in kinds
         if which.any()
     ]
     return ~(no_size | outside), remarks
@@ -226,8 +227,9 @@ def repeated_boxes(
     again = np.zeros(len(usable), dtype=np.bool_)
     again[usable] = is_again
     text = (
-        f"{is_again.sum()} boxes are there twice, of the same class in the same image ({describe(again)}): "
-        "all are trained on and counted; remove the second ones if each pair is one object"
+        f"{counted(is_again.sum(), 'box is', 'boxes are')} there twice, of the same class in the same "
+        f"image ({describe(again)}): all are trained on and counted; remove the second ones if each pair is "
+        "one object"
     )
     return [Remark("boxes_repeated", int(is_again.sum()), text)]
 

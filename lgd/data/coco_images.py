@@ -17,6 +17,7 @@ from lgd.data.index import Integers
 from lgd.data.limits import check_size, is_printable, name_some, plain, shown
 from lgd.data.records import name_of, records_of, values_of
 from lgd.data.remarks import Remark
+from lgd.words import counted
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def _merge(ids: Ids, records: list[Any], path: Path) -> tuple[Ids, list[Any], li
             again.append(shown(records[place]["id"]))
     kept = np.sort(firsts)
     text = (
-        f"{len(again)} images are listed twice in the same words and taken once (images {name_some(again)})"
+        f"{counted(len(again), 'image is', 'images are')} listed twice in the same words and taken "
+        f"once (images {name_some(again)})"
     )
     return ids.take(kept), [records[k] for k in kept], [Remark("images_merged", len(again), text)]
 
@@ -117,7 +119,10 @@ def _sizes(records: Sequence[Mapping[str, Any]], path: Path) -> tuple[Integers, 
     heights, widths = np.array(sizes, dtype=np.int64).T.copy()
     if not as_text:
         return heights, widths, []
-    text = f"{len(as_text)} images have their size as text, read as the numbers (images {name_some(as_text)})"
+    text = (
+        f"the size of {counted(len(as_text), 'image')} is text, read as the numbers (images "
+        f"{name_some(as_text)})"
+    )
     return heights, widths, [Remark("sizes_text", len(as_text), text)]
 
 
@@ -138,7 +143,7 @@ def _say_twice(names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> li
     again = [place for place, name in enumerate(names) if first[name] != place]
     named = name_some(again, lambda place: f"{plain(names[place])} of image {shown(records[place]['id'])}")
     text = (
-        f"{len(again)} images are of a picture that another image is of, too ({named}): it is trained on "
-        "once for each, without the objects of the other"
+        f"{counted(len(again), 'image is', 'images are')} of a picture that another image is of, too "
+        f"({named}): it is trained on once for each, without the objects of the other"
     )
     return [Remark("pictures_twice", len(again), text)]

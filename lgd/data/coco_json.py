@@ -28,6 +28,7 @@ from lgd.data.limits import is_name, name_some, parse_json, read_text, shown
 from lgd.data.records import records_of, values_of
 from lgd.data.remarks import Remark, to_metadata
 from lgd.data.segmentations import is_empty, segmentation_columns
+from lgd.words import counted, with_article
 
 
 def parse_coco(
@@ -82,7 +83,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         if collecting:
             gc.enable()
     if not isinstance(document, dict):
-        raise DataError(f"{path} holds a {type(document).__name__}, not an object with images and categories")
+        raise DataError(
+            f"{path} holds {with_article(type(document).__name__)}, not an object with images and categories"
+        )
     return document
 
 
@@ -189,7 +192,8 @@ def _without_points(records: list[Any]) -> tuple[list[Any], list[Remark]]:
         return records, []
     named = name_some([shown(records[place].get("id")) for place in points])
     text = (
-        f"{len(points)} annotations with an empty bbox and no segmentation were dropped (annotations {named})"
+        f"dropped {counted(len(points), 'annotation')} with an empty bbox and no segmentation "
+        f"(annotations {named})"
     )
     dropped = set(points)
     kept = [record for place, record in enumerate(records) if place not in dropped]
@@ -204,8 +208,8 @@ def _annotation_ids(records: Sequence[Mapping[str, Any]], path: Path) -> tuple[I
         return ids.numbers, remarks
     again = unique[counts > 1].tolist()
     text = (
-        f"{len(ids.numbers) - len(unique)} annotations have the id of another ({name_some(again)}): all "
-        f"{len(ids.numbers)} are numbered anew, from 1 in the file's order"
+        f"{counted(len(ids.numbers) - len(unique), 'annotation has', 'annotations have')} the id of "
+        f"another ({name_some(again)}): all {len(ids.numbers)} are numbered anew, from 1 in the file's order"
     )
     return np.arange(1, len(ids.numbers) + 1), [
         *remarks,

@@ -17,6 +17,7 @@ from lgd.data.limits import MAX_COORDINATE, as_flag, name_some
 from lgd.data.records import refuse, values_of
 from lgd.data.remarks import Remark
 from lgd.data.segmentations import box_of_mask, segmentation_columns
+from lgd.words import counted
 
 _MANY_CROWDS = 0.05
 """The share of crowds beyond which they may be objects; of COCO's annotations 0.012 are."""
@@ -62,7 +63,10 @@ def read_boxes(
     if not of_masks:
         return boxes, []
     named = name_some(ids[list(of_masks)].tolist())
-    text = f"{len(of_masks)} annotations have no bbox: it is taken around their mask (annotations {named})"
+    text = (
+        f"{counted(len(of_masks), 'annotation has', 'annotations have')} no bbox: it is taken around "
+        f"the mask (annotations {named})"
+    )
     return boxes, [Remark("boxes_from_masks", len(of_masks), text)]
 
 
@@ -89,8 +93,9 @@ def _refuse_fractions(boxes: Floats, path: Path) -> None:
     """Raise where all boxes lie in 0..1, and not at its ends alone, where objects of a pixel are."""
     if len(boxes) and boxes.min() >= -0.001 and boxes.max() <= 1.001 and np.any(boxes % 1 != 0):
         raise DataError(
-            f'{path}: each "bbox" of the {len(boxes)} annotations lies within 0..1: they are fractions of '
-            "the image, and should be x, y, width and height in pixels; multiply them by its width and height"
+            f'{path}: each "bbox" of the {counted(len(boxes), "annotation")} lies within 0..1: they are '
+            "fractions of the image, and should be x, y, width and height in pixels; multiply them by its "
+            "width and height"
         )
 
 
@@ -111,7 +116,10 @@ def read_crowds(
     if not texts:
         return crowd, []
     named = name_some(ids[texts].tolist())
-    text = f"{len(texts)} annotations have iscrowd as text, read as what it says (annotations {named})"
+    text = (
+        f"{counted(len(texts), 'annotation has', 'annotations have')} iscrowd as text, read as what it "
+        f"says (annotations {named})"
+    )
     return crowd, [Remark("iscrowd_text", len(texts), text)]
 
 
@@ -146,8 +154,8 @@ def read_areas(
     if not is_wrong.any():
         return areas, []
     text = (
-        f"{is_wrong.sum()} areas are negative, zero, not finite or far beyond the image, and are taken from "
-        f"the boxes (annotations {name_some(ids[is_wrong].tolist())})"
+        f"{counted(is_wrong.sum(), 'area is', 'areas are')} negative, zero, not finite or far beyond the "
+        f"image; taken from the boxes (annotations {name_some(ids[is_wrong].tolist())})"
     )
     return areas, [Remark("areas_from_boxes", int(is_wrong.sum()), text)]
 

@@ -21,6 +21,7 @@ from lgd.data.index import AnnotationIndex, Flags, Integers
 from lgd.data.limits import name_some
 from lgd.data.remarks import Remark, to_metadata
 from lgd.data.schema import PER_ANNOTATION
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,10 @@ def crowds_as_objects(index: AnnotationIndex) -> AnnotationIndex:
     def build() -> Columns:
         return _count({**index.columns, "crowd": np.zeros_like(index.columns["crowd"])}), {}
 
-    text = f"{number} crowds are taken for objects, as DATASETS.CROWDS object says"
+    text = (
+        f"{counted(number, 'crowd is taken for an object', 'crowds are taken for objects')}, as "
+        "DATASETS.CROWDS object says"
+    )
     return _derive(index, "objects", None, build, [Remark("crowds_as_objects", number, text)])
 
 
@@ -172,7 +176,7 @@ def _remarks_on_classes(
             f"{index.class_names[k]} ({counts[k]})" for k in np.argsort(-counts, kind="stable") if counts[k]
         ]
         what = "left out" if other == "drop" else "regions to ignore in evaluations"
-        text = f"{number} objects of other classes are {what}: {name_some(named)}"
+        text = f"{counted(number, 'object')} of other classes, {what}: {name_some(named)}"
         remarks.append(Remark(f"objects_of_other_classes_{other}", number, text))
     return remarks
 

@@ -19,6 +19,7 @@ from lgd.data.index import Integers
 from lgd.data.limits import MAX_NAME, is_printable, name_some, plain, shown
 from lgd.data.records import name_of, values_of
 from lgd.data.remarks import Remark
+from lgd.words import counted
 
 _LARGEST = 2**63 - 1
 _DIGITS = re.compile("[+-]?[0-9]{1,19}")
@@ -183,5 +184,8 @@ def _say_reference(ids: Integers, key: str) -> list[Remark]:
     if not len(ids):
         return []
     named = name_some(ids.tolist())
-    text = f"{len(ids)} annotations have their {key} as text, read as the number (annotations {named})"
+    text = (
+        f"{counted(len(ids), 'annotation has', 'annotations have')} {key} as text, read as the number "
+        f"(annotations {named})"
+    )
     return [Remark(f"{key}_text", len(ids), text)]

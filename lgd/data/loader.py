@@ -34,6 +34,7 @@ from lgd.data.shipping import Buffers, Shipment
 from lgd.data.transforms import Crop, ImageFormat, Resize, resized_size
 from lgd.data.workers import Failure, WholeBatches, WorkerContext, keep, prepare_worker
 from lgd.structures import Batch
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -252,8 +253,13 @@ def _training_images(index: AnnotationIndex, filter_empty: bool, with_masks: boo
         return np.arange(len(index))
     images = np.flatnonzero(index.counts)
     if len(images) == 0:
-        raise DataError(f"{index.name}: none of its {len(index)} images has an object to train on")
-    logger.info("%s: %d of %d images have objects to train on", index.name, len(images), len(index))
+        raise DataError(f"{index.name}: none of its {counted(len(index), 'image')} has an object to train on")
+    logger.info(
+        "%s: %d of %s objects to train on",
+        index.name,
+        len(images),
+        counted(len(index), "image has", "images have"),
+    )
     return images
 
 
@@ -289,7 +295,9 @@ def _parts(index: AnnotationIndex, images: Integers, num_weights: int) -> Intege
     """Which of the joined sets each of `images` is of, where each has a weight."""
     bounds = index.columns["part_offsets"]
     if num_weights != len(bounds) - 1:
-        raise ValueError(f"{index.name}: {len(bounds) - 1} data sets and {num_weights} weights")
+        raise ValueError(
+            f"{index.name}: {counted(len(bounds) - 1, 'data set')} and {counted(num_weights, 'weight')}"
+        )
     parts = np.searchsorted(bounds, images, side="right") - 1
     empty = np.flatnonzero(np.bincount(parts, minlength=num_weights) == 0).tolist()
     if empty:

@@ -27,6 +27,7 @@ from lgd.data.limits import is_printable, name_some, plain, shown
 from lgd.data.presence import find_absent, say_absent
 from lgd.data.remarks import Remark
 from lgd.notices import follow
+from lgd.words import counted
 
 _MAX_FILES = 10_000_000
 """Files below the image folder that are looked through for a name."""
@@ -92,8 +93,8 @@ def _read_sizes(
             sizes = list(follow(found, f"{index.name}: sizes of the pictures", len(places)))
         except ImageError as error:
             raise DataError(
-                f"{index.json_path} does not say the size of {len(places)} images, and of one it cannot be "
-                f"found: {error}"
+                f"{index.json_path} does not say the size of {counted(len(places), 'image')}, and of one "
+                f"it cannot be found: {error}"
             ) from error
     return dict(zip(places, sizes, strict=True))
 
@@ -104,11 +105,17 @@ def _say(index: AnnotationIndex, found: Mapping[int, str], sizeless: Sequence[in
         named = name_some(
             list(found), lambda i: f"{plain(found[i])} for {shown(index.file_name(i))}", at_most=3
         )
-        text = f"{len(found)} file names are not in the image folder as they are written; taken: {named}"
+        text = (
+            f"{counted(len(found), 'file name is', 'file names are')} not in the image folder as "
+            f"written; taken: {named}"
+        )
         remarks.append(Remark("file_names_found", len(found), text))
     if sizeless:
         named = name_some([index.file_name(i) for i in sizeless], plain)
-        text = f"{len(sizeless)} images have no size in the file: it is read from their pictures ({named})"
+        text = (
+            f"{counted(len(sizeless), 'image has', 'images have')} no size in the file: it is read "
+            f"from the picture ({named})"
+        )
         remarks.append(Remark("sizes_read", len(sizeless), text))
     return remarks
 

@@ -15,6 +15,8 @@ from itertools import count
 import numpy as np
 import numpy.typing as npt
 
+from lgd.words import counted
+
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
@@ -185,8 +187,9 @@ class MicroBatchSampler:
         parts = self.num_ranks * self.num_accumulation_steps
         if self.sampler.global_batch_size % parts:
             raise ValueError(
-                f"a global batch of {self.sampler.global_batch_size} images cannot be shared by "
-                f"{self.num_ranks} ranks in {self.num_accumulation_steps} accumulation steps"
+                f"a global batch of {counted(self.sampler.global_batch_size, 'image')} cannot be shared by "
+                f"{counted(self.num_ranks, 'rank')} in "
+                f"{counted(self.num_accumulation_steps, 'accumulation step')}"
             )
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from lgd.data.columns import Array
 from lgd.data.limits import MAX_SIDE, name_some, shown
 from lgd.data.remarks import Remark
+from lgd.words import counted
 
 BROKEN = "masks_broken"
 """The kind of the remark on masks that cannot be read: no harm where none are, an error where they are."""
@@ -50,14 +51,16 @@ def segmentation_columns(
     remarks = []
     if masks.short:
         named = name_some([ids[row] for row in masks.short])
-        text = f"{len(masks.short)} polygons of fewer than three points were dropped (annotations {named})"
+        text = (
+            f"dropped {counted(len(masks.short), 'polygon')} of fewer than three points (annotations {named})"
+        )
         remarks.append(Remark("polygons_too_short", len(masks.short), text))
     if masks.broken:
         rows = sorted(masks.broken)
         named = name_some([ids[row] for row in rows])
         text = (
-            f"{len(rows)} annotations have a broken segmentation, which is left out: annotation "
-            f"{ids[rows[0]]}: {masks.broken[rows[0]]} (annotations {named})"
+            f"{counted(len(rows), 'annotation has', 'annotations have')} a broken segmentation, which is "
+            f"left out: annotation {ids[rows[0]]}: {masks.broken[rows[0]]} (annotations {named})"
         )
         remarks.append(Remark(BROKEN, len(rows), text))
     return columns, remarks

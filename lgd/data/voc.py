@@ -24,6 +24,7 @@ from lgd.data.remarks import Remark, to_metadata
 from lgd.data.voc_layouts import VocSplit, find_pictures, read_ids
 from lgd.data.voc_xml import VocFile, corners_from_zero, read_voc_xml
 from lgd.notices import follow
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ def _parse(split: VocSplit, ids: Sequence[str], bare: Mapping[str, Path], conten
     columns, more = columns_of_images(images, split.list_path or split.annotations)
     remarks = [*class_remarks, *corner_remarks, *more]
     if bare:
-        text = f"{len(bare)} listed pictures without an XML file are taken as without objects"
+        text = f"{counted(len(bare), 'listed picture')} without an XML file, taken as without objects"
         named = name_some(list(bare), plain, at_most=3)
         remarks.append(Remark("pictures_without_labels", len(bare), f"{text}: {named}"))
     metadata = {
@@ -161,8 +162,8 @@ def _choose_classes(split: VocSplit, files: Sequence[VocFile]) -> tuple[list[str
     if set(found) <= set(CLASS_NAMES):
         return list(CLASS_NAMES), []
     warning = (
-        f"other classes than VOC's 20, so the {len(found)} of this split are taken in sorted order; to fix "
-        "them for all splits write them to classes.txt in the set's folder, one a line"
+        f"other classes than VOC's 20, so those of this split ({len(found)}) are taken in sorted order; "
+        "to fix them for all splits write them to classes.txt in the set's folder, one a line"
     )
     return found, [Remark("classes_of_this_split", len(found), warning)]
 

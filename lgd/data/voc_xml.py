@@ -21,6 +21,7 @@ from lgd.data.limits import (
     shown,
 )
 from lgd.data.remarks import Remark
+from lgd.words import counted
 
 _MAX_DIGITS = 20
 """Of a number of pixels: more take long to convert."""
@@ -105,8 +106,9 @@ def corners_from_zero(files: Sequence[VocFile]) -> tuple[list[VocFile], list[Rem
     if not telling:
         return list(files), []
     text = (
-        f"xmin or ymin is 0 in {len(telling)} files, so this set counts pixels from 0 and not from 1 as VOC "
-        f"does: nothing is subtracted from its corners ({name_some([file.path.name for file in telling])})"
+        f"xmin or ymin is 0 in {counted(len(telling), 'file')}, so this set counts pixels from 0 and not "
+        "from 1 as VOC does: nothing is subtracted from its corners "
+        f"({name_some([file.path.name for file in telling])})"
     )
     return [_count_from_zero(file) for file in files], [Remark("corners_from_zero", len(telling), text)]
 

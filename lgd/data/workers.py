@@ -33,6 +33,7 @@ from lgd.data.errors import DataError, LoadingError
 from lgd.ending import remove_shared_memory
 from lgd.exits import describe_end
 from lgd.ranks.interruption import BLOCKED_AT_START, leave_with_parent
+from lgd.words import counted
 
 _SECONDS_TO_DIE = 1.0
 """How long a process may take between the moment at which its connections break and its end."""
@@ -143,8 +144,8 @@ def _require_room_for_names(folder: str) -> None:
     left = _LONGEST_SOCKET - len(os.fsencode(folder)) - len("/listener-abcdefgh")
     if left < 0:
         raise DataError(
-            f"TMPDIR {tempfile.gettempdir()} is a path {-left} bytes too long for data workers' sockets; "
-            "set a shorter one, or DATALOADER.NUM_WORKERS 0"
+            f"TMPDIR {tempfile.gettempdir()} is a path {counted(-left, 'byte')} too long for data workers' "
+            "sockets; set a shorter one, or DATALOADER.NUM_WORKERS 0"
         )
 
 

@@ -23,6 +23,7 @@ from lgd.data.presence import names_in
 from lgd.data.remarks import Remark, to_metadata
 from lgd.data.yolo_layouts import YoloSplit, find_labels, find_pictures
 from lgd.notices import follow
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,8 @@ def load_yolo(split: YoloSplit, *, name: str) -> AnnotationIndex:
     labels = find_labels(pictures)
     if not any(labels):
         raise DataError(
-            f"{name}: none of the {len(pictures)} pictures has a label file, neither in a folder labels in "
-            f"place of images nor beside it; the first is {plain(pictures[0])}"
+            f"{name}: none of the {counted(len(pictures), 'picture')} has a label file, neither in a "
+            f"folder labels in place of images nor beside it; the first is {plain(pictures[0])}"
         )
     unused = _unused(split, labels)
     image_dir = Path(os.path.commonpath({path.rpartition("/")[0] for path in pictures}))
@@ -128,16 +129,16 @@ def _parse(
     columns, remarks = columns_of_images(images, split.path)
     absent = [name for name, path in zip(file_names, labels, strict=True) if path is None]
     if absent:
-        text = f"{len(absent)} pictures without a label file are taken as without objects"
+        text = f"{counted(len(absent), 'picture')} without a label file, taken as without objects"
         named = name_some(absent, plain, at_most=3)
         remarks.append(Remark("pictures_without_labels", len(absent), f"{text}: {named}"))
     if unused:
         named = name_some(unused, lambda path: plain(path.rpartition("/")[2]), at_most=3)
-        text = f"{len(unused)} label files have no picture and are left out: {named}"
+        text = f"{counted(len(unused), 'label file')} without a picture, left out: {named}"
         remarks.append(Remark("labels_without_pictures", len(unused), text))
     if split.num_keypoints:
         count = len(columns["labels"])
-        text = f"the keypoints of {count} objects are not read; their boxes are"
+        text = f"the keypoints of {counted(count, 'object')} are not read; the boxes are"
         remarks.append(Remark("keypoints", count, text))
     metadata = {
         "kind": "coco",
@@ -187,7 +188,7 @@ def _parse_line(
     is_polygon = not num_keypoints and len(values) >= 6 and len(values) % 2 == 0
     if not is_polygon and len(values) != 4 + num_keypoints:
         expected = f"{5 + num_keypoints}" if num_keypoints else "5 (a box), or 7, 9, ... (a polygon)"
-        raise ValueError(f"it has {len(words)} numbers, not {expected}")
+        raise ValueError(f"it has {counted(len(words), 'number')}, not {expected}")
     values = values if is_polygon else values[:4]
     wrong = next((k for k, value in enumerate(values) if not -_SLACK <= value <= 1 + _SLACK), None)
     if wrong is not None:

@@ -11,6 +11,8 @@ Legend: B images, A positions of all levels, K classes, n + 1 bins of a side's d
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from lgd.detectors.protocol import DenseDetector, DensePredictions, Detector, To
 from lgd.distill.imitation import ImitatingStudent
 from lgd.ops.losses import giou_loss, soft_focal_loss
 from lgd.ranks.process_group import all_reduce_sum, get_world_size
-from lgd.structures import Batch
+from lgd.structures import Batch, Features
 
 _BETA = 2.0
 """Focusing exponent of the quality focal loss."""
@@ -72,34 +74,23 @@ class CrossHeadImitation(ImitatingStudent):
         self.class_weight = class_weight
         self.box_weight = box_weight
 
-    def forward(
-        self, batch: Batch, *, distill: bool, head_share: float = 1.0, weight_factor: float = 1.0
+    def imitate(
+        self, features: Features, batch: Batch, assignment: Any, *, distill: bool
     ) -> dict[str, Tensor]:
-        """Compute the losses of one step.
-
-        Args:
-            batch: images and targets.
-            distill: whether the student learns from the teacher. If not, the losses have the same values.
-            head_share: changes nothing; the teacher's losses are LGD's.
-            weight_factor: of the distillation losses, beside their weights.
-
-        Returns:
-            Scalars: the student's losses, "loss_distill" of the scores and "loss_distill_box".
-        """
+        """See `ImitatingStudent.imitate`: "loss_distill" of the scores, "loss_distill_box" of the boxes."""
         student, teacher = self.student, self.teacher
         assert isinstance(student, DenseDetector)
         assert isinstance(teacher, DenseDetector)
-        features = student.extract_features(batch)
-        losses, assignment = student.compute_losses(features, batch)
         begun = student.begin_head(features, self.layer)
         crossed = teacher.finish_head(begun if distill else _detached(begun), self.layer)
         with torch.no_grad():
             taught = teacher.begin_head(teacher.extract_features(batch), self.layer)
             said = teacher.finish_head(taught, self.layer)
         of_classes, of_boxes = cross_head_losses(crossed, said, student.find_foreground(assignment))
-        losses["loss_distill"] = self.class_weight * weight_factor * of_classes
-        losses["loss_distill_box"] = self.box_weight * weight_factor * of_boxes
-        return losses
+        return {
+            "loss_distill": self.class_weight * of_classes,
+            "loss_distill_box": self.box_weight * of_boxes,
+        }
 
 
 def _require_alike(student: DenseDetector, teacher: DenseDetector) -> None:

@@ -10,6 +10,7 @@ all levels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from lgd.layers.conv import Conv2d
 from lgd.ops.anchors import cell_anchors, grid_anchors
 from lgd.ops.boxes import box_iou
 from lgd.structures import Batch, Features, Targets
+from lgd.words import counted
 
 _MAX_PAIRS = 2**25
 """Overlaps held at a time (128 MiB in float32), so that crowded images don't exhaust the memory."""
@@ -58,7 +60,9 @@ class FeatureImitation(ImitatingStudent):
             )
         for name, rows in (("anchor_sizes", anchor_sizes), ("aspect_ratios", aspect_ratios)):
             if len(rows) not in (1, len(student.strides)):
-                raise ValueError(f"{name} has {len(rows)} rows for {len(student.strides)} levels")
+                raise ValueError(
+                    f"{name} has {counted(len(rows), 'row')} for {counted(len(student.strides), 'level')}"
+                )
         self.adapter = Conv2d(student.channels, teacher.channels, 3, padding=1)
         self.iou_ratio = iou_ratio
         self.weight = weight
@@ -69,31 +73,17 @@ class FeatureImitation(ImitatingStudent):
             for number, level in enumerate(student.strides)
         }
 
-    def forward(
-        self, batch: Batch, *, distill: bool, head_share: float = 1.0, weight_factor: float = 1.0
+    def imitate(
+        self, features: Features, batch: Batch, assignment: Any, *, distill: bool
     ) -> dict[str, Tensor]:
-        """Compute the losses of one step.
-
-        Args:
-            batch: images and targets.
-            distill: whether the student learns from the imitation loss. If not, the loss has the same value,
-                and only the adapter learns from it.
-            head_share: changes nothing; the teacher's losses are LGD's.
-            weight_factor: of the imitation loss, beside `weight`.
-
-        Returns:
-            Scalars: the student's losses and "loss_distill".
-        """
-        features = self.student.extract_features(batch)
-        losses, _ = self.student.compute_losses(features, batch)
+        """See `ImitatingStudent.imitate`; the adapter learns in any case."""
         with torch.no_grad():
             taught = self.teacher.extract_features(batch)
             cells = self.near_objects(features, batch.targets)
         if not distill:
             features = {level: x.detach() for level, x in features.items()}
         adapted = {level: self.adapter(x) for level, x in features.items()}
-        losses["loss_distill"] = self.weight * weight_factor * imitation_loss(adapted, taught, cells)
-        return losses
+        return {"loss_distill": self.weight * imitation_loss(adapted, taught, cells)}
 
     def near_objects(self, features: Features, targets: Targets) -> dict[str, Tensor]:
         """Mark the cells whose anchors overlap an object nearly as much as its best anchor does (eq. 2-3).

@@ -48,25 +48,12 @@ class PearsonImitation(ImitatingStudent):
         self.weight = weight
         self.levels = pair_levels(student, teacher)
 
-    def forward(
-        self, batch: Batch, *, distill: bool, head_share: float = 1.0, weight_factor: float = 1.0
+    def imitate(
+        self, features: Features, batch: Batch, assignment: Any, *, distill: bool
     ) -> dict[str, Tensor]:
-        """Compute the losses of one step.
-
-        Args:
-            batch: images and targets.
-            distill: whether the student learns from the imitation loss. If not, the loss has the same value.
-            head_share: changes nothing; the teacher's losses are LGD's.
-            weight_factor: of the imitation loss, beside `weight`.
-
-        Returns:
-            Scalars: the student's losses and "loss_distill".
-        """
-        features = self.student.extract_features(batch)
-        losses, _ = self.student.compute_losses(features, batch)
+        """See `ImitatingStudent.imitate`."""
         compared = compare_features(features, self.teacher, self.levels, batch, distill=distill)
-        losses["loss_distill"] = self.weight * weight_factor * compared
-        return losses
+        return {"loss_distill": self.weight * compared}
 
 
 class LabelGuidedImitation(LabelGuidedDistiller):

@@ -29,10 +29,12 @@ from lgd.distill.torchvision_format import (
     TargetRules,
     TorchvisionTarget,
     check_format,
+    check_values,
     from_targets,
     to_targets,
 )
 from lgd.structures import Batch, Detections, Features, PaddedDetections
+from lgd.words import counted, with_article
 
 _PROBE_SIDE = 256
 """Pixels of the blank image that shows a backbone's levels; the coarsest usual stride is 128."""
@@ -71,8 +73,9 @@ def wrap(
     made_for = (teacher.instance_projection.in_features, teacher.num_classes)
     if made_for != (detector.channels, detector.num_classes):
         raise ValueError(
-            f"the teacher is for {made_for[0]} channels and {made_for[1]} classes, and the model has "
-            f"{detector.channels} channels and {detector.num_classes} classes"
+            f"the teacher is for {made_for[0]} channels and {counted(made_for[1], 'class', 'classes')}, "
+            f"and the model has {detector.channels} channels and "
+            f"{counted(detector.num_classes, 'class', 'classes')}"
         )
     first = next(model.parameters())
     teacher.to(first.device, first.dtype)
@@ -92,6 +95,7 @@ class TorchvisionDistiller(nn.Module):
     def __init__(self, label_guided: LabelGuidedDistiller) -> None:
         super().__init__()
         self.label_guided = label_guided
+        self._has_seen_images = False
 
     @property
     def student(self) -> nn.Module:
@@ -129,6 +133,9 @@ class TorchvisionDistiller(nn.Module):
         """
         rules, reads_masks = self._detector.rules, self.label_guided.teacher.use_masks
         check_format(images, targets, replace(rules, with_masks=rules.with_masks or reads_masks))
+        if not self._has_seen_images:  # of the first alone: it costs a wait for the device
+            check_values(images)
+            self._has_seen_images = True
         batch = self._detector.transform(images, targets, reads_masks)
         losses: dict[str, Tensor] = self.label_guided(
             batch, distill=distill, head_share=head_share, weight_factor=weight_factor
@@ -315,8 +322,8 @@ def _describe(model: Any) -> tuple[Sequence[str], TargetRules]:
     scores = getattr(model.roi_heads.box_predictor, "cls_score", None)
     if not isinstance(scores, nn.Linear):
         raise ValueError(
-            f"roi_heads.box_predictor, a {type(model.roi_heads.box_predictor).__name__}, has no linear "
-            "cls_score to tell the number of classes by; name its last layer so"
+            f"roi_heads.box_predictor, {with_article(type(model.roi_heads.box_predictor).__name__)}, has "
+            "no linear cls_score to tell the number of classes by; name its last layer so"
         )
     rules = TargetRules(scores.out_features - 1, 1, with_masks=bool(model.roi_heads.has_mask()))
     return ("model.rpn", "model.roi_heads"), rules

@@ -16,10 +16,14 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from lgd.ops.polygons import mask_edges, rasterize_on_grid
 from lgd.structures import Batch, Outlines, Targets
+from lgd.words import counted
 
 TorchvisionTarget = Mapping[str, Tensor]
 """Of one image "boxes" (G, 4) float xyxy pixels, "labels" (G,) int64, and "masks" (G, H, W) where the model
 makes some."""
+
+_MOST_VALUE = 8.0
+"""Augmentations and normalisations leave less of [0, 1], and more of [0, 255]."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ def check_format(images: Sequence[Tensor], targets: Sequence[TorchvisionTarget],
     """
     if len(images) != len(targets) or len(images) == 0:
         raise ValueError(
-            f"{len(images)} images and targets of {len(targets)}; give as many of each, one at least"
+            f"{counted(len(images), 'image')} and targets of {len(targets)}; give as many of each, one at "
+            "least"
         )
     for i, (image, target) in enumerate(zip(images, targets, strict=True)):
         _check_image(i, image)
@@ -56,6 +61,21 @@ def check_format(images: Sequence[Tensor], targets: Sequence[TorchvisionTarget],
     is_unknown = (labels < 0) | (labels >= rules.num_classes)
     if (is_flat | is_unknown).any():
         _raise_first(targets, is_flat, rules)
+
+
+def check_values(images: Sequence[Tensor]) -> None:
+    """See that the images' values can be meant for 0 to 1; waits for the device.
+
+    Raises:
+        ValueError: an image that is surely in another range, such as 0 to 255.
+    """
+    for i, image in enumerate(images):
+        most = image.max().item() if image.numel() else 0.0
+        if most > _MOST_VALUE:
+            raise ValueError(
+                f"image {i} has values up to {most:.4g}; torchvision's detectors take floats in [0, 1]: "
+                "divide by 255"
+            )
 
 
 def _check_image(i: int, image: Tensor) -> None:
@@ -81,7 +101,7 @@ def _check_shapes(i: int, image: Tensor, target: TorchvisionTarget, rules: Targe
     if labels.shape != boxes.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(
             f"the labels of image {i} are {tuple(labels.shape)} of {labels.dtype}; give one int64 for each "
-            f"of its {len(boxes)} boxes"
+            f"of its {counted(len(boxes), 'box', 'boxes')}"
         )
     if rules.with_masks and target["masks"].shape != (len(boxes), *image.shape[1:]):
         raise ValueError(

@@ -30,6 +30,7 @@ from lgd.notices import waiting
 from lgd.ranks import process_group
 from lgd.ranks.watch import Watch
 from lgd.structures import Batch, Features
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -167,9 +168,9 @@ class CompileWatch:
         new, seconds = num_graphs() - before, time.perf_counter() - begin
         if is_new:
             self._seconds = seconds
-            logger.info("compiled %d graph(s) for %s: %.1f s", new, where, seconds)
+            logger.info("compiled %s for %s: %.1f s", counted(new, "graph"), where, seconds)
         elif new:
-            logger.warning("compiled %d graph(s) again for %s: %.1f s", new, where, seconds)
+            logger.warning("compiled %s again for %s: %.1f s", counted(new, "graph"), where, seconds)
 
 
 def num_graphs() -> int:

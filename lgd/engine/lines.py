@@ -11,6 +11,7 @@ from typing import Any
 
 from lgd.evaluation.results import replace_non_finite
 from lgd.files import GrowingFile, open_file, replacing
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def _drop_lines_after(path: Path, iteration: int, with_evaluation: bool) -> None
         except (ValueError, KeyError, TypeError, RecursionError):
             num_damaged += 1
     if num_damaged:
-        logger.warning("%s: dropped %d damaged line(s)", path, num_damaged)
+        logger.warning("%s: dropped %s", path, counted(num_damaged, "damaged line"))
     text = b"".join(kept)
     if content.startswith(text):  # as ever, but for damage in its middle; needs no room on a full disk
         os.truncate(path, len(text))

@@ -8,8 +8,9 @@ import resource
 import statistics
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +23,7 @@ from lgd.engine.lines import LineFile
 from lgd.events import event
 from lgd.trackers.open import open_writers
 from lgd.trackers.tracker import Log, Scalar, Writer
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +132,7 @@ class MetricsWriter:
         self._phase_name = ""
         self._lines: LineFile | None = None
         self._writers: list[Writer] = []
+        self._held: list[Callable[[], None]] | None = None
         if output_dir is not None:
             output_dir.mkdir(parents=True, exist_ok=True)
             self._lines = LineFile(output_dir / "metrics.jsonl", first_iteration, repeats_evaluation)
@@ -169,22 +172,31 @@ class MetricsWriter:
         self._lines.write({"iteration": iteration, "eval_losses": {dataset: losses}})
         points = [(model, name, value) for model, each in losses.items() for name, value in each.items()]
         tag = f"validation_loss/{_flat(dataset)}/"
-        self._add_scalars(iteration, ((model, tag + name, value) for model, name, value in points))
+        scalars = [(model, tag + name, value) for model, name, value in points]
+        self._show(partial(self._add_scalars, iteration, scalars))
 
     def hold(self) -> None:
-        """Keep back the log periods that come now: an evaluation before them is still being scored."""
+        """Keep back log periods, and what an evaluation shows: it is still to be scored.
+
+        A run that is killed before the score repeats the evaluation, and TensorBoard forgets nothing of the
+        step that it goes on from.
+        """
         if self._lines is not None:
             self._lines.hold()
+            self._held = []
 
     def release(self) -> None:
-        """Write the log periods that were kept back."""
+        """Write what was kept back."""
+        held, self._held = self._held or [], None
+        for show in held:
+            show()
         if self._lines is not None:
             self._lines.release()
 
     def log_images(self, dataset: str, iteration: int, images: Sequence[Tensor]) -> None:
         """Show (3, H, W) uint8 RGB images, the same ones at each evaluation."""
         for writer in self._writers:
-            writer.add_images(f"validation_images/{_flat(dataset)}", iteration, images)
+            self._show(partial(writer.add_images, f"validation_images/{_flat(dataset)}", iteration, images))
 
     def log_figures(self, dataset: str, iteration: int, figures: Mapping[str, Tensor]) -> None:
         """Show pictures of an evaluation, (3, H, W) uint8 RGB by what they show."""
@@ -229,6 +241,13 @@ class MetricsWriter:
         for writer in writers:
             writer.close(seconds, finished=finished)
 
+    def _show(self, show: Callable[[], None]) -> None:
+        """Let trackers show something of an evaluation, with its score where that is waited for."""
+        if self._held is None:
+            show()
+        else:
+            self._held.append(show)
+
     def _add_scalars(self, step: int, scalars: Iterable[Scalar]) -> None:
         points = list(scalars)
         for writer in self._writers:
@@ -266,7 +285,7 @@ def format_progress(record: StepRecord, max_iter: int, eta_seconds: float) -> st
     if record.skipped_images:
         fields.append(f"skipped {record.skipped_images}")
     if record.skipped_steps:
-        fields.append(f"left out {record.skipped_steps} step(s)")
+        fields.append(f"left out {counted(record.skipped_steps, 'step')}")
     return "  ".join(fields)
 
 

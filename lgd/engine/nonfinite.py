@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lgd.engine.progress import ADVICE, NonFiniteError, Progress, name_non_finite, stack_losses
 from lgd.ranks import process_group
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +76,8 @@ class StepGuard:
         told = f"non-finite loss at step {step}: {self._explain(losses, image_ids)}"
         if self._progress.skipped_in_a_row > self._policy.limit:
             raise NonFiniteError(
-                f"{told}; {self._policy.limit} such steps before it were left out (TRAIN.MAX_NONFINITE). "
-                f"{ADVICE}"
+                f"{told}; left out before it: {counted(self._policy.limit, 'such step')} "
+                f"(TRAIN.MAX_NONFINITE). {ADVICE}"
             )
         for buffer, before in zip(self._buffers, self._before, strict=True):
             buffer.copy_(before)

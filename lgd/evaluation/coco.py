@@ -16,7 +16,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import hotcoco
 import numpy as np
@@ -104,6 +104,8 @@ def _caps(cap: int) -> list[int]:
 
 def require_backend(backend: Backend) -> None:
     """See that what counts the matches is there; raises ConfigError where it is not."""
+    if backend not in get_args(Backend):
+        raise ConfigError(f"no evaluation backend {backend!r}; give one of {', '.join(get_args(Backend))}")
     if backend == "hotcoco":
         return
     try:

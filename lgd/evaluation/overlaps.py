@@ -12,6 +12,7 @@ import numpy as np
 from lgd.data.index import AnnotationIndex, Floats, Integers
 from lgd.data.limits import name_some
 from lgd.evaluation.predictions import Predictions
+from lgd.words import counted
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def places_of(wanted: Integers, known: Integers, kind: str, index: AnnotationInd
     unknown = np.unique(wanted[known[positions] != wanted]).tolist()
     if unknown:
         raise ValueError(
-            f"{index.name}: the detections name {len(unknown)} {kind} id(s) that are not there "
+            f"{index.name}: the detections name {counted(len(unknown), f'unknown {kind} id')} "
             f"({name_some(unknown)}); evaluate on the set that the images were read from"
         )
     return positions

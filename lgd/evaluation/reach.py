@@ -6,6 +6,7 @@ import numpy as np
 
 from lgd.data.index import AnnotationIndex, Integers
 from lgd.evaluation.coco import COCO_CAP
+from lgd.words import counted
 
 
 def say_out_of_reach(index: AnnotationIndex, cap: int) -> list[str]:
@@ -30,8 +31,9 @@ def say_out_of_reach(index: AnnotationIndex, cap: int) -> list[str]:
     lines = []
     if beyond := _beyond(in_image, cap):
         lines.append(
-            f"{index.name}: {beyond} of {total} objects are out of reach: images have up to {in_image.max()}"
-            f", and TEST.DETECTIONS_PER_IMAGE {cap} are kept of each; set it to {in_image.max()} or more"
+            f"{index.name}: {beyond} of {counted(total, 'object is', 'objects are')} out of reach: images "
+            f"have up to {in_image.max()}, and TEST.DETECTIONS_PER_IMAGE {cap} are kept of each; set it to "
+            f"{in_image.max()} or more"
         )
     if beyond := _beyond(of_class, COCO_CAP):
         beside = (
@@ -40,8 +42,9 @@ def say_out_of_reach(index: AnnotationIndex, cap: int) -> list[str]:
             else f"AP@N stands beside it with TEST.DETECTIONS_PER_IMAGE N above {COCO_CAP}"
         )
         lines.append(
-            f"{index.name}: {beyond} of {total} objects are beyond the {COCO_CAP} of a class and image that "
-            f"COCO's AP counts, at most {of_class.max()}; {beside} (TEST.BEST_METRIC chooses the best model)"
+            f"{index.name}: {beyond} of {counted(total, 'object is', 'objects are')} beyond the "
+            f"{COCO_CAP} of a class and image that COCO's AP counts, at most {of_class.max()}; {beside} "
+            "(TEST.BEST_METRIC chooses the best model)"
         )
     return lines
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lgd.ops.boxes import box_iou
 from lgd.structures import Detections
+from lgd.words import counted
 
 _MOST_TIES = 0.01
 """Share of the detections that may be ties: what goes wrong everywhere is none."""
@@ -68,8 +69,9 @@ class Comparison:
     def __str__(self) -> str:
         """Say it in a line."""
         text = (
-            f"{self.pictures} pictures: {self.matched} boxes matched, {self.unmatched} unmatched, "
-            f"{self.ties} tied; largest difference {self.pixels:.2g} px, {self.score:.2g} of a score"
+            f"{counted(self.pictures, 'picture')}: {counted(self.matched, 'box', 'boxes')} matched, "
+            f"{self.unmatched} unmatched, {self.ties} tied; largest difference {self.pixels:.2g} px, "
+            f"{self.score:.2g} of a score"
         )
         return text + (f", {self.mask:.2g} of a mask" if self.mask else "")
 

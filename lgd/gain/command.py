@@ -46,6 +46,7 @@ from lgd.gain.training import TrainingError, train
 from lgd.notices import above_bars, lines_on_stderr, long_work
 from lgd.run.complaints import answer, complain
 from lgd.run.log import log_as_json
+from lgd.words import counted
 
 PAGE = "gain.md"
 
@@ -141,7 +142,7 @@ def _gain(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     words_to.write(f"{to_table(rows)}\n\n{page}\n")
     if not session.failed:
         return exits.DONE
-    complain(f"{len(session.failed)} trainings failed, the last: {session.failed[-1]}")
+    complain(f"{counted(len(session.failed), 'training')} failed, the last: {session.failed[-1]}")
     mendable = all(error.code == exits.USER_ERROR for error in session.failed)
     return exits.USER_ERROR if mendable else exits.FAULT
 

@@ -15,6 +15,7 @@ from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex, Integers
 from lgd.files import write_text_atomically
 from lgd.inspect.duplicates import find_duplicates
+from lgd.words import counted
 
 _SEED = 1
 
@@ -42,7 +43,10 @@ def write_folds(lines: list[str], root: Path, number: int, folder: Path) -> list
     groups = found.looks if found.looks is not None else found.files
     parts = divide(np.arange(len(index)) if groups is None else groups, number)
     if min(np.bincount(parts, minlength=number)) == 0:
-        raise DataError(f"{', '.join(lines)}: {len(index)} pictures are too few for {number} folds")
+        raise DataError(
+            f"{', '.join(lines)}: {counted(len(index), 'picture is', 'pictures are')} too few for "
+            f"{number} folds"
+        )
     result = []
     for part in range(number):
         written = []

@@ -11,6 +11,7 @@ from lgd.files import write_text_atomically
 from lgd.gain.curves import draw_curves
 from lgd.gain.numbers import Gain, Results, Row
 from lgd.gain.study import EQUAL_TIME, Study, name_of_data
+from lgd.words import counted
 
 _COLUMNS = ("method", "steps", "runs", "AP (sd)", "over plain, paired", "AP50", "teacher AP", "s/step", "MiB")
 _RIGHT = "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
@@ -135,7 +136,7 @@ def _pictures(path: Path, rows: Sequence[Row]) -> list[str]:
         curves = {row.method: row.curve for row in rows if row.steps == steps and len(row.curve) > 1}
         if not curves:
             continue
-        title = f"{name_of_data(rows[0].data)}, {Path(rows[0].recipe).stem}, {steps} steps"
+        title = f"{name_of_data(rows[0].data)}, {Path(rows[0].recipe).stem}, {counted(steps, 'step')}"
         name = f"{path.stem}-{title.replace(', ', '-').replace(' ', '-')}.svg"
         write_text_atomically(path.with_name(name), draw_curves(curves, title))
         lines += ["", f"![{title}]({name})"]

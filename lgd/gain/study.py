@@ -14,6 +14,7 @@ from lgd.config.keys import flatten
 from lgd.config.load import load_config
 from lgd.config.schema import SIDE_SOLVERS, Config
 from lgd.config.values import ConfigError
+from lgd.words import counted
 
 PLAIN, TEACHER, EQUAL_TIME = "plain", "teacher", "plain-equal-time"
 _LGD = "MODEL.DISTILLATOR"
@@ -79,7 +80,7 @@ class Run:
         """In words."""
         fold = "" if self.fold is None else f", fold {self.fold}"
         place = f"{name_of_data(self.data)}, {Path(self.recipe).stem}"
-        return f"{place}, {self.method}, {self.steps} steps, seed {self.seed}{fold}"
+        return f"{place}, {self.method}, {counted(self.steps, 'step')}, seed {self.seed}{fold}"
 
     def folder(self, out: Path) -> Path:
         """Where it writes."""

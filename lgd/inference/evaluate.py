@@ -10,20 +10,21 @@ from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
 from lgd.data.limits import name_some
 from lgd.data.loader import test_loader
-from lgd.evaluation.coco import Backend, Metrics
+from lgd.evaluation.coco import Backend, Metrics, require_backend
 from lgd.evaluation.predictions import Predictions
 from lgd.evaluation.score import score
 from lgd.inference.collect import collect_predictions
 from lgd.inference.model import TrainedModel
 from lgd.inference.test_sets import follow_batches
 from lgd.weights.classes import Classes
+from lgd.words import with_article
 
 
 def evaluate(
     model: TrainedModel,
     dataset: str | AnnotationIndex,
     *,
-    root: str | Path = "datasets",
+    root: str | Path | None = None,
     workers: int = 0,
     backend: Backend = "hotcoco",
 ) -> dict[str, Metrics | None]:
@@ -32,7 +33,7 @@ def evaluate(
     Args:
         model: from `lgd.load`.
         dataset: as in DATASETS.TEST: `coco:FOLDER:SPLIT` and the like.
-        root: the folder of the data sets that are known by name.
+        root: the folder of the data sets that are known by name; None for `datasets`.
         workers: processes that read the pictures; 0 reads them in this one.
         backend: what counts the matches.
 
@@ -41,8 +42,20 @@ def evaluate(
 
     Raises:
         DataError: the data cannot be read, or has other classes than the model.
+        ValueError: `root` beside an index, which says itself where its pictures are; something else in the
+            place of model or data set.
+        ConfigError: there is no such `backend`, or it is not installed.
     """
-    index = open_dataset(dataset, Path(root)) if isinstance(dataset, str) else dataset
+    if not isinstance(model, TrainedModel):
+        raise ValueError(f"{with_article(type(model).__name__)} is no model; give what lgd.load returns")
+    if not isinstance(dataset, str | AnnotationIndex):
+        raise ValueError(
+            f"{with_article(type(dataset).__name__)} is no data set; give a line as coco:FOLDER:SPLIT"
+        )
+    if not isinstance(dataset, str) and root is not None:
+        raise ValueError(f"the root {root} is for a data set by its line, and this one is open already")
+    require_backend(backend)
+    index = open_dataset(dataset, Path(root or "datasets")) if isinstance(dataset, str) else dataset
     found = detect_on(model, index, with_masks=model.with_masks, workers=workers)
     return score(index, {"model": found}, with_masks=model.with_masks, backend=backend)["model"]
 

@@ -27,7 +27,7 @@ from lgd.inference.pictures import PIXELS_AHEAD, Picture, Unreadable, read_pictu
 from lgd.inference.result import Result
 from lgd.inference.side_by_side import Mapper, side_by_side
 from lgd.inference.sources import Source, find_sources, means_one_picture
-from lgd.inference.tiles import Tiling, merge_tiles
+from lgd.inference.tiles import Tiling, is_number, merge_tiles
 from lgd.structures import Batch, Detections
 
 Backend = Callable[[Batch], list[Detections]]
@@ -134,7 +134,7 @@ class TrainedModel:
         *,
         classes: str | Sequence[str] | None = None,
         tile: int | None = None,
-        overlap: float = 0.2,
+        overlap: float | None = None,
     ) -> Result | list[Result]:
         """Detect in one picture or many.
 
@@ -145,7 +145,7 @@ class TrainedModel:
             batch: pictures that the model looks at together.
             classes: name, or names, of those that are looked for; None for all.
             tile: side of the tiles in which large pictures are looked at too, pixels; None for none.
-            overlap: share of a tile that its neighbour sees too.
+            overlap: share of a tile that its neighbour sees too; None for a fifth.
 
         Returns:
             A result for one picture, else a list of them, in order.
@@ -168,7 +168,7 @@ class TrainedModel:
         *,
         classes: str | Sequence[str] | None = None,
         tile: int | None = None,
-        overlap: float = 0.2,
+        overlap: float | None = None,
         keep_pixels: bool = True,
         on_unreadable: Callable[[Unreadable], None] | None = None,
     ) -> Iterator[Result]:
@@ -223,16 +223,16 @@ class TrainedModel:
         batch: int,
         classes: str | Sequence[str] | None,
         tile: int | None,
-        overlap: float,
+        overlap: float | None,
         *,
         keep_pixels: bool,
     ) -> _Request:
-        if not 0 <= score <= 1:
-            raise ValueError(f"the least score is {score}; give 0 to 1")
-        if batch < 1:
-            raise ValueError(f"the batch is {batch}; give at least 1")
+        if not is_number(score) or not 0 <= score <= 1:
+            raise ValueError(f"the least score is {score!r}; give a number from 0 to 1")
+        if not is_number(batch, whole=True) or batch < 1:
+            raise ValueError(f"the batch is {batch!r}; give a whole number from 1 on")
         labels = None if classes is None else torch.tensor(self._labels_of(classes), dtype=torch.int64)
-        return _Request(score, batch, labels, None if tile is None else Tiling(tile, overlap), keep_pixels)
+        return _Request(score, batch, labels, Tiling.of(tile, overlap), keep_pixels)
 
     def _stream(self, inputs: Sequence[Source | Picture], request: _Request) -> Iterator[Result | Unreadable]:
         prepare = partial(self._prepare, request=request)
@@ -249,7 +249,10 @@ class TrainedModel:
         return 1 if alone else min(_MOST_PARTS, request.batch, torch.get_num_threads())
 
     def _labels_of(self, names: str | Sequence[str]) -> list[int]:
-        names = [names] if isinstance(names, str) else names  # a text is a sequence too, of its letters
+        is_one = isinstance(names, str) or not isinstance(names, Iterable)  # a text is one, of its letters
+        names = [names] if is_one else list(names)  # type: ignore[list-item]
+        if len(names) == 0:
+            raise ValueError("no class is named to look for; name some, or leave classes out for all")
         for name in names:
             if name not in self.class_names:
                 raise ValueError(f"there is no class {name!r}; the model has {', '.join(self.class_names)}")

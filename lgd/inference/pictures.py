@@ -22,6 +22,7 @@ from lgd.data.deep import Range
 from lgd.data.errors import DataError, ImageError
 from lgd.data.images import image_to_pixels
 from lgd.inference.sources import Source
+from lgd.words import with_article
 
 T = TypeVar("T")
 
@@ -167,8 +168,11 @@ def _name_of(image: Image.Image) -> str:
 def _describe(value: Any) -> str:
     shape = getattr(value, "shape", None)
     if shape is None:
-        return f"a {type(value).__name__}"
-    return f"a {type(value).__name__} of shape {tuple(shape)}, {str(value.dtype).removeprefix('torch.')},"
+        return with_article(type(value).__name__)
+    return (
+        f"{with_article(type(value).__name__)} of shape {tuple(shape)}, "
+        f"{str(value.dtype).removeprefix('torch.')},"
+    )
 
 
 def _is_rgb(shape: Sequence[int]) -> bool:

@@ -23,6 +23,7 @@ from lgd.data.images import read_image
 from lgd.evaluation.masks import paste_and_encode, paste_masks
 from lgd.inference.draw_result import draw_result
 from lgd.structures import Detections
+from lgd.words import counted
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ class Result:
     def __repr__(self) -> str:
         """Return what it is in a line, without its numbers."""
         height, width = self.size
-        return f"Result({self.label or 'picture'}, {width} x {height} pixels, {len(self)} detections)"
+        return (
+            f"Result({self.label or 'picture'}, {width} x {height} pixels, {counted(len(self), 'detection')})"
+        )
 
     @property
     def label(self) -> str:

@@ -26,6 +26,7 @@ from lgd.files import replacing
 from lgd.inference.model import TrainedModel
 from lgd.inference.pictures import PIXELS_AHEAD
 from lgd.inference.result import Result
+from lgd.words import counted
 
 _KEPT_FORMATS = (".jpg", ".jpeg", ".png", ".webp")
 _MOST_WAITING = 8
@@ -338,5 +339,8 @@ def read_image_ids(path: Path, names: Sequence[str]) -> dict[str, int]:
         raise DataError(f"{path}: cannot be read: {reason}") from None
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise DataError(f"{path}: has no image {unknown[0]} ({len(unknown)} pictures are not in it)")
+        raise DataError(
+            f"{path}: has no image {unknown[0]} ({counted(len(unknown), 'picture is', 'pictures are')} "
+            "not in it)"
+        )
     return {name: known[name] for name in names}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lgd.data.errors import DataError
+from lgd.files import at_home
 
 PICTURES = frozenset(
     [
@@ -103,16 +104,18 @@ def find_sources(texts: Sequence[str | os.PathLike[str]], leave_out: Path | None
 
 def means_one_picture(text: str | os.PathLike[str]) -> bool:
     """Whether a text names one picture's file, and not a number of them, however many these are."""
-    path = Path(text).expanduser()
+    path = at_home(text)
     ending = path.suffix.lower()
     return not path.is_dir() and ending not in VIDEOS and ending != _LIST and not _is_glob(os.fspath(text))
 
 
 def _find(text: str, leave_out: Path | None, *, alone: bool) -> Iterator[tuple[Path, str]]:
     """Yield paths and names."""
+    if not text:
+        raise DataError("a picture's path is empty; give a file or a folder, . for the one that you are in")
     if "://" in text:
         raise DataError(f"{text}: pictures are not fetched from addresses; give a file or a folder")
-    path = Path(text).expanduser()
+    path = at_home(text)
     if path.is_dir():
         prefix = PurePosixPath() if alone else PurePosixPath(path.resolve().name)
         for inside in _walk(path, leave_out):
@@ -126,13 +129,13 @@ def _find(text: str, leave_out: Path | None, *, alone: bool) -> Iterator[tuple[P
         raise DataError(f"{text}: no such file or folder")
     elif path.suffix.lower() == _LIST:
         for line in _lines(path):
-            yield path.parent / line, _name_of(line)
+            yield path.parent / at_home(line), _name_of(line)
     else:
         yield path, path.name
 
 
 def _is_glob(text: str) -> bool:
-    return glob.has_magic(text) and not Path(text).expanduser().exists()
+    return glob.has_magic(text) and not at_home(text).exists()
 
 
 def _fixed_part(pattern: Path) -> Path:
@@ -171,7 +174,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _name_of(line: str) -> str:
-    path = Path(line).expanduser()
+    path = at_home(line)
     return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,10 +40,23 @@ class Tiling:
     overlap: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.size < 32:
-            raise ValueError(f"the side of tiles is {self.size}; give at least 32 pixels")
-        if not 0 <= self.overlap <= 0.9:
-            raise ValueError(f"the overlap of tiles is {self.overlap}; give 0 to 0.9")
+        if not is_number(self.size, whole=True) or self.size < 32:
+            raise ValueError(f"the side of tiles is {self.size!r}; give at least 32 pixels")
+        if not is_number(self.overlap) or not 0 <= self.overlap <= 0.9:
+            raise ValueError(f"the overlap of tiles is {self.overlap!r}; give 0 to 0.9")
+
+    @classmethod
+    def of(cls, size: int | None, overlap: float | None) -> Tiling | None:
+        """What is asked for: None without a size; without an overlap a fifth.
+
+        Raises:
+            ValueError: an overlap without a size, or a number outside of its range.
+        """
+        if size is not None:
+            return cls(size) if overlap is None else cls(size, overlap)
+        if overlap is not None:
+            raise ValueError(f"the overlap {overlap!r} is of tiles: it goes with their size")
+        return None
 
     def windows(self, height: int, width: int) -> list[Window]:
         """The whole picture, for large objects, and behind it the tiles, if it is larger than one."""
@@ -122,3 +137,8 @@ def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, cut: Tensor) -> Ten
         is_part = cut[i + 1 :] & (shared > COVERED * areas[i + 1 :])
         alive[i + 1 :] &= ~((is_same | is_part) & (labels[i + 1 :] == labels[i]))
     return order[alive]
+
+
+def is_number(value: Any, *, whole: bool = False) -> bool:
+    """Whether it is a number of Python's or NumPy's, and neither a text nor a flag."""
+    return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)

@@ -13,6 +13,7 @@ import numpy as np
 
 from lgd.data.index import Floats, Integers
 from lgd.inspect.contents import Contents
+from lgd.words import counted
 
 Size = Literal["small", "base"]
 Value = bool | int | float | str | list[Any]
@@ -169,7 +170,7 @@ def choose_detections(contents: Contents) -> Advice:
     most = int(contents.per_image.max(initial=0))
     key = "TEST.DETECTIONS_PER_IMAGE"
     if most <= 100:
-        return Advice(key, 100, f"the fullest image has {most} objects")
+        return Advice(key, 100, f"the fullest image has {counted(most, 'object')}")
     return Advice(
         key, -(-3 * most // 200) * 100, f"the fullest image has {most} objects, and half as many more"
     )

@@ -17,6 +17,7 @@ from lgd.config.values import ConfigError
 from lgd.data.catalog import open_dataset
 from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex
+from lgd.files import typed_path
 from lgd.inspect.advice import advise
 from lgd.inspect.contents import Contents, compare_classes, find_obstacle, read_contents
 from lgd.inspect.duplicates import describe_duplicates, find_duplicates
@@ -48,7 +49,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="DATASET",
         help="a line as in DATASETS.TRAIN, such as coco:FOLDER:train, or a folder: all its splits",
     )
-    parser.add_argument("--root", default="datasets", metavar="DIR", help="as DATASETS.ROOT")
+    parser.add_argument(
+        "--root", type=typed_path, default=Path("datasets"), metavar="DIR", help="as DATASETS.ROOT"
+    )
     parser.add_argument(
         "--json", action="store_true", help="a JSON object a line for each set on stdout, words on stderr"
     )
@@ -77,6 +80,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--draw {number}: N is a number of pictures from 1 to {MOST_PICTURES}")
         if Path(path).suffix.lower() not in SUFFIXES:
             parser.error(f"--draw {path}: OUT ends in {', '.join(SUFFIXES)}")
+        try:
+            arguments.draw = int(number), typed_path(path)
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"--draw {error}")
     if arguments.augmented is not None and not arguments.draw:
         parser.error("--augmented goes with --draw N OUT")
     if arguments.augmented == "" and not arguments.config_file:
@@ -112,7 +119,7 @@ def main(argv: Sequence[str] | None, samples_of: Callable[[str | None, str | Non
 
 
 def _main(arguments: argparse.Namespace, open_samples: Open | None) -> int:
-    root = Path(arguments.root).expanduser()
+    root = arguments.root
     sets: list[_Set] = []
     errors: list[str] = []
     try:
@@ -205,7 +212,7 @@ def _report(sets: Sequence[_Set], arguments: argparse.Namespace, open_samples: O
     if duplicates.left_out and arguments.duplicates is None:
         words.write(f"{duplicates.left_out}\n")
     if arguments.draw:
-        number, path = int(arguments.draw[0]), Path(arguments.draw[1]).expanduser()
+        number, path = arguments.draw
         for line in write_sheet(path, indices, contents, number, open_samples):
             words.write(f"{line}\n")
         words.write(f"{path}: pictures with their labels\n")

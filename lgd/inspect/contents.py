@@ -12,6 +12,7 @@ import numpy as np
 from lgd.data.index import AnnotationIndex, Floats, Integers
 from lgd.data.limits import name_some
 from lgd.data.remarks import Remark
+from lgd.words import counted
 
 FEW_OBJECTS = 10
 """A class of fewer objects is worth a word."""
@@ -175,5 +176,5 @@ def find_obstacle(contents: Contents) -> str | None:
         return f"{contents.name}: there are no images to train on"
     if not contents.has_annotations:
         return f"{contents.name}: the annotation file has no annotations, so there is nothing to train on"
-    crowds = f", only {contents.crowds} crowds" if contents.crowds else ""
+    crowds = f", only {counted(contents.crowds, 'crowd')}" if contents.crowds else ""
     return f"{contents.name}: there are no objects to train on{crowds}"

@@ -12,6 +12,7 @@ import numpy as np
 from lgd.inspect.advice import Advice, Value
 from lgd.inspect.contents import Contents, find_doubts
 from lgd.inspect.histogram import bars, octaves, quantiles, say_quantiles
+from lgd.words import counted
 
 _MOST_CLASSES = 30
 """Classes that the words list; JSON has all."""
@@ -83,10 +84,10 @@ def warnings_of(contents: Contents) -> list[str]:
 def _facts(contents: Contents) -> Iterator[str]:
     without = contents.images - contents.used_images
     empty = f", {without} of them without objects (left out of training)" if without else ""
-    crowds = f", and {contents.crowds} crowds (regions to ignore)" if contents.crowds else ""
-    difficult = f"; {contents.difficult} are difficult" if contents.difficult else ""
+    crowds = f", and {counted(contents.crowds, 'crowd')} (regions to ignore)" if contents.crowds else ""
+    difficult = f"; difficult: {contents.difficult}" if contents.difficult else ""
     masks = {0: "none has a mask", contents.objects: "all have masks"}
-    masked = masks.get(contents.masked, f"{contents.masked} have masks")
+    masked = masks.get(contents.masked, f"with masks: {contents.masked}")
     yield f"  layout   {contents.layout}"
     yield f"  images   {contents.images}{empty}"
     yield f"  objects  {contents.objects}{difficult}; {masked}{crowds}"
@@ -105,7 +106,10 @@ def _class_lines(contents: Contents) -> list[str]:
     width = max(map(len, names), default=0)
     digits = len(str(max((each.images for each in shown), default=0)))
     rows = [
-        (f"{name:<{width}}  in {each.images:>{digits}} images", each.objects)
+        (
+            f"{name:<{width}}  in {counted(each.images, 'image ', 'images'):>{digits + 7}}",
+            each.objects,
+        )
         for name, each in zip(names, shown, strict=True)
     ]
     lines = list(bars(rows))
@@ -134,7 +138,11 @@ def _picture_sizes(contents: Contents) -> list[str]:
 
 
 def _octave_bars(values: Any) -> list[str]:
-    return list(bars([(f"{low} to {high - 1}", count) for low, high, count in octaves(values)]))
+    rows = [
+        (str(low) if high - low == 1 else f"{low} to {high - 1}", count)
+        for low, high, count in octaves(values)
+    ]
+    return list(bars(rows))
 
 
 def _advice_lines(advice: Sequence[Advice]) -> list[str]:

@@ -6,24 +6,27 @@ from pathlib import Path
 
 from lgd.data.errors import DataError
 from lgd.data.layouts import Split, find_splits
+from lgd.files import at_home
 
 
 def find_folder(word: str) -> Path | None:
     """Return the folder that a word is the path of; None where it is none."""
     try:
-        folder = Path(word).expanduser()
-        return folder if folder.is_dir() else None
-    except (OSError, RuntimeError, ValueError):
+        folder = at_home(word)
+        return folder if word and folder.is_dir() else None
+    except (OSError, ValueError):
         return None
 
 
 def splits_of(folder: Path) -> list[Split]:
-    """Return all splits of a folder, those to train on first.
+    """Return all splits of a folder, those to train on first: also where their pictures are absent.
+
+    To open such a one says what is not there; without it another split would be taken for it.
 
     Raises:
         DataError: there are none.
     """
-    splits = find_splits(folder)
+    splits = find_splits(folder, wanted="train")
     if not splits:
         raise DataError(
             f"{folder}: no annotations of a known format are there or a folder below; write where they are, "

@@ -26,6 +26,7 @@ from lgd.memory.worst_batch import (
 )
 from lgd.ranks import process_group
 from lgd.structures import Batch
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def find_batch(cfg: Config, model: Model, index: AnnotationIndex, device: torch.
         fitted = all(_fits(cfg, model, sides, index, device, canvas, batch_size) for canvas in canvases)
         if fitted:
             peaks[batch_size] = measure_memory(device) / 1024
-        logger.info("%d image(s): %s", batch_size, "fits" if fitted else "out of memory")
+        logger.info("%s: %s", counted(batch_size, "image"), "fits" if fitted else "out of memory")
         return fitted
 
     found = min(process_group.all_gather_objects(largest_batch(fits)))
@@ -99,7 +100,7 @@ def find_batch(cfg: Config, model: Model, index: AnnotationIndex, device: torch.
     peak = f"; peak {peaks[found]:.1f} GiB{_device_memory(device)}" if found in peaks else ""
     return (
         f"the largest batch is {_describe(cfg, index, canvas, found)}{peak}: SOLVER.IMS_PER_BATCH up to "
-        f"{found * ranks} with {ranks} rank(s) and TRAIN.ACCUMULATE_STEPS 1"
+        f"{found * ranks} with {counted(ranks, 'rank')} and TRAIN.ACCUMULATE_STEPS 1"
     )
 
 
@@ -163,8 +164,8 @@ def _make_batch(cfg: Config, index: AnnotationIndex, canvas: tuple[int, int], ba
 def _describe(cfg: Config, index: AnnotationIndex, canvas: tuple[int, int], batch_size: int) -> str:
     edges = f" of {_mask_edges(cfg, index, canvas)[0]} mask edges" if reads_masks(cfg) else ""
     return (
-        f"{batch_size} image(s) a rank, {canvas[1]} x {canvas[0]} pixels, {_num_objects(cfg, index)} "
-        f"object(s){edges} each"
+        f"{counted(batch_size, 'image')} a rank, {canvas[1]} x {canvas[0]} pixels, "
+        f"{counted(_num_objects(cfg, index), 'object')}{edges} each"
     )
 
 

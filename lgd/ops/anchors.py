@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lgd.structures import Features
+from lgd.words import counted
 
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> list[list[float]]:
@@ -48,7 +49,10 @@ def level_cells(
     """
     for name, rows in (("anchor_sizes", sizes), ("aspect_ratios", aspect_ratios)):
         if len(rows) not in (1, num_levels):
-            raise ValueError(f"{name} has {len(rows)} rows for {num_levels} levels; give 1 or {num_levels}")
+            raise ValueError(
+                f"{name} has {counted(len(rows), 'row')} for {counted(num_levels, 'level')}; give 1 or "
+                f"{num_levels}"
+            )
     per_level = [
         cell_anchors(sizes[level % len(sizes)], aspect_ratios[level % len(aspect_ratios)])
         for level in range(num_levels)

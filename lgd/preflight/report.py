@@ -11,6 +11,7 @@ from lgd.preflight.collectives import AllReduce, Link, Measurement
 from lgd.preflight.findings import Finding, format_bytes
 from lgd.preflight.place import Place
 from lgd.preflight.storage import Storage
+from lgd.words import counted
 
 _MOST_LINKS = 12
 _SCOPES = {"node": "within nodes", "between": "one rank a node", "all": "all ranks"}
@@ -30,7 +31,10 @@ def align(rows: Sequence[Sequence[str]], left: int = 1) -> Iterator[str]:
 def describe_ranks(place: Place, cards: Mapping[int, Card]) -> Iterator[str]:
     """The table of ranks and hosts; neighbours that say the same share a row."""
     nodes = nodes_of(cards)
-    yield f"{len(cards)} of {place.world_size} rank(s) on {len(nodes)} host(s), started by {place.launcher}"
+    yield (
+        f"{len(cards)} of {counted(place.world_size, 'rank')} on {counted(len(nodes), 'host')}, started "
+        f"by {place.launcher}"
+    )
     yield ""
     rows = [["ranks", "host", "device", "driver", "interface", "address", "chosen by", "versions"]]
     for node, ranks in nodes.items():
@@ -132,7 +136,7 @@ def _describe_links(links: Sequence[Link], cards: Mapping[int, Card]) -> Iterato
         shown = sorted(links, key=lambda link: link.bandwidth)[: _MOST_LINKS // 2]
         speeds = [link.bandwidth for link in links]
         yield (
-            f"{len(links)} links between nodes: {format_bytes(min(speeds))}/s to "
+            f"{counted(len(links), 'link')} between nodes: {format_bytes(min(speeds))}/s to "
             f"{format_bytes(max(speeds))}/s, median {format_bytes(statistics.median(speeds))}/s; the slowest:"
         )
     rows = [
@@ -171,7 +175,7 @@ def describe_findings(findings: Sequence[Finding]) -> Iterator[str]:
     if not findings:
         yield "all well"
         return
-    yield f"{len(findings)} finding(s):"
+    yield f"{counted(len(findings), 'finding')}:"
     for number, finding in enumerate(findings, start=1):
         yield f"{number:>3}. {finding.what}"
         yield f"     -> {finding.way_out}"

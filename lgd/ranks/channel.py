@@ -134,7 +134,11 @@ def _look_up(store: Store, key: str) -> str:
 
 def _not_all_came(rank: int, timeout_seconds: float, missing: list[int], names: list[str]) -> RanksError:
     hosts = sorted({name.partition("/")[0] for r, name in enumerate(names) if name and r not in missing})
-    whom = f"rank(s) {', '.join(map(str, missing))}" if rank == 0 else "the others, which rank 0 names"
+    whom = (
+        f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+        if rank == 0
+        else "the others, which rank 0 names"
+    )
     return RanksError(
         f"rank {rank} on {socket.gethostname()} waited {timeout_seconds:g} s (TRAIN.PROCESS_GROUP_TIMEOUT) "
         f"in vain for {whom}" + (f"; those that came are on {', '.join(hosts)}" if rank == 0 else "")

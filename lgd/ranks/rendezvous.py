@@ -177,7 +177,8 @@ def _open_static(launch: Launch) -> rendezvous.RendezvousHandler:
     missing = list(range(number))
     while missing := [other for other in missing if not store.check([f"{launch.run_id}/machine/{other}"])]:
         if time.monotonic() > deadline:
-            raise UnreachableError(f"machine(s) {', '.join(map(str, missing))} did not come in {seconds:g} s")
+            names = ", ".join(map(str, missing))
+            raise UnreachableError(f"machine{'s' * (len(missing) > 1)} {names} did not come in {seconds:g} s")
         time.sleep(0.1)
     return _KnownMachines(launch, store, rank)
 

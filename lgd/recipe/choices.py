@@ -12,6 +12,7 @@ from lgd.inspect.advice import Anchors, Sides, Size, choose_anchors, choose_dete
 from lgd.inspect.contents import Contents
 from lgd.recipe.machine import Machine
 from lgd.recipe.schedule import LGD_PAYS_FROM, Method, Schedule, choose_schedule, drops, period
+from lgd.words import counted
 
 Detector = Literal["retinanet", "fcos", "atss", "poto", "gfl", "faster_rcnn", "mask_rcnn"]
 DETECTORS: tuple[Detector, ...] = get_args(Detector)
@@ -121,7 +122,7 @@ def choose(
         Choice("DATASETS.TRAIN", [train]),
         Choice("DATASETS.TEST", [test]),
         *_input(contents, sides, from_lite),
-        Choice("DATALOADER.NUM_WORKERS", _num_workers(machine), f"{machine.cores} core(s) here"),
+        Choice("DATALOADER.NUM_WORKERS", _num_workers(machine), f"{counted(machine.cores, 'core')} here"),
         *_solver(wishes.detector, size, schedule, machine),
         *([Choice("SOLVER.BACKBONE_MULTIPLIER", 0.1, "it knows much already")] if from_lite else []),
         Choice("TEST.EVAL_PERIOD", period(schedule), "about five evaluations"),
@@ -295,7 +296,7 @@ def _solver(detector: Detector, size: Size, schedule: Schedule, machine: Machine
     batch, steps = schedule.batch, schedule.steps
     common = [
         Choice("SOLVER.IMS_PER_BATCH", batch, schedule.why_batch),
-        Choice("SOLVER.MAX_ITER", steps, f"{schedule.epochs:.3g} epochs of {schedule.steps_of_epoch} steps"),
+        Choice("SOLVER.MAX_ITER", steps, schedule.in_words),
         Choice("SOLVER.WARMUP_ITERS", min(50 if size == "small" else 1000, steps // 10)),
         Choice("SOLVER.CHECKPOINT_PERIOD", period(schedule)),
         *([Choice("SOLVER.AMP.ENABLED", True, "bfloat16")] if machine.device == "cuda" else []),

@@ -11,6 +11,7 @@ from lgd.data.errors import DataError
 from lgd.data.index import AnnotationIndex, Flags, Integers
 from lgd.inspect.contents import Contents
 from lgd.inspect.duplicates import find_duplicates
+from lgd.words import counted
 
 SHARE = 0.2
 """Of the images, to validate on."""
@@ -50,8 +51,8 @@ def divide(contents: Contents, groups: Integers) -> Flags:
     flags: Flags = chosen[group_of]
     if not contents.per_image[flags].any():
         raise DataError(
-            f"{contents.name}: its {contents.images} images are too few, or too much alike, to leave some of "
-            "them to validate on; give a set to validate on"
+            f"{contents.name}: its {counted(contents.images, 'image is', 'images are')} too few, or too "
+            "much alike, to leave some of them to validate on; give a set to validate on"
         )
     return flags
 

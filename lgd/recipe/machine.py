@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 
+from lgd.words import counted
+
 _GIB = 2**30
 
 
@@ -32,6 +34,11 @@ class Machine:
     def memory_of_rank(self) -> float:
         """GiB that one rank may use for its model and batch."""
         return self.memory if self.device == "cuda" else self.memory / self.ranks
+
+    @property
+    def in_words(self) -> str:
+        """What computes there."""
+        return counted(self.ranks, "GPU") if self.device == "cuda" else counted(self.cores, "core")
 
 
 def look_at_machine(ranks: int, device: Literal["auto", "cuda", "cpu"] = "auto") -> Machine:

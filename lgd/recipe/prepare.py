@@ -25,6 +25,7 @@ from lgd.recipe.division import SHARE, write_division
 from lgd.recipe.machine import Machine, look_at_machine
 from lgd.recipe.text import to_yaml
 from lgd.weights.packages import is_installed
+from lgd.words import counted
 
 _TRAIN, _VALIDATE = alike("train"), (*alike("val"), *alike("test"))
 
@@ -147,16 +148,16 @@ def _find_sets(request: Request, output: Path, root: Path) -> _Sets:
     contents = read_contents(index)
     if obstacle := find_obstacle(contents):
         raise DataError(obstacle)
-    if request.wishes.detector == "mask_rcnn" and contents.masked < contents.objects:
+    if request.wishes.detector == "mask_rcnn" and (without := contents.objects - contents.masked):
         raise DataError(
-            f"--detector mask_rcnn learns masks, and {contents.objects - contents.masked} of the "
-            f"{contents.objects} objects of {train} have none; take --detector faster_rcnn"
+            f"--detector mask_rcnn learns masks, which are missing for {without} of "
+            f"{counted(contents.objects, 'object')} in {train}; take --detector faster_rcnn"
         )
     kinds = {split.spec: split for split in splits}
     for name in _VALIDATE:
         for split in splits:
-            is_same_kind = split.kind == kinds[train].kind
-            if usual_name(split.name) == name and is_same_kind and _has_objects(split.spec, root):
+            is_another = split.spec != train and split.kind == kinds[train].kind
+            if usual_name(split.name) == name and is_another and _has_objects(split.spec, root):
                 return _Sets(index, contents, train, split.spec, "")
     divided = write_division(index, contents, output / "data")
     how = f"one set only: {SHARE:.0%} of its images are left to validate on, written to {output / 'data'}"
@@ -208,12 +209,13 @@ def _describe(
     contents, schedule = sets.contents, recipe.schedule
     chosen = {choice.key: choice for choice in recipe.choices}
     doubts = len(warnings_of(contents))
-    place = f"{machine.ranks} GPU(s)" if machine.device == "cuda" else f"a CPU with {machine.cores} core(s)"
+    place = machine.in_words if machine.device == "cuda" else f"a CPU with {machine.in_words}"
     batch, detections = chosen["SOLVER.IMS_PER_BATCH"], chosen["TEST.DETECTIONS_PER_IMAGE"]
     evaluations = chosen["TEST.EVAL_PERIOD"].value
     return [
-        f"data: {contents.name} ({contents.layout}), {contents.used_images} images, {contents.objects} "
-        f"objects, {len(contents.classes)} classes; validated on {sets.test}",
+        f"data: {contents.name} ({contents.layout}), {counted(contents.used_images, 'image')}, "
+        f"{counted(contents.objects, 'object')}, {counted(len(contents.classes), 'class', 'classes')}; "
+        f"validated on {sets.test}",
         *([sets.how] if sets.how else []),
         f"model: {recipe.detector}, {recipe.size}, for {place}",
         weights,
@@ -223,13 +225,12 @@ def _describe(
             if "MODEL.ANCHOR_GENERATOR.SIZES" in chosen
             else []
         ),
-        f"batch: {schedule.batch} images ({batch.why})",
-        f"schedule: {schedule.epochs:.3g} epochs of {schedule.steps_of_epoch} steps, {schedule.steps} in "
-        f"all; evaluated every {evaluations}",
+        f"batch: {counted(schedule.batch, 'image')} ({batch.why})",
+        f"schedule: {schedule.in_words}, {schedule.steps} in all; evaluated every {evaluations}",
         f"method: {schedule.method} ({schedule.why_method})",
         f"detections of an image: {detections.value} ({detections.why})",
         *(
-            [f"worth a look in the data: {doubts} thing{'s' * (doubts > 1)}; lgd data {shlex.quote(data)}"]
+            [f"worth a look in the data: {counted(doubts, 'thing')}; lgd data {shlex.quote(data)}"]
             if doubts
             else []
         ),

@@ -8,6 +8,7 @@ from typing import Literal
 
 from lgd.inspect.advice import Sides, Size
 from lgd.recipe.machine import Machine
+from lgd.words import counted
 
 Method = Literal["plain", "lgd"]
 
@@ -48,6 +49,11 @@ class Schedule:
     method: Method
     why_batch: str
     why_method: str
+
+    @property
+    def in_words(self) -> str:
+        """How its passes are divided."""
+        return f"{counted(f'{self.epochs:.3g}', 'epoch')} of {counted(self.steps_of_epoch, 'step')}"
 
 
 def choose_schedule(
@@ -108,8 +114,7 @@ def _choose_batch(
     room = 0.7 * machine.memory_of_rank - _GIB_OF_MODEL[size]
     fitting = max(1, int(room / of_image))
     of_rank = 2 ** int(math.log2(min(most, fitting, max(1, images // (8 * machine.ranks)))))
-    place = f"{machine.ranks} GPU(s)" if machine.device == "cuda" else f"{machine.cores} core(s)"
-    return of_rank * machine.ranks, f"for {place} with {machine.memory_of_rank:.0f} GiB of memory"
+    return of_rank * machine.ranks, f"for {machine.in_words} with {machine.memory_of_rank:.0f} GiB of memory"
 
 
 def drops(steps: int) -> list[int]:

@@ -14,6 +14,7 @@ from lgd.engine.checkpoint import FORMAT
 from lgd.evaluation.results import Results
 from lgd.evaluation.score import is_better, name_scores
 from lgd.run.output import shorten
+from lgd.words import counted
 
 CANDIDATES = ("student", "ema")
 """What the best model is chosen among: the student, and where there is one its moving average."""
@@ -80,9 +81,10 @@ def is_over(patience: Mapping[str, float], limit: int) -> bool:
 def say_why(patience: Mapping[str, float]) -> str:
     """Why the training stops."""
     name = next(name for name in patience if name != "evaluations")
+    times = f"{patience['evaluations']:g}"
     return (
-        f"{name} has not been better than {patience[name]:.2f} in {patience['evaluations']} evaluations "
-        "(TEST.PATIENCE)"
+        f"{name} has not been better than {patience[name]:.2f} in "
+        f"{counted(times, 'evaluation')} (TEST.PATIENCE)"
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from lgd import exits
 from lgd.ending import last_line
+from lgd.files import say_why
 from lgd.run.run import USER_ERRORS
 
 
@@ -36,7 +37,7 @@ def answer(
     except BrokenPipeError:
         raise
     except OSError as error:
-        return complain(f"{error.strerror or error}: {error.filename or place}")
+        return complain(say_why(error, place))
     except KeyboardInterrupt:
         return exits.CTRL_C
 

@@ -235,11 +235,12 @@ class TrainingEvaluations:
         if process_group.is_main() and self._process is None:
             self._process = ScoringProcess()  # is ready by the time that something is found
             self._evaluator.watch.look_at(self._process.find_death)
+        if self._process is not None:
+            self._metrics.hold()
         jobs = dict(self._evaluator.detect(step, self._metrics))
         if self._process is not None:
             self._process.submit(list(jobs.values()))
             self._pending = _Pending(step, list(jobs), self._copy_weights())
-            self._metrics.hold()
 
     def after_step(self, leaves: bool) -> None:
         """Take the score if it has come; wait for it if the run `leaves`. Every rank calls it."""

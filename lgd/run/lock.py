@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lgd.engine.checkpoint import say_resumable, with_room
-from lgd.files import FULL, clear_leftovers, read_small, temporary_name
+from lgd.files import FULL, clear_leftovers, read_small, say_why, temporary_name
 from lgd.ranks import process_group
 from lgd.ranks.interruption import Interrupted
 from lgd.ranks.leaving import Leaving
@@ -88,7 +88,7 @@ class Hold:
             while not (self._create() or self._take_from_another(shall_stop)):
                 pass
         except OSError as error:
-            reason = f"{error.strerror}: {error.filename or self.path}"
+            reason = say_why(error, self.path)
             stays = f"; {say_resumable(self.path.parent / 'checkpoints')}" if error.errno in FULL else ""
             raise FolderError(f"OUTPUT_DIR {self.path.parent} cannot be used: {reason}{stays}") from error
         self._identity = _identify(self.path.parent)

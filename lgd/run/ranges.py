@@ -20,6 +20,7 @@ from lgd.run.data import RunData
 from lgd.weights.files import read_checkpoint_file
 from lgd.weights.report import WeightsError
 from lgd.weights.sources import fetch_weights
+from lgd.words import counted
 
 _KEY = "INPUT.RANGE"
 _NEVER_DEEP = (".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif")
@@ -82,8 +83,8 @@ def _begin(cfg: Config, indices: Iterable[AnnotationIndex]) -> tuple[_Setting, l
         return trained, [f"{_KEY} {_say(trained)}, as {cfg.model.weights} was trained with"]
     measured = find_range(counts)
     return measured, [
-        f"{_KEY} {_say(measured)} becomes 0 to 255: measured on {num_read} pictures of 16 bits (all but one "
-        f"pixel in 100,000 at either end); set two numbers to choose another"
+        f"{_KEY} {_say(measured)} becomes 0 to 255: measured on {counted(num_read, 'picture')} of 16 bits "
+        "(all but one pixel in 100,000 at either end); set two numbers to choose another"
     ]
 
 

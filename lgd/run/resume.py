@@ -26,6 +26,7 @@ from lgd.run.place import identify_agent
 from lgd.weights.classes import Classes, order_classes
 from lgd.weights.load import load_into
 from lgd.weights.report import WeightsError
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -78,16 +79,16 @@ class Starts:
         here = {"settings": settings, "steps": steps}
         before = self._vain or {}
         is_again = {key: before.get(key) for key in here} == here
-        starts, counted = (before["starts"], before["counted"]) if is_again else (0, 0.0)
-        if 0 < limit <= counted:
+        starts, weighed = (before["starts"], before["counted"]) if is_again else (0, 0.0)
+        if 0 < limit <= weighed:
             where = f"step {steps[0]}" if steps else "its first checkpoint"
             raise StartsError(
-                f"{self._path.parent}: started {starts} times without coming from {where} to a new "
-                "checkpoint; each time it was lost, or asked to leave before there was anything to save. "
-                "See log.txt; save more often (SOLVER.CHECKPOINT_PERIOD), start with more time or memory, or "
-                "go on trying (TRAIN.MAX_STARTS_WITHOUT_PROGRESS 0)"
+                f"{self._path.parent}: started {counted(starts, 'time')} without coming from {where} to a "
+                "new checkpoint; each time it was lost, or asked to leave before there was anything to "
+                "save. See log.txt; save more often (SOLVER.CHECKPOINT_PERIOD), start with more time or "
+                "memory, or go on trying (TRAIN.MAX_STARTS_WITHOUT_PROGRESS 0)"
             )
-        self._vain = {**here, "starts": starts + 1, "counted": counted + 1.0}
+        self._vain = {**here, "starts": starts + 1, "counted": weighed + 1.0}
         self._is_counted = True
         self._write(left=False)
 
@@ -188,10 +189,11 @@ def adapt_to_ranks(
         steps = _choose_steps(cfg.solver.ims_per_batch, saved, world_size)
     if saved is not None and (saved["world_size"], saved["accumulate_steps"]) != (world_size, steps):
         changes.append(
-            f"{saved['world_size']} rank(s) x {saved['accumulate_steps']} micro-batch(es) before, now "
-            f"{world_size} x {steps}: the same {cfg.solver.ims_per_batch} images a step in the same order. "
-            "Each micro-batch is normalised over its ranks by itself, so the numbers differ from those of an "
-            "unchanged run by more than rounding"
+            f"{counted(saved['world_size'], 'rank')} x "
+            f"{counted(saved['accumulate_steps'], 'micro-batch', 'micro-batches')} before, now {world_size} "
+            f"x {steps}: the same {counted(cfg.solver.ims_per_batch, 'image')} a step in the same order. "
+            "Each micro-batch is normalised over its ranks by itself, so the numbers differ from those of "
+            "an unchanged run by more than rounding"
         )
     cfg = replace(cfg, train=replace(cfg.train, accumulate_steps=steps))
     return cfg, Share(world_size, steps, asked), changes
@@ -202,8 +204,9 @@ def _choose_steps(batch: int, saved: Mapping[str, int], world_size: int) -> int:
     if batch % world_size:
         fitting = [str(number) for number in range(1, batch + 1) if batch % number == 0]
         raise ConfigError(
-            f"the {batch} images of a step (SOLVER.IMS_PER_BATCH) cannot be shared among {world_size} ranks; "
-            f"the run began with {saved['world_size']}. Start one of {', '.join(fitting)} ranks"
+            f"the {counted(batch, 'image')} of a step (SOLVER.IMS_PER_BATCH) cannot be shared among "
+            f"{counted(world_size, 'rank')}; the run began with {saved['world_size']}. Start one of "
+            f"{', '.join(fitting)} ranks"
         )
     most = batch // (saved["world_size"] * saved["accumulate_steps"])
     images = batch // world_size

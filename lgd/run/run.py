@@ -73,6 +73,7 @@ from lgd.run.training import Training, train_and_evaluate
 from lgd.trackers.open import find_missing
 from lgd.weights.classes import Classes
 from lgd.weights.report import WeightsError
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -290,9 +291,9 @@ def _settle_classes(cfg: Config, indices: Sequence[AnnotationIndex]) -> Config:
         return replace(cfg, num_classes=len(names))
     if len(names) != cfg.num_classes:
         raise ConfigError(
-            f"{indices[0].name} has {len(names)} classes ({shorten(names)}) but NUM_CLASSES is "
-            f"{cfg.num_classes}; set NUM_CLASSES {len(names)}, or 0 for as many as there are; "
-            "DATASETS.CLASSES chooses some of them by name"
+            f"{indices[0].name} has {counted(len(names), 'class', 'classes')} ({shorten(names)}) but "
+            f"NUM_CLASSES is {cfg.num_classes}; set NUM_CLASSES {len(names)}, or 0 for as many as there "
+            "are; DATASETS.CLASSES chooses some of them by name"
         )
     return cfg
 
@@ -341,16 +342,17 @@ def _describe(
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     yield f"lgd {__version__}, torch {torch.__version__}, {ranks} x {where}, output in {cfg.output_dir}"
     for index in indices:
-        yield f"{index.name}: {len(index)} images, {int(index.counts.sum())} objects"
+        yield f"{index.name}: {counted(len(index), 'image')}, {counted(int(index.counts.sum()), 'object')}"
         yield from (f"  {warning}" for warning in index.warnings)
     pairs = zip(indices[0].class_names, indices[0].category_ids, strict=True)
-    yield f"{cfg.num_classes} classes (label: name, id): " + shorten(
+    yield f"{counted(cfg.num_classes, 'class', 'classes')} (label: name, id): " + shorten(
         [f"{label}: {name}, {category_id}" for label, (name, category_id) in enumerate(pairs)], "; ", 20
     )
     counts = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
     yield f"{cfg.model.meta_architecture}: " + ", ".join(f"{name} {n:.1f} M" for name, n in counts.items())
     solver = cfg.solver
     yield (
-        f"{solver.ims_per_batch} images a step = {ranks} rank(s) x {micro_steps} micro-batch(es) x "
-        f"{micro_batch_size(cfg)}, {solver.max_iter} steps, seed {cfg.seed}"
+        f"{counted(solver.ims_per_batch, 'image')} a step = {counted(ranks, 'rank')} x "
+        f"{counted(micro_steps, 'micro-batch', 'micro-batches')} x {micro_batch_size(cfg)}, "
+        f"{counted(solver.max_iter, 'step')}, seed {cfg.seed}"
     )

@@ -22,14 +22,16 @@ from lgd.detectors.protocol import Detector
 from lgd.distill.distiller import PlainStudent
 from lgd.engine.checkpoint import load_newest
 from lgd.export.load import is_exported, load_exported, run_compiled
+from lgd.files import at_home
 from lgd.inference.model import InputRule, TrainedModel, run_eagerly
 from lgd.layers.prediction import for_prediction
 from lgd.run.output import OutputFolder
 from lgd.weights.classes import Classes
-from lgd.weights.files import LoadedWeights, read_checkpoint_file
+from lgd.weights.files import EMPTY_PATH, LoadedWeights, read_checkpoint_file
 from lgd.weights.load import load_weights
 from lgd.weights.report import WeightsError, list_names
 from lgd.weights.sources import fetch_weights
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ def load(
         ConfigError: its settings are none of ours, or torch does not see the device.
         ImportError: the runtime is not there; the message names the extra.
     """
-    file = Path(os.fspath(path)).expanduser()
+    file = at_home(path)
     if is_exported(file):
         return load_exported(file, _choose_device(device or "cpu"), backend)
     if backend not in (None, "torch", "compile"):
@@ -142,7 +144,9 @@ def _choose_device(device: str | torch.device | None) -> torch.device:
 def _find_file(path: str | os.PathLike[str]) -> Path:
     """The file of weights that is meant."""
     text = os.fspath(path)
-    folder = Path(text).expanduser()
+    if not text:
+        raise WeightsError(EMPTY_PATH)
+    folder = at_home(text)
     if is_exported(folder) or folder.suffix.lower() == ".xml":
         raise WeightsError(f"{text}: an exported model; give the weights that it was made of")
     if not folder.is_dir():
@@ -188,7 +192,8 @@ def _classes_of(file: Path, weights: LoadedWeights, cfg: Config) -> Classes:
         classes = Classes([str(label) for label in range(cfg.num_classes)], list(range(cfg.num_classes)))
     if len(classes.names) != cfg.num_classes or not cfg.num_classes:
         raise WeightsError(
-            f"{file}: names {len(classes.names)} classes, but its NUM_CLASSES is {cfg.num_classes}"
+            f"{file}: names {counted(len(classes.names), 'class', 'classes')}, but its NUM_CLASSES is "
+            f"{cfg.num_classes}"
         )
     return classes
 

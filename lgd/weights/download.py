@@ -19,6 +19,7 @@ from pathlib import Path
 from lgd import __version__
 from lgd.weights.limits import LARGEST, in_words
 from lgd.weights.report import WeightsError
+from lgd.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def _fetch(
             reason = str(error)
         if attempt == attempts:
             have = f"; {part.size()} bytes are kept, the next try goes on from there" if part.size() else ""
-            raise WeightsError(f"{url}: not fetched in {attempts} attempts ({reason}){have}")
+            raise WeightsError(f"{url}: not fetched in {counted(attempts, 'attempt')} ({reason}){have}")
         delay = pause * 2 ** (attempt - 1)
         logger.warning(
             "%s: %s at %d bytes; attempt %d of %d in %g s",

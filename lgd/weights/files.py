@@ -15,13 +15,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from lgd.files import open_file
+from lgd.files import at_home, open_file
 from lgd.weights.kind import Content
 from lgd.weights.kinds import KINDS, recognise
 from lgd.weights.limits import check_archive, check_values
 from lgd.weights.own import says_ours
 from lgd.weights.pickles import read_numeric_pickle
 from lgd.weights.report import WeightsError
+from lgd.words import with_article
+
+EMPTY_PATH = "the path of the weights is empty; give a file, or the folder of a run"
+"""What is said of one, as of a variable that is not set."""
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -58,7 +62,7 @@ def read_checkpoint_file(path: str | Path) -> LoadedWeights:
     file = local_file(path)
     content = _read_content(file)
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{file}: holds a {type(content).__name__}, not weights by name")
+        raise WeightsError(f"{file}: holds {with_article(type(content).__name__)}, not weights by name")
     state, metadata = _split_content(content)
     for name, value in state.items():
         _require_numbers(file, name, value)
@@ -73,9 +77,10 @@ def read_checkpoint_file(path: str | Path) -> LoadedWeights:
 
 def local_file(path: str | Path) -> Path:
     """The path with `~` resolved; raises WeightsError where there is no such file."""
+    if not os.fspath(path):
+        raise WeightsError(EMPTY_PATH)
     try:
-        # Unlike pathlib's, this leaves the home of nobody as it is.
-        file = Path(os.path.expanduser(path))  # noqa: PTH111
+        file = at_home(path)
         with open_file(file):
             return file
     except (FileNotFoundError, NotADirectoryError):
@@ -172,7 +177,7 @@ def _require_numbers(file: Path, name: object, value: object) -> None:
     else:
         kind = type(value).__name__
     raise WeightsError(
-        f"{file}: {name!r} is a {kind}, not a tensor of real numbers; this is not a weights file"
+        f"{file}: {name!r} is {with_article(kind)}, not a tensor of real numbers; this is not a weights file"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lgd.weights.report import WeightsError, list_names
+from lgd.words import counted, with_article
 
 BACKBONE = "student.backbone."
 
@@ -138,5 +139,8 @@ def rename(
         else:
             unknown.append(name)
     if unknown:
-        raise WeightsError(f"{len(unknown)} names that a {architecture} does not have: {list_names(unknown)}")
+        raise WeightsError(
+            f"{counted(len(unknown), 'name')} that {with_article(architecture)} does not have: "
+            f"{list_names(unknown)}"
+        )
     return renamed, tuple(dropped)

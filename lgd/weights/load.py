@@ -22,6 +22,7 @@ from lgd.weights.kind import BACKBONE, InputConvention
 from lgd.weights.kinds import KINDS
 from lgd.weights.reference import find_cell_anchors, reference_constants
 from lgd.weights.report import LoadReport, WeightsError, list_names
+from lgd.words import counted
 
 _TEACHING_PARTS = ("teacher.", "adapter.")
 _PRETRAINED = "pretrained."
@@ -90,7 +91,10 @@ def load_weights(
     used = {name: tensor for name, tensor in tensors.items() if name not in left_out}
     broken = [name for name, tensor in used.items() if name in own and not _is_finite(tensor, own[name])]
     if broken:
-        raise WeightsError(f"{path}: {len(broken)} tensors hold NaN or infinity: {list_names(broken)}")
+        raise WeightsError(
+            f"{path}: {counted(len(broken), 'tensor holds', 'tensors hold')} NaN or infinity: "
+            f"{list_names(broken)}"
+        )
     return load_into(
         model,
         used,
@@ -182,8 +186,9 @@ def _other_classes_error(
 ) -> WeightsError:
     shapes = [_shapes(name, own, tensors) for name in _misshapen(own, tensors)]
     return WeightsError(
-        f"trained on another number of classes: {len(layers)} layers of another shape: {list_names(shapes)}; "
-        "set NUM_CLASSES as in the weights, or MODEL.WEIGHTS_IGNORE_CLASSES True to start these layers anew"
+        f"trained on another number of classes: {counted(len(layers), 'layer')} of another shape: "
+        f"{list_names(shapes)}; set NUM_CLASSES as in the weights, or MODEL.WEIGHTS_IGNORE_CLASSES True to "
+        "start these layers anew"
     )
 
 

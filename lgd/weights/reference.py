@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lgd.weights.kind import Kind
 from lgd.weights.report import WeightsError, list_names
+from lgd.words import counted
 
 _PREFIXES = (
     ("student.raw_backbone.", "student.backbone."),
@@ -222,7 +223,7 @@ def _check_aliases(tensors: Mapping[str, Tensor]) -> None:
                 differing.append(name)
     if differing:
         raise WeightsError(
-            f"{len(differing)} tensors of {_ALIAS}* differ from the ones of {_ALIASED}* that they repeat: "
+            f"{counted(len(differing), 'tensor')} of {_ALIAS}* unlike those of {_ALIASED}* that they repeat: "
             + list_names(differing)
         )
 

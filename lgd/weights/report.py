@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from lgd.words import counted
+
 _MAX_LISTED = 10
 _STATE_OF_TRAINING = (".loss_normalizer", ".num_batches_tracked")
 
@@ -40,7 +42,7 @@ class LoadReport:
 
     def summary(self) -> str:
         """One line for the log."""
-        parts = [f"{self.source} ({self.kind}): {self.num_loaded} tensors loaded"]
+        parts = [f"{self.source} ({self.kind}): {counted(self.num_loaded, 'tensor')} loaded"]
         if self.note:
             parts.append(self.note)
         if self.kept:

@@ -28,6 +28,12 @@ def sahi_model(tiny_weights):
     return SahiModel(model_path=str(tiny_weights), device="cpu", confidence_threshold=SCORE)
 
 
+@pytest.mark.parametrize("option", [{"image_size": 640}, {"mask_threshold": 0.3}, {"config_path": "a.yaml"}])
+def test_what_would_change_nothing_is_refused(tiny_model, option):
+    with pytest.raises(DataError, match=f"^{next(iter(option))} .* changes nothing"):
+        SahiModel(model=tiny_model, device="cpu", **option)
+
+
 def test_a_picture_gives_what_predict_gives(sahi_model, tiny_model, picture):
     expected = tiny_model.predict(picture, score=SCORE)
     found = get_prediction(str(picture), sahi_model).object_prediction_list

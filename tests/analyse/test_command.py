@@ -242,11 +242,11 @@ def test_pictures_that_cannot_be_read_are_named(analysed, tmp_path):
         ([{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4]}], "entry 0 has no score"),
         ([detection(1, 3, (1, 2, 3), 0.5)], "entry 0 has a bbox of [1, 2, 3]"),
         ([detection(1, 3, (1, 2, 3, 4), 7)], "entry 0 has a score of 7"),
-        ([detection(99, 3, (1, 2, 3, 4), 0.5)], "1 picture id(s) that"),
-        ([detection(1, 99, (1, 2, 3, 4), 0.5)], "1 class id(s) that"),
+        ([detection(99, 3, (1, 2, 3, 4), 0.5)], "1 picture id that"),
+        ([detection(1, 99, (1, 2, 3, 4), 0.5)], "1 class id that"),
         (
             {"images": [{"id": 1, "file_name": "other.jpg"}], "annotations": []},
-            "1 of its 1 pictures are not in",
+            "1 of its 1 picture is not in",
         ),
         (
             {"categories": [{"id": 1, "name": "bird"}], "annotations": []},

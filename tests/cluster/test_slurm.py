@@ -281,7 +281,7 @@ def test_evaluation_and_preflight(cluster, small_data, tmp_path, uninterrupted):
     assert (tmp_path / "evaluation" / "results.json").read_text() == expected
     # Both nodes are this machine: the ranks talk over loopback, and that the names lead there does no harm.
     assert cluster.wait_for(preflight, ["COMPLETED", "FAILED"], 150) == "COMPLETED", logs(tmp_path)
-    assert "2 of 2 rank(s) on 2 host(s)" in logs(tmp_path)
+    assert "2 of 2 ranks on 2 hosts" in logs(tmp_path)
     assert json.loads(report.read_text())["findings"] == []
 
 

@@ -74,7 +74,7 @@ def test_weights_and_needless_settings(tmp_path, caplog):
     path.write_text("DATASETS: {TRAIN: [a, b], WEIGHTS: [3, 1e-1], OTHER_CLASSES: ignore}")
     assert load_config(path).datasets.weights == (3.0, 0.1)
     assert "DATASETS.OTHER_CLASSES ignore has no effect while DATASETS.CLASSES names no" in caplog.text
-    with pytest.raises(ConfigError, match=r"WEIGHTS \(3.0, 0.1\) must have a number for each of the 1 sets"):
+    with pytest.raises(ConfigError, match=r"WEIGHTS \(3.0, 0.1\) must have a number for each of the 1 set "):
         load_config(path, ["DATASETS.TRAIN", "[a]"])
     with pytest.raises(ConfigError, match="WEIGHTS expects a list"):
         load_config(path, ["DATASETS.WEIGHTS", "[1, 0]"])

@@ -90,7 +90,7 @@ def test_a_subset_leaves_nothing_of_the_others(zoo):
     assert some.annotation_ids(1).tolist() == [4, 6]
     *_, remark = some.remarks[0]
     assert (remark.kind, remark.count) == ("objects_of_other_classes_drop", 2)
-    assert remark.text == "2 objects of other classes are left out: cat (2)"
+    assert remark.text == "2 objects of other classes, left out: cat (2)"
 
 
 def test_ignored_objects_are_crowds_of_every_class(zoo):
@@ -101,9 +101,7 @@ def test_ignored_objects_are_crowds_of_every_class(zoo):
     ]
     assert some.counts.tolist() == [2, 2]
     assert [len(some.segmentation(i)) for i in range(2)] == [3, 3]
-    assert some.warnings[-1].endswith(
-        "2 objects of other classes are regions to ignore in evaluations: cat (2)"
-    )
+    assert some.warnings[-1].endswith("2 objects of other classes, regions to ignore in evaluations: cat (2)")
 
 
 def test_merged_classes_have_the_id_of_the_first_that_the_file_has(zoo):

@@ -206,7 +206,7 @@ def test_degenerate_boxes_are_dropped_and_counted(tmp_path, caplog):
         index = make(tmp_path, [annotation(k, 1, box) for k, box in enumerate(boxes, start=10)])
     assert index.annotation_ids(0).tolist() == [10]
     assert index.counts.tolist() == [1, 0]
-    text = "3 boxes without a positive size were dropped (annotations 11, 12, 13)"
+    text = "dropped 3 boxes without a positive size (annotations 11, 12, 13)"
     assert index.warnings == (f"{index.json_path}: {text}",)
     assert text in caplog.text
 
@@ -216,7 +216,7 @@ def test_warnings_come_again_when_the_cache_is_used(tmp_path, caplog):
     open_coco(path)
     caplog.clear()
     open_coco(path)
-    assert "1 boxes without a positive size were dropped" in caplog.text
+    assert "dropped 1 box without a positive size" in caplog.text
 
 
 def test_boxes_outside_the_image(tmp_path):
@@ -225,10 +225,8 @@ def test_boxes_outside_the_image(tmp_path):
     assert index.annotation_ids(0).tolist() == [12, 13]
     assert index.boxes(0)[0].tolist() == [60, 40, 80, 60]
     dropped, clipped = index.warnings
-    assert dropped.endswith("2 boxes wholly outside their image were dropped (annotations 10, 11)")
-    assert clipped.endswith(
-        "1 boxes reach more than a pixel outside their image and are clipped to it (annotations 12)"
-    )
+    assert dropped.endswith("dropped 2 boxes wholly outside the image (annotations 10, 11)")
+    assert clipped.endswith("clipped 1 box reaching more than a pixel outside the image (annotations 12)")
 
 
 def test_absent_files(tmp_path):
@@ -254,7 +252,7 @@ def test_small_polygons_are_dropped_and_the_box_stays(tmp_path):
     assert first is None
     assert second is not None
     assert np.array_equal(second[0], [0, 0, 4, 0, 4, 4])
-    assert index.warnings[0].endswith("2 polygons of fewer than three points were dropped (annotations 1, 2)")
+    assert index.warnings[0].endswith("dropped 2 polygons of fewer than three points (annotations 1, 2)")
 
 
 @pytest.mark.parametrize(

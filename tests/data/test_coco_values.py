@@ -76,7 +76,7 @@ def test_areas_that_cannot_be_are_those_of_the_boxes(tmp_path, area):
     index = make(tmp_path, [spread(1, area=area), spread(2, area=20.5)])
     assert index.area(0).tolist() == [25, 20.5]
     assert said(index) == {"areas_from_boxes": 1}
-    assert index.warnings[0].endswith("are taken from the boxes (annotations 1)")
+    assert index.warnings[0].endswith("taken from the boxes (annotations 1)")
 
 
 @pytest.mark.parametrize("area", [None, []])
@@ -92,7 +92,7 @@ def test_repeated_annotation_ids_are_numbered_anew(tmp_path):
     assert index.columns["annotation_ids"].tolist() == [2, 3, 1]
     assert index.columns["xywh"][:, 0].tolist() == [8, 7, 7]
     assert said(index) == {"annotation_ids_repeated": 1}
-    assert "1 annotations have the id of another (7): all 3 are numbered anew" in index.warnings[0]
+    assert "1 annotation has the id of another (7): all 3 are numbered anew" in index.warnings[0]
 
 
 def test_equal_boxes_are_counted_and_stay(tmp_path):
@@ -256,7 +256,7 @@ def test_a_size_that_is_not_said_is_the_pictures(tmp_path, size):
 def test_a_size_that_nobody_says(tmp_path):
     path = write_coco(tmp_path, [image_record(1) | {"width": None, "height": None}], with_files=False)
     (tmp_path / "train" / "001.png").write_text("no picture")
-    expect_error(path, "does not say the size of 1 images, and of one it cannot be found: cannot read image")
+    expect_error(path, "does not say the size of 1 image, and of one it cannot be found: cannot read image")
 
 
 def test_sizes_as_text(tmp_path):

@@ -98,8 +98,8 @@ def test_boxes_without_extent_are_dropped(tmp_path):
     index = open_dataset(write_crowdhuman(tmp_path, {"a": boxes}), HERE)
     assert index.boxes(0).tolist() == [[2, 2, 11, 11]]
     assert [warning.partition(": ")[2] for warning in index.warnings] == [
-        "1 boxes without a positive size were dropped (in a.jpg)",
-        "1 boxes wholly outside their image were dropped (in a.jpg)",
+        "dropped 1 box without a positive size (in a.jpg)",
+        "dropped 1 box wholly outside the image (in a.jpg)",
     ]
 
 

@@ -433,6 +433,6 @@ def test_voc_of_datumaro_lists_pictures_without_a_file(tmp_path):
     index = open_dataset(spec, HERE)
     assert index.counts.tolist() == [1, 0]
     assert (index.image(1).width, index.image(1).height) == (64, 48)
-    assert "1 listed pictures without an XML file are taken as without objects: 2" in index.warnings[0]
+    assert "1 listed picture without an XML file, taken as without objects: 2" in index.warnings[0]
     write_picture(tmp_path / "JPEGImages" / "2.jpg", 30, 20)
     assert open_dataset(spec, HERE).image(1).width == 30

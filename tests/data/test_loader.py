@@ -378,7 +378,7 @@ def test_loading_leaves_the_default_generator_alone(index):
 
 def test_nothing_to_train_on(tmp_path):
     index = open_coco(write_coco(tmp_path, [image_record(1)], []))
-    with pytest.raises(DataError, match="a set: none of its 1 images has an object to train on"):
+    with pytest.raises(DataError, match="a set: none of its 1 image has an object to train on"):
         train_loader(index, **TRAIN)
 
 
@@ -641,6 +641,6 @@ def test_a_folder_for_sockets_with_too_long_a_path(monkeypatch, tmp_path, num_by
     refusal = nullcontext() if fits else pytest.raises(OSError, match="too long")
     with socket.socket(socket.AF_UNIX) as probe, refusal:
         probe.bind(f"{folder}/{name}")
-    says = r"TMPDIR .* is a path 1 bytes too long .*; set a shorter one, or DATALOADER\.NUM_WORKERS 0"
+    says = r"TMPDIR .* is a path 1 byte too long .*; set a shorter one, or DATALOADER\.NUM_WORKERS 0"
     with nullcontext() if fits else pytest.raises(DataError, match=says), WorkerContext().starting():
         pass

@@ -82,7 +82,8 @@ def test_classes_of_other_sets(tmp_path):
     assert index.class_names == ("axe", "helmet")
     assert index.labels(0).tolist() == [1, 0]
     assert (
-        "other classes than VOC's 20, so the 2 of this split are taken in sorted order" in index.warnings[0]
+        "other classes than VOC's 20, so those of this split (2) are taken in sorted order"
+        in index.warnings[0]
     )
     (tmp_path / "classes.txt").write_text("helmet\n\nsaw\naxe\n")
     index = open_dataset(spec, HERE)
@@ -125,8 +126,8 @@ def test_boxes_without_extent_are_dropped(tmp_path):
     index = open_dataset(spec, HERE)
     assert index.counts.tolist() == [1, 0]
     assert [warning.partition(": ")[2] for warning in index.warnings] == [
-        "1 boxes without a positive size were dropped (in 1.jpg)",
-        "1 boxes wholly outside their image were dropped (in 2.jpg)",
+        "dropped 1 box without a positive size (in 1.jpg)",
+        "dropped 1 box wholly outside the image (in 2.jpg)",
     ]
 
 

@@ -54,7 +54,7 @@ def test_boxes_and_polygons(tmp_path):
     assert index.counts.tolist() == [2, 0, 0]
     assert [remark.kind for remark in index.remarks[0]] == ["pictures_without_labels"]
     assert index.warnings == (
-        f"{tmp_path}/data.yaml: 1 pictures without a label file are taken as without objects: c.png",
+        f"{tmp_path}/data.yaml: 1 picture without a label file, taken as without objects: c.png",
     )
     assert index.layout == "YOLO (data.yaml, pictures of train/images)"
 
@@ -212,7 +212,7 @@ def test_an_absent_split_is_found_only_where_it_is_wanted(tmp_path):
         ("0 0.5 0.5 0.1", "it has 4 numbers, not 5 (a box), or 7, 9, ... (a polygon)"),
         ("0 0.5 0.5 0.1 0.1 0.9", "it has 6 numbers, not 5"),
         ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "it has 8 numbers, not 5"),
-        ("0", "it has 1 numbers, not 5"),
+        ("0", "it has 1 number, not 5"),
         ("0 1.5 0.5 0.1 0.1", "'1.5' is not in 0..1"),
         ("0 0.5 -0.1 0.1 0.1", "'-0.1' is not in 0..1"),
         ("0 0.5 0.5 nan 0.1", "'nan' is not in 0..1"),

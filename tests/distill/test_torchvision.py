@@ -341,7 +341,7 @@ def test_one_stage_models_have_no_background_class(name, label, fits):
 def test_images_that_cannot_be_used():
     distiller, (images, targets) = wrap(make_model("fcos")), make_data("fcos", (1,))
     for given, says in [
-        ((images, []), "1 images and targets of 0"),
+        ((images, []), "1 image and targets of 0"),
         (([], []), "one at least"),
         ((torch.zeros(0, 3, 50, 50), []), "one at least"),
         (([images[0][0]], targets), r"image 0 has the shape .* give \(3, height, width\)"),
@@ -349,6 +349,18 @@ def test_images_that_cannot_be_used():
     ]:
         with pytest.raises(ValueError, match=says):
             distiller(*given)
+
+
+def test_images_in_bytes_range_are_refused_with_the_first_batch():
+    distiller, (images, targets) = wrap(make_model("fcos")), make_data("fcos", (2, 1))
+    of_bytes = [images[0], 255 * images[1]]
+    with pytest.raises(
+        ValueError, match=r"^image 1 has values up to 2.*; .* floats in \[0, 1\]: divide by 255$"
+    ):
+        distiller(of_bytes, targets)
+    jittered = [4 * images[0] - 2, images[1]]
+    assert distiller(jittered, targets)["loss_distill"].isfinite()
+    assert distiller(of_bytes, targets)["loss_distill"] > 0, "later batches cost no wait for the device"
 
 
 def test_a_teacher_of_masks_needs_masks():
@@ -370,7 +382,7 @@ def test_models_that_cannot_be_wrapped():
         wrap(ssd)
     strange = make_model("faster_rcnn")
     strange.roi_heads.box_predictor = nn.Identity()
-    with pytest.raises(ValueError, match="box_predictor, a Identity, has no linear cls_score"):
+    with pytest.raises(ValueError, match="box_predictor, an Identity, has no linear cls_score"):
         wrap(strange)
     uneven = make_model("retinanet")
     assert isinstance(uneven.backbone, BackboneWithFPN)

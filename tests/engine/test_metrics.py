@@ -179,6 +179,28 @@ def test_lines_wait_for_the_evaluation_before_them(tmp_path):
     on_another_rank.release()
 
 
+def test_what_an_evaluation_shows_comes_with_its_score(tmp_path):
+    """A run that was killed before the score repeats the evaluation, and shows it once."""
+    picture = torch.zeros(3, 4, 6, dtype=torch.uint8)
+    for killed in (True, False):
+        resume = {} if killed else {"first_iteration": 4, "repeats_evaluation": True}
+        writer = MetricsWriter(tmp_path, 12, **resume)
+        if killed:
+            writer.log(record(4))
+        writer.hold()
+        writer.log_losses(4, "val", {"student": {"total_loss": 1.5}})
+        writer.log_images("val", 4, [picture])
+        writer.log(record(5))
+        if not killed:
+            writer.log_evaluation(4, "val", {"student": {"bbox": {"AP": 1.0}}})
+            writer.release()
+        writer.close()
+    events = read_events(tmp_path)
+    assert [event.step for event in events.Images("validation_images/val/0")] == [4]
+    assert scalars(events, "validation_loss/val/total_loss") == [(4, 1.5)]
+    assert [step for step, _ in scalars(events, "loss/total_loss")] == [4, 5]
+
+
 def test_damaged_lines_are_dropped_and_counted(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(
@@ -186,7 +208,7 @@ def test_damaged_lines_are_dropped_and_counted(tmp_path, caplog):
     )
     MetricsWriter(tmp_path, max_iter=100, first_iteration=40).close()
     assert [line["iteration"] for line in read_lines(tmp_path)] == [20, 40]
-    assert "dropped 5 damaged line(s)" in caplog.text
+    assert "dropped 5 damaged lines" in caplog.text
 
 
 def test_resume_without_a_checkpoint_begins_anew(tmp_path):

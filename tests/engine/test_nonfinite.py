@@ -126,7 +126,9 @@ def test_too_many_in_a_row():
     state = make_state()
     go_on(state, dict.fromkeys((0, 1, 2, 4, 5), "loss"), nonfinite=policy)
     assert (state.progress.skipped_steps, state.progress.skipped_in_a_row) == (5, 2)
-    with pytest.raises(NonFiniteError, match=r"at step 4: loss_cls = inf.*; 3 such steps before it"):
+    with pytest.raises(
+        NonFiniteError, match=r"at step 4: loss_cls = inf.*; left out before it: 3 such steps"
+    ):
         go_on(make_state(), dict.fromkeys((1, 2, 3, 4), "loss"), nonfinite=policy)
 
 

@@ -145,9 +145,9 @@ def test_equals_loops_on_random_data(tmp_path, seed):
 
 def test_unknown_images_and_categories(tmp_path):
     index = open_set(tmp_path, {"a": [person(A)]})
-    with pytest.raises(ValueError, match=r"crowdhuman:.* 1 image id\(s\) that are not there \(2\)"):
+    with pytest.raises(ValueError, match=r"crowdhuman:.* 1 unknown image id \(2\)"):
         evaluate(index, [result(2, A, 0.9)])
-    with pytest.raises(ValueError, match=r"1 category id\(s\) that are not there \(3\)"):
+    with pytest.raises(ValueError, match=r"1 unknown category id \(3\)"):
         evaluate(index, [result(1, A, 0.9) | {"category_id": 3}])
 
 

@@ -72,7 +72,7 @@ def test_lines_for_programs(run_gain, trained, capsys):
 
 def test_a_training_that_fails_is_told_and_the_others_count(tmp_path, run_gain, trained, capsys):
     assert run_gain("--methods", "plain", "fixed", "--seeds", "2") == 1
-    assert capsys.readouterr().err.endswith("error: 1 trainings failed, the last: a fault\n")
+    assert capsys.readouterr().err.endswith("error: 1 training failed, the last: a fault\n")
     page = (tmp_path / "gain.md").read_text()
     assert "| fixed | 100 | 1 | 32.00 | +1.00 (one pair) |" in page
     assert "## Not done\n\n- a fault" in page
@@ -111,7 +111,7 @@ def test_numbers_that_are_none(text, run_gain, capsys):
 
 def test_failures_that_the_user_can_mend(run_gain, trained, capsys):
     assert run_gain("--methods", "plain", "--seeds", "3") == 2
-    assert capsys.readouterr().err.endswith("error: 1 trainings failed, the last: a setting\n")
+    assert capsys.readouterr().err.endswith("error: 1 training failed, the last: a setting\n")
 
 
 def small_study(data, out):

@@ -53,7 +53,7 @@ def test_stdout_is_a_line_of_json_for_each_set_and_words_go_to_stderr(folder, ca
 def test_words_go_to_stdout(folder, capsys):
     code, out, err = lgd_data(capsys, f"coco:{folder}:train")
     assert (code, err) == (0, "")
-    for words in ("3, 1 of them without objects", "and 1 crowds", "in 1 images", "NUM_CLASSES 3", "64 x 48"):
+    for words in ("3, 1 of them without objects", "and 1 crowd", "in 1 image ", "NUM_CLASSES 3", "64 x 48"):
         assert words in out
     assert f"coco:{folder}:val" not in out
 
@@ -93,7 +93,7 @@ def test_many_pictures_are_not_compared_unasked(folder, capsys, monkeypatch):
     [
         ([], "no objects"),
         (None, "no annotations"),
-        ([annotation(1, 1, iscrowd=1)], "only 1 crowds"),
+        ([annotation(1, 1, iscrowd=1)], "only 1 crowd"),
         ([annotation(1, 1, (0, 0, 10, 0))], "no objects"),
     ],
 )
@@ -128,7 +128,17 @@ def test_an_empty_folder_is_said(tmp_path, capsys):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("draw", [("0", "a.png"), ("x", "a.png"), ("4", "a.gif"), ("1000", "a.png")])
+def test_a_path_that_is_none_is_no_folder(monkeypatch, folder, capsys):
+    """An empty one, of a variable that is not set, is not the folder that one is in."""
+    monkeypatch.chdir(folder)
+    code, _, err = lgd_data(capsys, "")
+    assert code == 2
+    assert err.startswith("error: unknown data set ''")
+
+
+@pytest.mark.parametrize(
+    "draw", [("0", "a.png"), ("x", "a.png"), ("4", "a.gif"), ("1000", "a.png"), ("4", "~nobody.here/a.png")]
+)
 def test_what_cannot_be_drawn_is_refused(draw, folder):
     with pytest.raises(SystemExit) as ended:
         cli.main(["data", str(folder), "--draw", *draw])

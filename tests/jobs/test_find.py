@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from jobs import cancel, logs
+from jobs import cancel, logs, status
 from jobs.records import Start
 from lgd.run.job import process_start, scheduler_job
 from tests.training import small_settings, start
@@ -89,6 +89,20 @@ def test_no_run(main, tmp_path, capsys):
     assert run(main, tmp_path, capsys)[2].startswith(f"error: {tmp_path}: no run has started there")
     (tmp_path / "history.jsonl").write_text("\x00\n[1]\n")
     assert run(main, tmp_path, capsys)[0] == 2
+
+
+@pytest.mark.parametrize("main", [logs.main, cancel.main, status.main])
+def test_a_tilde_is_a_home(main, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_run(tmp_path / "run")
+    code = main(["~/run"])
+    told = capsys.readouterr()
+    assert code == (2 if main is cancel.main else 0)
+    assert f"{tmp_path}/run" in told.out + told.err
+    with pytest.raises(SystemExit) as ended:
+        main(["~nobody.here/run"])
+    assert ended.value.code == 2
+    assert "~nobody.here's home is not known here" in capsys.readouterr().err
 
 
 def test_the_log_is_the_jobs_own(tmp_path, capsys, programs):

@@ -89,6 +89,13 @@ def test_batch_script(capsys, monkeypatch, tmp_path):
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
+def test_logs_may_lie_at_home(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = dry_run(capsys, "--time", "4", "--folder", "~/logs")
+    assert options_of(text)["output"] == str(tmp_path / "logs" / "%j_0_log.out")
+    assert "~" not in text
+
+
 @pytest.mark.parametrize(("time", "seconds"), [("4", 120), ("24:00:00", 300)])
 def test_the_warning_comes_early_enough(capsys, time, seconds):
     assert options_of(dry_run(capsys, "--time", time))["signal"] == f"USR2@{seconds}"

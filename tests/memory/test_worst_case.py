@@ -21,8 +21,8 @@ def make(small_data, **changes):
 
 def test_find_batch(small_data, full_memory):  # noqa: F811
     line = find_batch(*make(small_data))
-    assert line.startswith("the largest batch is 3 image(s) a rank, ")
-    assert line.endswith("SOLVER.IMS_PER_BATCH up to 3 with 1 rank(s) and TRAIN.ACCUMULATE_STEPS 1")
+    assert line.startswith("the largest batch is 3 images a rank, ")
+    assert line.endswith("SOLVER.IMS_PER_BATCH up to 3 with 1 rank and TRAIN.ACCUMULATE_STEPS 1")
 
 
 def test_masks_are_counted_where_they_are_read(small_data, full_memory):  # noqa: F811

@@ -33,7 +33,7 @@ def test_alone_with_a_recipe(small_data, tmp_path, capsys):
     config = ["--config-file", str(REPOSITORY / "configs/demo.yaml")]
     assert main([*config, "--json", str(tmp_path / "report.json"), *settings]) == exits.DONE
     text = capsys.readouterr().out
-    assert "1 of 1 rank(s) on 1 host(s), started by nothing" in text
+    assert "1 of 1 rank on 1 host, started by nothing" in text
     assert f"coco:{small_data}:train" in text
     assert text.rstrip().endswith("all well")
     found = json.loads((tmp_path / "report.json").read_text())
@@ -48,7 +48,7 @@ def test_alone_with_findings(small_data, tmp_path, capsys):
     settings = small_settings(small_data, tmp_path, DATASETS__TEST=f"('coco:{small_data}:lost',)")
     assert main(["--config-file", str(REPOSITORY / "configs/demo.yaml"), *settings]) == FINDINGS
     text = capsys.readouterr().out
-    assert "1 finding(s):" in text
+    assert "1 finding:" in text
     assert f"cannot read data set coco:{small_data}:lost" in text
 
 
@@ -105,7 +105,7 @@ def test_two_ranks(tmp_path):
     ranks = [start(rank, 2, port, "--json", str(tmp_path / "report.json")) for rank in range(2)]
     outputs = [rank.communicate(timeout=150)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [exits.DONE, exits.DONE], outputs
-    assert "2 of 2 rank(s) on 1 host(s), started by another launcher" in outputs[0]
+    assert "2 of 2 ranks on 1 host, started by another launcher" in outputs[0]
     assert "all well" in outputs[0]
     assert "all well" not in outputs[1]
     found = json.loads((tmp_path / "report.json").read_text())
@@ -175,7 +175,7 @@ def test_report():
     cards = make_cards(4, r3={"interface": "eth1", "address": ""})
     place = Place(0, 0, 4, 2, 0, "node0", 1, "torchrun")
     assert list(report.describe_ranks(place, cards)) == [
-        "4 of 4 rank(s) on 2 host(s), started by torchrun",
+        "4 of 4 ranks on 2 hosts, started by torchrun",
         "",
         "ranks  host   device  driver  interface  address      chosen by  versions",
         "0-1    node0  CPU     -       eth0       10.0.0.1/24  host name  torch 2.15.0, gloo",
@@ -218,7 +218,7 @@ def test_report():
         "a step of the recipe all-reduces 3.0 MiB: 3000 ms at this speed",
     ]
     assert list(report.describe_findings([Finding("it is slow", "wait")])) == [
-        "1 finding(s):",
+        "1 finding:",
         "  1. it is slow",
         "     -> wait",
     ]

@@ -108,7 +108,7 @@ def test_a_rank_that_never_comes(monkeypatch):
     with pytest.raises(RanksError) as error:
         call_roll(store, 0, 3, 0.2)
     assert str(error.value) == (
-        f"rank 0 on {HOST} waited 0.2 s (TRAIN.PROCESS_GROUP_TIMEOUT) in vain for rank(s) 1, 2; "
+        f"rank 0 on {HOST} waited 0.2 s (TRAIN.PROCESS_GROUP_TIMEOUT) in vain for ranks 1, 2; "
         f"those that came are on {HOST}"
     )
     with pytest.raises(RanksError, match=r"rank 2 on .* in vain for the others, which rank 0 names"):

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
 from lgd import cli
 from lgd.config.load import load_config
@@ -140,6 +141,35 @@ def test_sets_of_which_none_is_to_train_on_are_named(tmp_path, capsys):
     code, _, line = lgd_train(capsys, "--data", tmp_path, "--output", tmp_path / "out")
     assert code == 2
     assert f"coco:{tmp_path}:left" in line
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--num-gpus", "--num-machines"])
+@pytest.mark.parametrize("number", ["0", "1.5", "-3", "many"])
+def test_what_is_no_number_ends_with_a_line(capsys, option, number):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "--data", "data", option, number])
+    assert ended.value.code == 2
+    assert f"argument {option}: {number!r} is no whole number above 0" in capsys.readouterr().err
+
+
+def test_no_other_split_is_taken_for_one_that_is_not_there(tmp_path, capsys):
+    for k in range(10):
+        (tmp_path / "images" / "val").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48), (20 * k, 9, 9)).save(tmp_path / "images" / "val" / f"{k}.png")
+        (tmp_path / "images" / "val" / f"{k}.txt").write_text("0 .5 .5 .5 .5\n")
+    (tmp_path / "data.yaml").write_text("train: images/trian\nval: images/val\nnames: [cat]\n")
+    arguments = ("--data", tmp_path, "--output", tmp_path / "out", "--recipe-only")
+    code, _, line = lgd_train(capsys, *arguments)
+    assert code == 2
+    assert "data.yaml: train leads to images/trian, which is not there" in line
+    assert cli.main(["data", str(tmp_path)]) == 2
+    assert "train leads to images/trian" in capsys.readouterr().err
+    (tmp_path / "data.yaml").write_text("val: images/val\nnames: [cat]\n")
+    code, out, _ = lgd_train(capsys, *arguments)
+    assert code == 0
+    assert "one set only: 20% of its images are left to validate on" in out
+    test = load_config(tmp_path / "out" / "recipe.yaml").datasets.test
+    assert test[0].startswith(f"coco:{tmp_path}/out/data/val.json:")
 
 
 @pytest.mark.parametrize("flags", [["--epochs", "3"], ["--recipe-only"], ["--size", "base"]])

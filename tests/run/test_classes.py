@@ -186,4 +186,4 @@ def test_crowds_may_be_objects(two_sets, tmp_path):
     assert run(tmp_path / "data", tmp_path / "out", DATASETS__CROWDS="object") == 0
     log = (tmp_path / "out" / "log.txt").read_text()
     assert ":train: 12 images, 45 objects" in log
-    assert "1 crowds are taken for objects" in log
+    assert "1 crowd is taken for an object" in log

@@ -246,14 +246,14 @@ def test_a_checkpoint_whose_evaluation_is_not_scored_owes_it(small_data, tmp_pat
 
 def test_errors_of_scoring_end_the_run(small_data, tmp_path, monkeypatch, capsys):
     class Failing(PatientProcess):
-        error = ValueError("the detections name 1 image id(s) that are not there (7)")
+        error = ValueError("the detections name 1 unknown image id (7)")
 
         def result(self):
             raise self.error
 
     monkeypatch.setattr(evaluations, "ScoringProcess", Failing)
     settings = settings_of(small_data, tmp_path, "together")
-    with pytest.raises(ValueError, match="1 image id"):
+    with pytest.raises(ValueError, match="1 unknown image id"):
         train.main(["--config-file", DEMO, *settings])
     monkeypatch.setattr(Failing, "error", OSError(errno.ENOSPC, "No space left on device", "socket"))
     assert train.main(["--config-file", DEMO, *settings]) == exits.USER_ERROR

@@ -128,6 +128,6 @@ def test_too_many_end_the_run_in_a_line(small_data, tmp_path, action):
     last = text.strip().splitlines()[-1]
     step = {"abort": 4, "skip": 6}[action]
     assert last.startswith(f"error: non-finite loss at step {step}: loss_cls = nan"), last
-    assert ("2 such steps before it were left out (TRAIN.MAX_NONFINITE)" in last) == (action == "skip")
+    assert ("left out before it: 2 such steps (TRAIN.MAX_NONFINITE)" in last) == (action == "skip")
     assert "--resume goes on from step" in last
     assert "Traceback" not in text

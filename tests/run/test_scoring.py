@@ -70,7 +70,7 @@ def test_what_it_logs_is_logged_here(tmp_path, process, caplog):
 
 def test_errors_are_those_of_this_process(tmp_path, process):
     wrong = make_job(tmp_path, image_id=7)
-    with pytest.raises(ValueError, match=r"1 image id\(s\) that are not there \(7\)") as expected:
+    with pytest.raises(ValueError, match=r"1 unknown image id \(7\)") as expected:
         score_and_write(wrong)
     process.submit([wrong])
     with pytest.raises(ValueError, match="evaluate on the set that the images were read from") as error:

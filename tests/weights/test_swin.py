@@ -89,7 +89,7 @@ def test_microsofts_checkpoint_fills_the_backbone(tmp_path, prefix, stages):
 
 def test_microsofts_names_that_no_swin_has():
     with pytest.raises(
-        WeightsError, match=r"1 names that a Swin does not have: layers\.0\.blocks\.0\.attn\.cpb_mlp\.0"
+        WeightsError, match=r"1 name that a Swin does not have: layers\.0\.blocks\.0\.attn\.cpb_mlp\.0"
     ):
         swin_from_microsoft(
             {"patch_embed.proj.weight": torch.ones(1), "layers.0.blocks.0.attn.cpb_mlp.0": torch.ones(1)}
