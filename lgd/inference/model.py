@@ -105,7 +105,7 @@ class TrainedModel:
         category_ids: Sequence[int],
         with_masks: bool,
         device: torch.device,
-        in_torch: bool = False,
+        least_part: int | None = None,
     ) -> None:
         """Take the parts.
 
@@ -116,7 +116,8 @@ class TrainedModel:
             category_ids: the K ids of the annotation file that it was trained with.
             with_masks: whether it predicts masks.
             device: where it runs.
-            in_torch: whether `run` computes in torch's threads, several of its calls at once too.
+            least_part: images of a call of `run`, or a multiple, where several calls at once get more done
+                on a CPU than one after the other; None where they wait for each other.
         """
         self.run = run
         self.rule = rule
@@ -124,7 +125,7 @@ class TrainedModel:
         self.category_ids = tuple(category_ids)
         self.with_masks = with_masks
         self.device = device
-        self.in_torch = in_torch
+        self.least_part = least_part
 
     def predict(
         self,
@@ -245,8 +246,9 @@ class TrainedModel:
 
     def _num_parts(self, request: _Request) -> int:
         """Into so many parts a batch is cut that are computed at once."""
-        alone = self.device.type != "cpu" or not self.in_torch
-        return 1 if alone else min(_MOST_PARTS, request.batch, torch.get_num_threads())
+        if self.device.type != "cpu" or self.least_part is None:
+            return 1
+        return max(1, min(_MOST_PARTS, request.batch // self.least_part, torch.get_num_threads()))
 
     def _labels_of(self, names: str | Sequence[str]) -> list[int]:
         names = [names] if isinstance(names, str) else names  # a text is a sequence too, of its letters
@@ -306,7 +308,8 @@ class TrainedModel:
             for j, sample in enumerate(look.samples):
                 tight = tight_canvas([sample.size], self.rule.layout.size_divisibility)
                 groups[fit_canvas(tight, self.rule.layout.canvases)].append((i, j))
-        size = request.batch // self._num_parts(request)
+        least = self.least_part or 1
+        size = max(least, request.batch // self._num_parts(request) // least * least)
         batches = [
             group[start : start + size] for group in groups.values() for start in range(0, len(group), size)
         ]

@@ -92,7 +92,7 @@ def load(
         category_ids=student.classes.category_ids,
         with_masks=student.cfg.model.mask_on,
         device=place,
-        in_torch=backend != "compile",
+        least_part=None if backend == "compile" else 1,
     )
 
 

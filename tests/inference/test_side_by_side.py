@@ -83,3 +83,15 @@ def test_a_single_picture_has_all_threads(tiny_model, two_threads, monkeypatch):
     monkeypatch.setattr(tiny_model, "run", lambda batch: seen.append(torch.get_num_threads()) or run(batch))
     tiny_model.predict(pictures(1)[0])
     assert seen == [2]
+
+
+@pytest.mark.parametrize(
+    ("least", "batch", "sizes"),
+    [(2, 4, {2}), (2, 8, {4}), (3, 8, {3}), (4, 4, {4}), (8, 4, {8}), (None, 4, {4})],
+)
+def test_parts_hold_what_a_file_takes(least, batch, sizes, tiny_model, two_threads, monkeypatch):
+    seen, run = set(), tiny_model.run
+    monkeypatch.setattr(tiny_model, "least_part", least)
+    monkeypatch.setattr(tiny_model, "run", lambda batch: seen.add(len(batch.images)) or run(batch))
+    tiny_model.predict([pictures(2)[1]] * 24, batch=batch)
+    assert seen == sizes
