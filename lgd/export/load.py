@@ -22,6 +22,7 @@ from lgd.export.runtimes import (
     run_exported,
 )
 from lgd.inference.model import Backend, TrainedModel, run_eagerly
+from lgd.inference.side_by_side import Parts
 from lgd.structures import Batch, Detections, PaddedDetections
 from lgd.weights.report import WeightsError
 
@@ -67,6 +68,7 @@ def load_exported(path: Path, device: torch.device, backend: str | None = None) 
         about = About.of_metadata(texts)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
+    count = about.num_images or 1  # of a call: maps of more images leave the cache
     return TrainedModel(
         run_exported(run, about, path),
         about.rule,
@@ -74,7 +76,7 @@ def load_exported(path: Path, device: torch.device, backend: str | None = None) 
         category_ids=about.classes.category_ids,
         with_masks=about.with_masks,
         device=device,
-        least_part=(about.num_images or 1) if name == "onnx" else None,
+        parts=Parts(count, count) if name == "onnx" else None,
     )
 
 

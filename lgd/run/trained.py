@@ -23,6 +23,7 @@ from lgd.distill.distiller import PlainStudent
 from lgd.engine.checkpoint import load_newest
 from lgd.export.load import is_exported, load_exported, run_compiled
 from lgd.inference.model import InputRule, TrainedModel, run_eagerly
+from lgd.inference.side_by_side import Parts
 from lgd.layers.prediction import for_prediction
 from lgd.run.output import OutputFolder
 from lgd.weights.classes import Classes
@@ -92,7 +93,7 @@ def load(
         category_ids=student.classes.category_ids,
         with_masks=student.cfg.model.mask_on,
         device=place,
-        least_part=None if backend == "compile" else 1,
+        parts=None if backend == "compile" else Parts(),
     )
 
 

@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from lgd.inference.side_by_side import side_by_side
+from lgd.inference.side_by_side import Parts, side_by_side
 
 
 @pytest.fixture
@@ -86,12 +86,21 @@ def test_a_single_picture_has_all_threads(tiny_model, two_threads, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("least", "batch", "sizes"),
-    [(2, 4, {2}), (2, 8, {4}), (3, 8, {3}), (4, 4, {4}), (8, 4, {8}), (None, 4, {4})],
+    ("parts", "batch", "sizes"),
+    [
+        (Parts(), 4, {2}),
+        (Parts(2), 8, {4}),
+        (Parts(3), 8, {3}),
+        (Parts(4), 4, {4}),
+        (Parts(8), 4, {8}),
+        (Parts(1, 1), 8, {1}),
+        (Parts(2, 2), 8, {2}),
+        (None, 4, {4}),
+    ],
 )
-def test_parts_hold_what_a_file_takes(least, batch, sizes, tiny_model, two_threads, monkeypatch):
+def test_parts_hold_what_a_file_takes(parts, batch, sizes, tiny_model, two_threads, monkeypatch):
     seen, run = set(), tiny_model.run
-    monkeypatch.setattr(tiny_model, "least_part", least)
+    monkeypatch.setattr(tiny_model, "parts", parts)
     monkeypatch.setattr(tiny_model, "run", lambda batch: seen.add(len(batch.images)) or run(batch))
     tiny_model.predict([pictures(2)[1]] * 24, batch=batch)
     assert seen == sizes
