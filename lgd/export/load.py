@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -88,10 +87,11 @@ def run_compiled(detector: Detector, device: torch.device, *, mixed_precision: b
     there the first canvas, and a few that come often, have code of their own, image by image (a batch is no
     faster), and others run eagerly.
     """
+    import torch._inductor.config as inductor
+
     model = ExportedDetector(detector, flips_channels=False)
     on_cpu = device.type == "cpu"
-    how: dict[str, Any] = {"dynamic": False, "options": {"freezing": True}} if on_cpu else {"dynamic": True}
-    compiled = torch.compile(model, **how)
+    compiled = torch.compile(model, dynamic=not on_cpu)
     eager = run_eagerly(detector, device, mixed_precision=mixed_precision)
     usual = _UsualCanvases()
 
@@ -102,7 +102,11 @@ def run_compiled(detector: Detector, device: torch.device, *, mixed_precision: b
         found = []
         for each in images:
             tensors = (x.to(device) for x in (each.images, each.sizes, each.original_sizes))
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
+            with (
+                torch.no_grad(),
+                torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision),
+                inductor.patch(freezing=on_cpu),  # as one of compile's `options` it freezes nothing
+            ):
                 found += PaddedDetections(*compiled(*tensors)).cut()
         return found
 

@@ -20,9 +20,15 @@ def compiled_canvases(monkeypatch):
     """The shapes that compiled code is given, of images that torch computes as it usually does."""
     shapes = []
 
-    def compile_(model, **how):
-        assert how == {"dynamic": False, "options": {"freezing": True}}
-        return lambda images, *sizes: shapes.append(tuple(images.shape)) or model(images, *sizes)
+    def compile_(model, dynamic):
+        assert not dynamic
+
+        def run(images, *sizes):
+            assert torch._inductor.config.freezing
+            shapes.append(tuple(images.shape))
+            return model(images, *sizes)
+
+        return run
 
     monkeypatch.setattr(torch, "compile", compile_)
     monkeypatch.setattr("lgd.export.load._OFTEN", 4)
