@@ -202,12 +202,13 @@ def measure_folder(arguments: Any, folder: Path) -> list[list[Any]]:
     ours, exported = lgd.load(weights, "cpu"), folder / "exported.onnx"
     if export([str(weights), str(exported), "--winograd"]):
         sys.exit("the export failed")
-    in_onnxruntime = lgd.load(exported, "cpu", "onnx")
+    files_of = {name: lgd.load(exported, "cpu", name) for name in ("onnx", "openvino")}
     calls: Mapping[str, Callable[[Sequence[Path]], object]] = {
         "torchvision, plain loop": partial(loop_over_torchvision, peer),
         "ours, plain loop": partial(loop_over_ours, ours),
         "ours, stream": partial(stream_ours, ours, batch=arguments.batch),
-        "ours, stream, onnxruntime": partial(stream_ours, in_onnxruntime, batch=arguments.batch),
+        "ours, stream, onnxruntime": partial(stream_ours, files_of["onnx"], batch=arguments.batch),
+        "ours, stream, openvino": partial(stream_ours, files_of["openvino"], batch=arguments.batch),
     }
     of_process: dict[str, list[float]] = {name: [] for name in calls}
     runs = {name: partial(time_wall, partial(call, files), of_process[name]) for name, call in calls.items()}

@@ -52,6 +52,8 @@ def open_with_onnxruntime(path: Path, device: torch.device) -> tuple[Function, M
     options: Any = (provider, {"device_id": device.index or 0}) if device.type == "cuda" else provider
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
+    # Threads that wait busily take the cores from calls beside theirs (see `lgd.inference.side_by_side`).
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(content, settings, providers=[options])
     except Exception as error:  # its errors have no class of their own

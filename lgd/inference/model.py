@@ -25,7 +25,7 @@ from lgd.data.transforms import ImageFormat, View, Window, resized_size
 from lgd.detectors.protocol import Detector
 from lgd.inference.pictures import PIXELS_AHEAD, Picture, Unreadable, read_pictures, to_picture
 from lgd.inference.result import Result
-from lgd.inference.side_by_side import Mapper, side_by_side
+from lgd.inference.side_by_side import Mapper, Parts, side_by_side
 from lgd.inference.sources import Source, find_sources, means_one_picture
 from lgd.inference.tiles import Tiling, is_number, merge_tiles
 from lgd.structures import Batch, Detections
@@ -35,9 +35,6 @@ Backend = Callable[[Batch], list[Detections]]
 
 _BATCHES_AT_ONCE = 4
 """So many batches of pictures are sorted by their canvases together."""
-
-_MOST_PARTS = 8
-"""Of a batch on a CPU, each computed by threads of its own."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ class TrainedModel:
         category_ids: Sequence[int],
         with_masks: bool,
         device: torch.device,
-        in_torch: bool = False,
+        parts: Parts | None = None,
     ) -> None:
         """Take the parts.
 
@@ -116,7 +113,8 @@ class TrainedModel:
             category_ids: the K ids of the annotation file that it was trained with.
             with_masks: whether it predicts masks.
             device: where it runs.
-            in_torch: whether `run` computes in torch's threads, several of its calls at once too.
+            parts: how a batch is cut where several calls of `run` at once get more done on a CPU than one
+                after the other; None where they wait for each other.
         """
         self.run = run
         self.rule = rule
@@ -124,7 +122,7 @@ class TrainedModel:
         self.category_ids = tuple(category_ids)
         self.with_masks = with_masks
         self.device = device
-        self.in_torch = in_torch
+        self.parts = parts if device.type == "cpu" else None
 
     def predict(
         self,
@@ -237,16 +235,11 @@ class TrainedModel:
     def _stream(self, inputs: Sequence[Source | Picture], request: _Request) -> Iterator[Result | Unreadable]:
         prepare = partial(self._prepare, request=request)
         read = read_pictures(inputs, prepare, _num_pixels)
-        with side_by_side(self._num_parts(request)) as run_each:
+        with side_by_side(self.parts.num_threads(request.batch) if self.parts else 1) as run_each:
             for looks in _gather(read, request.batch * _BATCHES_AT_ONCE):
                 found = self._detect([each for each in looks if isinstance(each, _Look)], request, run_each)
                 for look in looks:
                     yield look if isinstance(look, Unreadable) else next(found)
-
-    def _num_parts(self, request: _Request) -> int:
-        """Into so many parts a batch is cut that are computed at once."""
-        alone = self.device.type != "cpu" or not self.in_torch
-        return 1 if alone else min(_MOST_PARTS, request.batch, torch.get_num_threads())
 
     def _labels_of(self, names: str | Sequence[str]) -> list[int]:
         is_one = isinstance(names, str) or not isinstance(names, Iterable)  # a text is one, of its letters
@@ -309,7 +302,7 @@ class TrainedModel:
             for j, sample in enumerate(look.samples):
                 tight = tight_canvas([sample.size], self.rule.layout.size_divisibility)
                 groups[fit_canvas(tight, self.rule.layout.canvases)].append((i, j))
-        size = request.batch // self._num_parts(request)
+        size = self.parts.size(request.batch) if self.parts else request.batch
         batches = [
             group[start : start + size] for group in groups.values() for start in range(0, len(group), size)
         ]

@@ -5,12 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+_MOST_THREADS = 8
+"""That each compute a part of a batch at once."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How a batch is cut into calls that get more done at once than one after the other.
+
+    Attributes:
+        least: a call has so many images, or a multiple.
+        most: and at most so many; None for as many as there are for each thread.
+    """
+
+    least: int = 1
+    most: int | None = None
+
+    def num_threads(self, batch: int) -> int:
+        """That compute calls of a batch of so many images."""
+        return max(1, min(_MOST_THREADS, batch // self.least, torch.get_num_threads()))
+
+    def size(self, batch: int) -> int:
+        """Images of a call."""
+        size = max(1, batch // self.num_threads(batch) // self.least) * self.least
+        return size if self.most is None else min(size, self.most)
 
 
 class Mapper(Protocol):

@@ -7,12 +7,7 @@ from torch import Tensor, nn
 
 from lgd.layers.depthwise import depthwise_conv, depthwise_pays
 from lgd.layers.norm import FrozenBatchNorm2d, frozen_copy, make_norm
-from lgd.layers.pointwise import (
-    convolve_pixels,
-    is_compiled_to_predict,
-    pointwise_conv,
-    pointwise_pays,
-)
+from lgd.layers.pointwise import pointwise_conv, pointwise_pays
 from lgd.layers.winograd import winograd_conv3x3, winograd_pays
 
 
@@ -35,9 +30,6 @@ class Conv2d(nn.Conv2d):
             return winograd_conv3x3(x, weight, bias)
         if self._is_pointwise() and pointwise_pays(x):
             return pointwise_conv(x, weight, bias)
-        if self._is_pointwise() and is_compiled_to_predict(x):
-            found: Tensor = convolve_pixels(x, weight, bias)
-            return found
         if self._is_depthwise() and depthwise_pays(x, weight):
             assert not isinstance(self.padding, str)
             return depthwise_conv(x, weight, bias, self.stride, self.padding)

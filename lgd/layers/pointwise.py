@@ -47,40 +47,6 @@ def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     return result
 
 
-def is_compiled_to_predict(x: Tensor) -> bool:
-    """Whether this is being written into compiled code without gradients, in float32 on a CPU."""
-    return (
-        torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
-        and not torch.is_grad_enabled()
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
-@torch.library.custom_op("lgd::convolve_pixels", mutates_args=())
-def convolve_pixels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve the way that pays, from compiled code, which knows neither sizes nor threads.
-
-    Args:
-        x: (B, C, H, W).
-        weight: (O, C, 1, 1).
-        bias: (O,), or None.
-
-    Returns:
-        (B, O, H, W) channels last.
-    """
-    convolve = pointwise_conv if pointwise_pays(x) else F.conv2d
-    return convolve(x, weight, bias).contiguous(memory_format=torch.channels_last)
-
-
-@convolve_pixels.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    shape = (x.shape[0], weight.shape[0], x.shape[2], x.shape[3])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
 class _Pointwise(torch.autograd.Function):
     """Its result is no view: autograd copies a view's gradient for each operation in place."""
 

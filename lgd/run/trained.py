@@ -24,6 +24,7 @@ from lgd.engine.checkpoint import load_newest
 from lgd.export.load import is_exported, load_exported, run_compiled
 from lgd.files import at_home
 from lgd.inference.model import InputRule, TrainedModel, run_eagerly
+from lgd.inference.side_by_side import Parts
 from lgd.layers.prediction import for_prediction
 from lgd.run.output import OutputFolder
 from lgd.weights.classes import Classes
@@ -94,7 +95,7 @@ def load(
         category_ids=student.classes.category_ids,
         with_masks=student.cfg.model.mask_on,
         device=place,
-        in_torch=backend != "compile",
+        parts=None if backend == "compile" else Parts(),
     )
 
 

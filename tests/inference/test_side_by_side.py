@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from lgd.inference.side_by_side import side_by_side
+from lgd.inference.side_by_side import Parts, side_by_side
 
 
 @pytest.fixture
@@ -83,3 +83,24 @@ def test_a_single_picture_has_all_threads(tiny_model, two_threads, monkeypatch):
     monkeypatch.setattr(tiny_model, "run", lambda batch: seen.append(torch.get_num_threads()) or run(batch))
     tiny_model.predict(pictures(1)[0])
     assert seen == [2]
+
+
+@pytest.mark.parametrize(
+    ("parts", "batch", "sizes"),
+    [
+        (Parts(), 4, {2}),
+        (Parts(2), 8, {4}),
+        (Parts(3), 8, {3}),
+        (Parts(4), 4, {4}),
+        (Parts(8), 4, {8}),
+        (Parts(1, 1), 8, {1}),
+        (Parts(2, 2), 8, {2}),
+        (None, 4, {4}),
+    ],
+)
+def test_parts_hold_what_a_file_takes(parts, batch, sizes, tiny_model, two_threads, monkeypatch):
+    seen, run = set(), tiny_model.run
+    monkeypatch.setattr(tiny_model, "parts", parts)
+    monkeypatch.setattr(tiny_model, "run", lambda batch: seen.add(len(batch.images)) or run(batch))
+    tiny_model.predict([pictures(2)[1]] * 24, batch=batch)
+    assert seen == sizes

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from lgd.layers.conv import Conv2d, ConvNorm
-from lgd.layers.pointwise import convolve_pixels, pointwise_conv, pointwise_pays
+from lgd.layers.pointwise import pointwise_conv, pointwise_pays
 
 
 @pytest.fixture
@@ -63,28 +63,3 @@ def test_layers_take_it(conv, is_taken, one_thread, monkeypatch):
     assert bool(calls) is is_taken
     monkeypatch.setattr("lgd.layers.conv.pointwise_pays", lambda x: False)
     assert torch.allclose(found, conv(x), atol=1e-6)
-
-
-@pytest.mark.parametrize("is_channels_last", [True, False])
-def test_compiled_predictions_take_it_when_they_run(is_channels_last, one_thread, monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        "lgd.layers.pointwise.pointwise_conv", lambda *x: calls.append(1) or pointwise_conv(*x)
-    )
-    conv = ConvNorm(8, 4, 1).to(memory_format=torch.channels_last)
-    compiled = torch.compile(conv, backend="aot_eager", dynamic=True, fullgraph=True)
-    for shape in ((2, 8, 16, 16), (1, 8, 6, 8)):
-        x = images(*shape) if is_channels_last else torch.randn(shape)
-        with torch.no_grad():
-            found = compiled(x)
-        assert found.is_contiguous(memory_format=torch.channels_last)
-        assert torch.allclose(found, conv(x), atol=1e-6)
-    assert bool(calls) is is_channels_last
-    calls.clear()
-    assert compiled(images(2, 8, 16, 16)).requires_grad
-    assert not calls, "with gradients it is torch's"
-
-
-def test_its_description_is_true():
-    conv = Conv2d(8, 4, 1)
-    torch.library.opcheck(convolve_pixels, (images(2, 8, 4, 6), conv.weight.detach(), None))
