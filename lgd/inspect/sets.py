@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lgd.data.errors import DataError
 from lgd.data.layouts import Split, find_splits
+from lgd.data.splits import in_order
 from lgd.files import at_home
 
 
@@ -19,14 +20,16 @@ def find_folder(word: str) -> Path | None:
 
 
 def splits_of(folder: Path) -> list[Split]:
-    """Return all splits of a folder, those to train on first: also where their pictures are absent.
+    """Return all splits of a folder, those to train on first.
 
-    To open such a one says what is not there; without it another split would be taken for it.
+    Those to train and to validate on are there even where their pictures are absent: to open such a one says
+    what is not there, and without it another split would be taken for it.
 
     Raises:
         DataError: there are none.
     """
-    splits = find_splits(folder, wanted="train")
+    found = [split for wanted in ("train", "val") for split in find_splits(folder, wanted=wanted)]
+    splits = in_order({split.spec: split for split in found}.values())
     if not splits:
         raise DataError(
             f"{folder}: no annotations of a known format are there or a folder below; write where they are, "

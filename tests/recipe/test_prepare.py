@@ -164,6 +164,10 @@ def test_no_other_split_is_taken_for_one_that_is_not_there(tmp_path, capsys):
     assert "data.yaml: train leads to images/trian, which is not there" in line
     assert cli.main(["data", str(tmp_path)]) == 2
     assert "train leads to images/trian" in capsys.readouterr().err
+    (tmp_path / "data.yaml").write_text("train: images/val\nval: images/vla\nnames: [cat]\n")
+    code, _, line = lgd_train(capsys, *arguments)
+    assert code == 2
+    assert "data.yaml: val leads to images/vla, which is not there" in line
     (tmp_path / "data.yaml").write_text("val: images/val\nnames: [cat]\n")
     code, out, _ = lgd_train(capsys, *arguments)
     assert code == 0
