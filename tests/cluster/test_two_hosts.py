@@ -20,7 +20,7 @@ from tests.training import REPOSITORY, read_metrics, small_settings
 
 pytestmark = pytest.mark.netns
 
-PATIENCE = 180
+PATIENCE = 300
 """Seconds for what takes some 10 to 40 on idle cores; the time-outs that are under test are far shorter."""
 
 IMPORT_SECONDS = 30
@@ -306,7 +306,7 @@ def test_a_folder_that_a_run_on_another_host_has(network, tmp_path, small_data, 
     near.kill()
     began = time.monotonic()
     successor = far.python(*arguments, "--resume", log="successor.log", own_processes=True)
-    netns.wait_until(lambda: "resumed from" in successor.log.read_text(), 90, "the successor")
+    netns.wait_until(lambda: "resumed from" in successor.log.read_text(), PATIENCE, "the successor")
     assert time.monotonic() - began > 25
     assert "taken over from a run that is dead: process" in successor.log.read_text()
     far.kill(signal.SIGTERM)
@@ -396,7 +396,7 @@ def test_a_port_that_another_run_has(network, tmp_path, small_data):
     others = ["--nnodes=2", "--rdzv-endpoint=hostA:29400", "--rdzv-id=other", "--", "--help"]
     host.python("-m", "lgd.launch", *others, log="other.log")
     netns.wait_until(
-        lambda: ":29400 " in netns.run("ip", "netns", "exec", host.namespace, "ss", "-ltn"), 60, "it"
+        lambda: ":29400 " in netns.run("ip", "netns", "exec", host.namespace, "ss", "-ltn"), PATIENCE, "it"
     )
     process = launch(network, host, recipe(small_data, tmp_path / "run"))
     (code,), (text,) = finish(process)
