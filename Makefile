@@ -16,6 +16,7 @@ demo: $(RUNTIME)
 		&& touch $(WEIGHTS); } || true
 	$(VENV)/bin/python -m lgd.cli demo
 
+test: export PYTHONDONTWRITEBYTECODE = # compiled once for all processes that the tests start
 test: $(TESTING)
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 

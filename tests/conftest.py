@@ -10,6 +10,12 @@ import torch
 from tests.samples import BCCD, folder_of
 
 
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """`-n auto` is one more than there are cores: a third of the time is waiting for other processes."""
+    return 1 + (yield)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Small tensors gain nothing from more, and threads that wait for one another stall on a busy machine."""

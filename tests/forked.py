@@ -32,6 +32,10 @@ class ForkedProgram:
         with contextlib.suppress(ProcessLookupError):  # it may end at any moment
             os.kill(self.process.pid, number)
 
+    def wait_a_while(self, seconds):
+        """Wait so long, or until the process has ended."""
+        self.process.join(seconds)
+
     def wait(self, seconds=200):
         """Return the exit code."""
         self.process.join(seconds)

@@ -173,7 +173,7 @@ def test_every_teacher(teacher):
     [
         (25, "eager"),
         pytest.param(500, "aot_eager", marks=pytest.mark.slow),
-        pytest.param(50, "inductor", marks=pytest.mark.slow),
+        pytest.param(20, "inductor", marks=pytest.mark.slow),
     ],
 )
 def test_a_part_is_compiled_once_for_each_canvas(num_steps, backend):

@@ -32,11 +32,27 @@ def segments():
     return {path.name for path in Path("/dev/shm").iterdir()}
 
 
+def wait_until_removed(names, seconds=100):
+    """Wait until there are no segments of these names: those of other tests beside this one go too."""
+    deadline = time.monotonic() + seconds
+    while names & segments():
+        assert time.monotonic() < deadline, names & segments()
+        time.sleep(0.05)
+
+
 def wait_for_step(run, output, step=4):
     """Wait until the run has done some steps."""
     metrics = output / "metrics.jsonl"
     run.wait_for(metrics, f'"iteration": {step}')
     assert metrics.exists(), run.log.read_text()
+
+
+def wait_until_trained(output, step=4):
+    """Wait until a program of its own has done some steps."""
+    metrics, deadline = output / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and f'"iteration": {step}' in metrics.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def command_of(process):
@@ -85,7 +101,7 @@ def test_a_killed_data_worker(small_data, tmp_path, number):
     os.kill(workers[0], number)
     assert wait_until_gone(run, processes) == exits.FAULT
     assert_one_line(run.log, f"a data worker (pid {workers[0]}) was killed by {number.name}")
-    assert segments() <= before
+    wait_until_removed(segments() - before)
     (*_, end) = map(json.loads, (tmp_path / "run/history.jsonl").read_text().splitlines())
     assert end["outcome"] == "failed"
 
@@ -292,13 +308,18 @@ def test_a_diverged_training_ends_in_a_line(small_data, tmp_path, detector):
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--num-gpus", "2")], ids=["alone", "launched"])
 def test_thirty_moments_of_ctrl_c(small_data, tmp_path, flags):
-    """From the first import on; before it, Python itself is not ours."""
-    chance = random.Random(len(flags))
+    """From the first import on, before which Python itself is not ours, into the training."""
+    chance, duration = random.Random(len(flags)), 0.0
     for moment in range(15):
         output = tmp_path / f"run{moment}"
         program = [sys.executable, "-m", "lgd.train", "--config-file", str(REPOSITORY / "configs/demo.yaml")]
         run = start_program([*program, *flags, *settings_of(small_data, output)], start_new_session=True)
-        time.sleep(chance.uniform(0.3, 12))
+        if moment == 0:
+            began = time.monotonic()
+            wait_until_trained(output)
+            duration = time.monotonic() - began
+        else:
+            time.sleep(chance.uniform(0.3, 1.2 * duration))
         processes = descendants(run.pid)
         os.killpg(run.pid, signal.SIGINT)
         text, _ = run.communicate(timeout=SECONDS)
@@ -318,13 +339,11 @@ def test_a_full_shared_memory(small_data, tmp_path):
     sizes = {"INPUT__MIN_SIZE_TRAIN": "[480]", "INPUT__MAX_SIZE_TRAIN": 640}
     for flags in ((), ("--num-gpus", "2")):
         output = tmp_path / f"run{len(flags)}"
-        began = time.monotonic()
         run = start_program([*prefix, *program, *flags, *settings_of(small_data, output, **sizes)])
-        text, _ = run.communicate(timeout=120)
+        text, _ = run.communicate(timeout=300)  # of a training without end
         assert run.returncode == exits.FAULT, text
         assert "Traceback" not in text, text
         assert "/dev/shm (1 MiB" in text.strip().splitlines()[-1], text
-        assert time.monotonic() - began < 60
 
 
 @pytest.mark.slow
@@ -350,16 +369,12 @@ def test_a_lost_worker_under_every_launcher(small_data, tmp_path, how):
         settings = settings_of(small_data, output, TEST__EVAL_PERIOD=6)
         arguments = ["--config-file", str(REPOSITORY / "configs/demo.yaml"), *settings]
         run = start_program([sys.executable, *start, *arguments])
-        deadline = time.monotonic() + 120
-        metrics = output / "metrics.jsonl"
-        while time.monotonic() < deadline and not (
-            metrics.exists() and '"iteration": 4' in metrics.read_text()
-        ):
-            time.sleep(0.02)
+        wait_until_trained(output)
         processes = descendants(run.pid)
         ranks = [each for each in [run.pid, *processes] if workers_of(each)]
         victims = [workers_of(ranks[-1])[0]]
         if repetition % 2:
+            deadline = time.monotonic() + 120
             while (scorer := next(filter(None, map(scorer_of, ranks)), None)) is None:
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
@@ -372,7 +387,7 @@ def test_a_lost_worker_under_every_launcher(small_data, tmp_path, how):
             assert "Traceback" not in text, text
             assert "was killed by SIGKILL" in text.strip().splitlines()[-1], text
         assert not [each for each in processes if Path(f"/proc/{each}").exists()]
-    assert segments() <= before
+    wait_until_removed(segments() - before)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 
 import pytest
 
@@ -86,7 +85,7 @@ def live(settings, output, log, chance, *flags):
     """Run with a signal at some moment, one in four kills; return the exit code and the newest step."""
     log.unlink(missing_ok=True)
     run = Forked(settings, *flags, log=log)
-    time.sleep(chance.uniform(0, 4))
+    run.wait_a_while(chance.uniform(0, 4))
     run.signal(chance.choice([signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR2, signal.SIGKILL]))
     code = run.wait()
     assert code in (exits.DONE, exits.RUN_AGAIN, exits.USER_ERROR, -signal.SIGKILL), log.read_text()

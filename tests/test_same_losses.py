@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -216,8 +217,15 @@ def test_ctrl_c_ends_the_training_and_leaves_nothing(script, repository, tmp_pat
     assert not list((tmp_path / "temporary").iterdir())
 
 
+@pytest.fixture
+def temporary():
+    """A folder with a short name: sockets of data workers lie in it, and a path of one has 108 characters."""
+    with tempfile.TemporaryDirectory(prefix="lgd-") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.slow
-def test_two_revisions_of_a_repository(tmp_path):
+def test_two_revisions_of_a_repository(tmp_path, temporary):
     """Real trainings: half the weight of the distillation shows with LGD, and there alone."""
     root = tmp_path / "repository"
     for folder in ("lgd", "configs", "benchmarks"):
@@ -235,8 +243,6 @@ def test_two_revisions_of_a_repository(tmp_path):
     demo.write_text(demo.read_text().replace("  DISTILLATOR:\n", "  DISTILLATOR:\n    LAMBDA: 0.5\n"))
     git("commit", "--quiet", "--all", "--message", "after")
 
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
     done = subprocess.run(
         [
             *(sys.executable, "benchmarks/same_losses.py", "HEAD~1", "HEAD", "--config-file", "demo"),

@@ -31,7 +31,13 @@ def assert_same(one, other):
 
 def settings_of(small_data, output, tries, **changes):
     return small_settings(
-        small_data, output, SOLVER__MAX_ITER=2, TRAIN__TRY_WORST_SHAPE=tries, DATASETS__TEST="()", **changes
+        small_data,
+        output,
+        SOLVER__MAX_ITER=2,
+        INPUT__MAX_SIZE_TRAIN=96,
+        TRAIN__TRY_WORST_SHAPE=tries,
+        DATASETS__TEST="()",
+        **changes,
     )
 
 

@@ -24,6 +24,9 @@ PROGRAMS = {
 
 NODES = ("node1", "node2")
 GPUS_PER_NODE = 4
+PATIENCE = 300
+"""Seconds for whatever is to come on a busy machine; on an idle one some 10 to 40 are enough."""
+
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 SLURM_CONF = """
@@ -67,7 +70,7 @@ AccountingStoragePass={root}/munge.socket
 NodeName=node1 NodeAddr=127.0.0.1 Port={node1_port} CPUs=64 RealMemory=500000 Gres=gpu:{gpus}
 NodeName=node2 NodeAddr=127.0.0.1 Port={node2_port} CPUs=64 RealMemory=500000 Gres=gpu:{gpus}
 PartitionName=DEFAULT Nodes=ALL MaxTime=INFINITE DefMemPerCPU=100
-PartitionName=low Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=40
+PartitionName=low Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=120
 PartitionName=high PriorityTier=10 PreemptMode=OFF
 """
 
@@ -165,7 +168,7 @@ class Cluster:
     def run(self, *command, check=True, **options):
         """Run a command of SLURM; return its exit code and what it says."""
         done = subprocess.run(
-            command, env=self.environment, text=True, check=False, timeout=120,
+            command, env=self.environment, text=True, check=False, timeout=PATIENCE,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
         )  # fmt: skip
         if check and done.returncode != 0:
@@ -181,7 +184,7 @@ class Cluster:
         text = self.run("scontrol", "show", "job", str(job))[1]
         return int(text.split("Restarts=")[1].split()[0])
 
-    def wait_for(self, job, states, seconds):
+    def wait_for(self, job, *states):
         """Wait until the job is in one of the states; return it."""
         found = ""
 
@@ -190,7 +193,7 @@ class Cluster:
             found = self.state(job)
             return found in states
 
-        self._wait(f"job {job} to be one of {states}", arrived, seconds, lambda: f"it is {found}")
+        self._wait(f"job {job} to be one of {states}", arrived, lambda: f"it is {found}")
         return found
 
     def ranks(self, job):
@@ -217,7 +220,7 @@ class Cluster:
             os.kill(process_id, signal.SIGSTOP)
         try:
             send()
-            self._wait("the signal", lambda: any(map(was_signalled, ranks)), 120)
+            self._wait("the signal", lambda: any(map(was_signalled, ranks)))
         finally:
             for process_id in ranks:
                 with contextlib.suppress(ProcessLookupError):
@@ -249,7 +252,7 @@ class Cluster:
             subprocess.run(
                 ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--user=root", "--skip-test-db",
                  "--auth-root-authentication-method=normal"],
-                env={**self.environment, "PATH": PATH}, stdout=log, stderr=log, check=True, timeout=120,
+                env={**self.environment, "PATH": PATH}, stdout=log, stderr=log, check=True, timeout=PATIENCE,
             )  # fmt: skip
         server = self.root / "mariadb.socket"
         self._daemon(
@@ -275,12 +278,12 @@ class Cluster:
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
-    def _wait(self, what, condition, seconds=60, details=lambda: ""):
-        deadline = time.monotonic() + seconds
+    def _wait(self, what, condition, details=lambda: ""):
+        deadline = time.monotonic() + PATIENCE
         while not condition():
             ended = [name for name, process in self.daemons.items() if process.poll() is not None]
             if ended or time.monotonic() > deadline:
-                reason = f"{', '.join(ended)} ended" if ended else f"not within {seconds} s"
+                reason = f"{', '.join(ended)} ended" if ended else f"not within {PATIENCE} s"
                 raise RuntimeError(f"waited for {what}: {reason} {details()}\n{self._logs()}")
             time.sleep(0.1)
 

@@ -14,7 +14,7 @@ from tests.cluster.engines import require
 from tests.training import REPOSITORY, small_settings
 
 pytestmark = pytest.mark.netns
-PATIENCE = 200
+PATIENCE = 300
 """Seconds for a run of some 10 to 20; what is measured here is against other links, not against the clock."""
 
 

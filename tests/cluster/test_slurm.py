@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.engines import require
-from tests.cluster.slurm import Cluster, missing_parts
+from tests.cluster.slurm import PATIENCE, Cluster, missing_parts
 from tests.training import REPOSITORY, read_metrics, run_to_end, small_settings
 
 pytestmark = pytest.mark.slurm
@@ -52,7 +52,7 @@ def execute(cluster, folder, *command, code=0, **variables):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     own = {"PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **variables}
     done = subprocess.run(
-        command, cwd=folder, text=True, check=False, timeout=120,
+        command, cwd=folder, text=True, check=False, timeout=PATIENCE,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**cluster.environment, **own},
     )  # fmt: skip
     assert done.returncode == code, done.stdout
@@ -94,7 +94,7 @@ def logs(folder):
 
 def wait_for_step(cluster, job, output, step, folder):
     """Wait until the job has trained that far."""
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + PATIENCE
     metrics = output / "metrics.jsonl"
     while not (metrics.exists() and f'"iteration": {step},' in metrics.read_text()):
         state = cluster.state(job)
@@ -115,7 +115,7 @@ def started(request, cluster, small_data, tmp_path):
 
 def check_end(cluster, job, output, folder, uninterrupted):
     """The job goes on where it was interrupted, once, and ends like one that was not."""
-    end = cluster.wait_for(job, ["COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"], 180)
+    end = cluster.wait_for(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED")
     text = logs(folder)
     assert end == "COMPLETED", text
     assert cluster.restarts(job) == 1
@@ -152,8 +152,8 @@ def test_preempted_by_a_job_of_higher_priority(cluster, started, uninterrupted):
         )[1]  # fmt: skip
 
     cluster.signal_frozen(job, preempt)
-    cluster.wait_for(job, ["PENDING"], 60)
-    cluster.wait_for(urgent, ["COMPLETED"], 60)
+    cluster.wait_for(job, "PENDING")
+    cluster.wait_for(urgent, "COMPLETED")
     check_end(cluster, job, output, folder, uninterrupted)
 
 
@@ -161,7 +161,7 @@ def test_out_of_time(cluster, started, uninterrupted):
     job, output, folder = started
     # The warning is due 5 minutes before the limit, and SLURM looks every 30 seconds.
     cluster.signal_frozen(job, lambda: cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=5"))
-    cluster.wait_for(job, ["PENDING"], 60)
+    cluster.wait_for(job, "PENDING")
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     check_end(cluster, job, output, folder, uninterrupted)
 
@@ -180,7 +180,7 @@ def test_cancelled_by_the_user_it_saves_but_does_not_come_back(cluster, small_da
         assert "/10000]" in text
         assert tool(cluster, "cancel", tmp_path / name).startswith(f"asked SLURM to cancel job {job}")
     for name, job in jobs.items():
-        cluster.wait_for(job, ["CANCELLED"], 60)
+        cluster.wait_for(job, "CANCELLED")
         assert list((tmp_path / name / "checkpoints").glob("*.pth")), logs(tmp_path)
     time.sleep(2)
     for name, job in jobs.items():
@@ -193,7 +193,7 @@ def test_what_fails_is_not_queued_again(cluster, small_data, tmp_path):
     settings = [*make_settings(small_data, tmp_path), "MODEL.WEIGHTS", str(tmp_path / "missing.pth")]
     jobs = [way(cluster, tmp_path, 1, 1, *RECIPE, *settings)[0] for way in WAYS.values()]
     for job in jobs:
-        cluster.wait_for(job, ["FAILED"], 120)
+        cluster.wait_for(job, "FAILED")
         assert cluster.restarts(job) == 0
     assert logs(tmp_path).count(f"error: {tmp_path}/missing.pth") == 2, logs(tmp_path)
 
@@ -203,7 +203,7 @@ def test_table_of_recipes(cluster, small_data, tmp_path):
     jobs = submit(cluster, tmp_path, 1, 1, "--array", RECIPE[1], *settings, "--seeds", "1,2")
     assert [job.split("_")[1] for job in jobs] == ["0", "1"]
     for job in jobs:
-        assert cluster.wait_for(job, ["COMPLETED", "FAILED"], 120) == "COMPLETED", logs(tmp_path)
+        assert cluster.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", logs(tmp_path)
     for seed, job in zip((1, 2), jobs, strict=True):
         (folder,) = (tmp_path / "runs").glob(f"*demo-seed{seed}")
         assert (folder / "model_final.pth").exists()
@@ -240,7 +240,7 @@ def test_one_node_needs_no_port(cluster, small_data, tmp_path):
     with next_jobs_port_taken(cluster, 2):
         for name, way in WAYS.items():
             (job,) = way(cluster, tmp_path, 1, 2, *RECIPE, *make_settings(small_data, tmp_path / name, 2))
-            assert cluster.wait_for(job, ["COMPLETED", "FAILED"], 150) == "COMPLETED", logs(tmp_path)
+            assert cluster.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", logs(tmp_path)
             assert "2 x CPU" in (tmp_path / name / "log.txt").read_text()
 
 
@@ -248,7 +248,7 @@ def test_one_node_needs_no_port(cluster, small_data, tmp_path):
 def test_two_nodes_say_that_their_port_is_taken(cluster, small_data, tmp_path, name):
     with next_jobs_port_taken(cluster):
         (job,) = WAYS[name](cluster, tmp_path, 2, 1, *RECIPE, *make_settings(small_data, tmp_path / "run"))
-        cluster.wait_for(job, ["FAILED"], 90)
+        cluster.wait_for(job, "FAILED")
     text = logs(tmp_path)
     port = 20000 + int(job) % 10000
     assert re.search(rf"error: .*port {port} on node\d is in use by another program; take another", text), (
@@ -260,7 +260,7 @@ def test_two_nodes_say_that_their_port_is_taken(cluster, small_data, tmp_path, n
 def test_a_wrong_interface_fails_at_the_first_try(cluster, small_data, tmp_path):
     words = [*RECIPE, "--env", "GLOO_SOCKET_IFNAME=ib0", *make_settings(small_data, tmp_path / "run")]
     (job,) = submit(cluster, tmp_path, 2, 1, *words)
-    cluster.wait_for(job, ["FAILED"], 90)
+    cluster.wait_for(job, "FAILED")
     text = logs(tmp_path)
     assert re.search(
         r"error: on node1 GLOO_SOCKET_IFNAME is ib0, which is not there; this host has lo 127", text
@@ -276,11 +276,11 @@ def test_evaluation_and_preflight(cluster, small_data, tmp_path, uninterrupted):
     # A busy machine may look slow to it.
     limits = ("--slow-factor", "1000", "--min-bandwidth", "0", "--max-skew", "60", "--timeout", "120")
     (preflight,) = sbatch(cluster, tmp_path, 2, 1, "--json", str(report), *limits, script="preflight")
-    assert cluster.wait_for(evaluation, ["COMPLETED", "FAILED"], 150) == "COMPLETED", logs(tmp_path)
+    assert cluster.wait_for(evaluation, "COMPLETED", "FAILED") == "COMPLETED", logs(tmp_path)
     expected = (uninterrupted / "results.json").read_text()
     assert (tmp_path / "evaluation" / "results.json").read_text() == expected
     # Both nodes are this machine: the ranks talk over loopback, and that the names lead there does no harm.
-    assert cluster.wait_for(preflight, ["COMPLETED", "FAILED"], 150) == "COMPLETED", logs(tmp_path)
+    assert cluster.wait_for(preflight, "COMPLETED", "FAILED") == "COMPLETED", logs(tmp_path)
     assert "2 of 2 ranks on 2 hosts" in logs(tmp_path)
     assert json.loads(report.read_text())["findings"] == []
 
@@ -305,12 +305,12 @@ def test_torchx(cluster, small_data, tmp_path):
     assert "RUNNING" in torchx("status", address)
     assert tool(cluster, "status", output).splitlines()[1].endswith(f"  slurm {job}")
     os.kill(cluster.ranks(job)[0], signal.SIGKILL)
-    cluster.wait_for(job, ["PENDING"], 60)
+    cluster.wait_for(job, "PENDING")
     while cluster.state(job) == "PENDING":
         # SLURM looks again at a job of several parts, as TorchX makes them, only after something has changed.
         cluster.run("sbatch", "--partition=high", "--output=/dev/null", "--wrap=true")
         time.sleep(2)
-    end = cluster.wait_for(job, ["COMPLETED", "FAILED"], 180)
+    end = cluster.wait_for(job, "COMPLETED", "FAILED")
     assert end == "COMPLETED", logs(tmp_path)
     assert cluster.restarts(job) == 1
     assert "SUCCEEDED" in torchx("status", address)

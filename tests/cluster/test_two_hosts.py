@@ -20,17 +20,14 @@ from tests.training import REPOSITORY, read_metrics, small_settings
 
 pytestmark = pytest.mark.netns
 
-PATIENCE = 180
+PATIENCE = 300
 """Seconds for what takes some 10 to 40 on idle cores; the time-outs that are under test are far shorter."""
-
-IMPORT_SECONDS = 30
-"""What the start of the interpreter and its imports may take on a busy machine."""
 
 NUM_STEPS = 30
 SHORT = {"process_group": 10, "join": 15}
 """Time-outs, in seconds, of what is to end by them: ranks that wait for ranks, machines for machines."""
-LONG = {"process_group": 60, "join": 90}
-"""Of what is not, however busy the machine."""
+LONG = {"process_group": 600, "join": 900}
+"""Of what is not, however busy the machine: longer than anything here is waited for."""
 
 
 def meeting(seconds):
@@ -306,7 +303,7 @@ def test_a_folder_that_a_run_on_another_host_has(network, tmp_path, small_data, 
     near.kill()
     began = time.monotonic()
     successor = far.python(*arguments, "--resume", log="successor.log", own_processes=True)
-    netns.wait_until(lambda: "resumed from" in successor.log.read_text(), 90, "the successor")
+    netns.wait_until(lambda: "resumed from" in successor.log.read_text(), PATIENCE, "the successor")
     assert time.monotonic() - began > 25
     assert "taken over from a run that is dead: process" in successor.log.read_text()
     far.kill(signal.SIGTERM)
@@ -382,10 +379,8 @@ def test_a_port_that_another_program_has(network, tmp_path, small_data, manner, 
     host = network.hosts[0]
     port = "29400" if start is launch else "29500"
     host.python("-c", OCCUPIER, port, manner, log="occupier.log")
-    began = time.monotonic()
     process = start(network, host, recipe(small_data, tmp_path / "run"))
-    (code,), (text,) = finish(process)
-    assert time.monotonic() - began < 30 + IMPORT_SECONDS
+    (code,), (text,) = finish(process)  # before its time-outs
     assert code == exits.USER_ERROR, text
     assert re.search(rf"error: .*port {port} on hostA is in use by another program; take another", text), text
     assert "frame #" not in text
@@ -396,7 +391,7 @@ def test_a_port_that_another_run_has(network, tmp_path, small_data):
     others = ["--nnodes=2", "--rdzv-endpoint=hostA:29400", "--rdzv-id=other", "--", "--help"]
     host.python("-m", "lgd.launch", *others, log="other.log")
     netns.wait_until(
-        lambda: ":29400 " in netns.run("ip", "netns", "exec", host.namespace, "ss", "-ltn"), 60, "it"
+        lambda: ":29400 " in netns.run("ip", "netns", "exec", host.namespace, "ss", "-ltn"), PATIENCE, "it"
     )
     process = launch(network, host, recipe(small_data, tmp_path / "run"))
     (code,), (text,) = finish(process)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 OURS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 RECIPES = [name for name in OURS if not name.startswith(("Base-", "bases/"))]
+
+
+@cache
+def ours(name: str) -> Config:
+    """One of our recipes, which many tests look at."""
+    return load_config(CONFIGS / name)
 
 
 def place(folder: Path, name: str, text: str) -> Path:
@@ -110,11 +117,11 @@ def test_values_of_the_references_mask_rcnn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "reference"),
+    ("our_name", "reference"),
     [("r50_2x_ms_lgd", "retinanet_R_50_2xMS"), ("r50_2x_ss_lgd", "retinanet_R_50_2xSS")],
 )
-def test_ours_mean_what_the_references_do(ours: str, reference: str, tmp_path: Path) -> None:
-    mine, theirs = load_config(CONFIGS / "retinanet" / f"{ours}.yaml"), load_reference(tmp_path, reference)
+def test_ours_mean_what_the_references_do(our_name: str, reference: str, tmp_path: Path) -> None:
+    mine, theirs = ours(f"retinanet/{our_name}.yaml"), load_reference(tmp_path, reference)
     for side in ("student", "teacher"):
         assert resolve_solver(mine, side) == resolve_solver(theirs, side)
     names = [name for name in known_keys() if ".SOLVER." not in name and not name.endswith("META_ARCH")]
@@ -124,15 +131,15 @@ def test_ours_mean_what_the_references_do(ours: str, reference: str, tmp_path: P
 
 @pytest.mark.parametrize("schedule", ["2x_ms", "2x_ss", "1x_ms", "1x_ss"])
 def test_plain_recipes_differ_from_those_with_lgd_in_nothing_else(schedule: str) -> None:
-    with_lgd = flatten(load_config(CONFIGS / "retinanet" / f"r50_{schedule}_lgd.yaml"))
-    plain = flatten(load_config(CONFIGS / "retinanet" / f"r50_{schedule}.yaml"))
+    with_lgd = flatten(ours(f"retinanet/r50_{schedule}_lgd.yaml"))
+    plain = flatten(ours(f"retinanet/r50_{schedule}.yaml"))
     changed = {name for name in plain if plain[name] != with_lgd[name]}
     assert changed == {"MODEL.DISTILLATOR.ENABLED", "OUTPUT_DIR"}
     assert plain["MODEL.DISTILLATOR.ENABLED"] is False
 
 
 def test_no_two_recipes_write_to_the_same_folder() -> None:
-    folders = [load_config(CONFIGS / name).output_dir for name in RECIPES]
+    folders = [ours(name).output_dir for name in RECIPES]
     assert len(set(folders)) == len(folders)
 
 
@@ -151,7 +158,7 @@ def test_the_map_names_only_recipes_that_are_here() -> None:
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("_lgd.yaml")])
 def test_the_plain_recipe_beside_it_differs_in_nothing_but_lgd(name: str) -> None:
-    lgd, plain = (flatten(load_config(CONFIGS / file)) for file in (name, name.replace("_lgd", "")))
+    lgd, plain = (flatten(ours(file)) for file in (name, name.replace("_lgd", "")))
     changed = {key for key in lgd if lgd[key] != plain[key]}
     assert changed == {"MODEL.DISTILLATOR.ENABLED", "OUTPUT_DIR"}
     assert lgd["MODEL.DISTILLATOR.ENABLED"] is True
@@ -186,7 +193,7 @@ def test_a_recipe_is_what_its_name_says(name: str) -> None:
     match = NAME.fullmatch(name)
     assert match, name
     detector, backbone, schedule, scale = match.groups()
-    cfg = load_config(CONFIGS / name)
+    cfg = ours(name)
     assert (cfg.model.meta_architecture, cfg.model.mask_on) == DETECTORS[detector]
     assert cfg.model.distillator.label_encoder.load_labelmap is cfg.model.mask_on
     resnet = cfg.model.resnets
@@ -224,10 +231,10 @@ def test_there_are_fourteen_released_recipes() -> None:
     assert len(RELEASED) == 14
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [*RELEASED.items(), *EARLIER.items()])
-def test_a_recipe_of_the_reference_means_the_same_as_ours(theirs: str, ours: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("theirs", "our_name"), [*RELEASED.items(), *EARLIER.items()])
+def test_a_recipe_of_the_reference_means_the_same_as_ours(theirs: str, our_name: str, tmp_path: Path) -> None:
     cfg = load_config(place(tmp_path, theirs, REFERENCE_RECIPES[theirs]))
-    assert meaning(cfg) == meaning(load_config(CONFIGS / ours))
+    assert meaning(cfg) == meaning(ours(our_name))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -240,7 +247,7 @@ def test_every_setting_of_every_recipe_of_the_reference(name: str, tmp_path: Pat
 
 @pytest.mark.parametrize("name", BASES)
 def test_our_bases_say_what_the_references_do(name: str) -> None:
-    values = flatten(load_config(CONFIGS / name))
+    values = flatten(ours(name))
     for key, value in BASES[name].items():
         if key not in known_sections():
             assert values[key] == known_keys()[key].coerce(value, key), key

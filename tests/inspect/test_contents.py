@@ -11,10 +11,13 @@ from tests.data.sets import CATEGORIES, annotation, image_record, open_coco, wri
 
 
 def contents_of(root, boxes, *, images=1, width=64, height=48, **other):
-    """A set with these boxes, spread over so many images."""
+    """A set with these boxes, spread over so many images, of which the files are there and never read."""
     records = [image_record(k + 1, width, height) for k in range(images)]
     annotations = [annotation(k + 1, k % images + 1, box, **other) for k, box in enumerate(boxes)]
-    return read_contents(open_coco(write_coco(root, records, annotations)))
+    path = write_coco(root, records, annotations, with_files=False)
+    for record in records:
+        (root / "train" / record["file_name"]).touch()
+    return read_contents(open_coco(path))
 
 
 def test_counts_are_hotcocos(tmp_path):

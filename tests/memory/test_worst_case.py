@@ -15,7 +15,8 @@ CPU = torch.device("cpu")
 
 
 def make(small_data, **changes):
-    cfg = load_config(DEMO, small_settings(small_data, "nowhere", NUM_CLASSES=4, **changes))
+    changes = {"NUM_CLASSES": 4, "INPUT__MAX_SIZE_TRAIN": 96, **changes}
+    cfg = load_config(DEMO, small_settings(small_data, "nowhere", **changes))
     return cfg, build_model(cfg), open_dataset(f"coco:{small_data}:train", small_data), CPU
 
 

@@ -1,5 +1,6 @@
 """Every detector written in every format and read again gives the same outputs to the bit."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -94,20 +95,20 @@ def test_every_detector_is_here():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_outputs_are_the_same_after_every_format(tmp_path, recipe):
-    cfg, model = make(recipe, seed=1)
+    (cfg, model), (_, another) = make(recipe, seed=1), make(recipe, seed=2)
+    outputs = {with_teacher: outputs_of(model, with_teacher) for with_teacher in (False, True)}
     for kind in convert.WRITERS:
         path = tmp_path / kind
         convert.WRITERS[kind](path, convert._Conversion(model, cfg, None))
         with_teacher = kind in ("full", "reference")
-        _, other = make(recipe, seed=2)
-        fresh = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+        other, fresh = copy.deepcopy(another), another.state_dict()
         report = fill_model(cfg, other, str(path))
         for name, tensor in model.state_dict().items():
             is_kept = name in report.kept or (not with_teacher and not name.startswith("student."))
             assert torch.equal(other.state_dict()[name], fresh[name] if is_kept else tensor), (kind, name)
         assert {name for name in report.kept if name.startswith("student.")} <= {"student.loss_normalizer"}
-        expected, found = (outputs_of(each, with_teacher) for each in (model, other))
-        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), kind
+        pairs = zip(outputs[with_teacher], outputs_of(other, with_teacher), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs), kind
         assert not report.dropped
 
 
