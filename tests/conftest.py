@@ -22,6 +22,15 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def two_threads():
+    """Two in place of the one that tests compute with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c_is_heeded():
     """A shell starts what is in the background with SIGINT ignored, and whatever that starts inherits it."""

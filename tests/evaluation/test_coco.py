@@ -225,9 +225,9 @@ def test_without_annotations_there_is_no_ap(tmp_path, caplog):
 
 def test_detections_of_another_set_are_refused(tmp_path):
     path = write_ground_truth(tmp_path, [(1, 1, (10, 10, 20, 20), {})])
-    with pytest.raises(ValueError, match=r"a set: .* 1 image id\(s\) .*\(77\)"):
+    with pytest.raises(ValueError, match=r"a set: .* 1 unknown image id \(77\)"):
         evaluate(path, [detection(77, 1, (0, 0, 1, 1), 0.5)])
-    with pytest.raises(ValueError, match=r"6 category id\(s\) .*\(3, 4, 5, 6, 7 and 1 more\)"):
+    with pytest.raises(ValueError, match=r"6 unknown category ids .*\(3, 4, 5, 6, 7 and 1 more\)"):
         evaluate(path, [detection(1, c, (0, 0, 1, 1), 0.5) for c in range(3, 9)])
 
 

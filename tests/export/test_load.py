@@ -51,11 +51,10 @@ def test_the_first_canvas_and_usual_ones_have_code_of_their_own(weights, compile
     assert compiled_canvases == [first] * 3 + [second] * 6, "the second once it is usual, a third not"
 
 
-def test_onnxruntime_runs_parts_of_a_batch_at_once(weights, tmp_path, monkeypatch):
+def test_onnxruntime_runs_parts_of_a_batch_at_once(weights, tmp_path, two_threads, monkeypatch):
     pytest.importorskip("onnxruntime")
     file = tmp_path / "student.onnx"
     assert cli.main(["export", str(weights), str(file), "--size", "64x96", "--batch", "1"]) == 0
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     model, meeting = lgd.load(file, "cpu"), threading.Barrier(2, timeout=60)
     run, some = model.run, pictures(4, 64, 96)
     alone = model.predict(some, 0.0105, batch=1)

@@ -6,14 +6,6 @@ import torch
 from lgd.inference.side_by_side import Parts, side_by_side
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_one_is_the_caller_itself():
     with side_by_side(1) as run_each:
         assert set(run_each(lambda x: threading.current_thread(), [1, 2])) == {threading.current_thread()}

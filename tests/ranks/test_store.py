@@ -166,6 +166,6 @@ def test_machines_that_do_not_come_are_counted():
         (), 1, 3, 3, backend="static", endpoint=f"{LOOPBACK}:{find_free_port()}", settings=settings
     )
     began = time.monotonic()
-    with pytest.raises(UnreachableError, match=r"^machine\(s\) 1, 2 did not come in 0.2 s$"):
+    with pytest.raises(UnreachableError, match=r"^machines 1, 2 did not come in 0.2 s$"):
         open_rendezvous(launch)
     assert time.monotonic() - began < 30

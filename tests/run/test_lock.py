@@ -48,10 +48,12 @@ def refuses(root):
 
 
 def takes_at_once(root, agents=()):
-    began = time.monotonic()
-    with held(root, agents):
-        assert time.monotonic() - began < 0.3
-        assert (root / "run.lock").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lock, "WATCH_SECONDS", 60)  # what is no moment even on a busy machine
+        began = time.monotonic()
+        with held(root, agents):
+            assert time.monotonic() - began < 30
+            assert (root / "run.lock").exists()
 
 
 @contextlib.contextmanager
