@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,6 +10,10 @@ from lgd.layers.depthwise import depthwise_conv, depthwise_pays
 from lgd.layers.norm import FrozenBatchNorm2d, frozen_copy, make_norm
 from lgd.layers.pointwise import pointwise_conv, pointwise_pays
 from lgd.layers.winograd import winograd_conv3x3, winograd_pays
+
+_NARROW = 16
+"""Input channels below which oneDNN, as torch 2.14 has it, writes beyond its memory when two or more threads
+take the gradient of the weight of a 1x1 convolution with a stride."""
 
 
 class Conv2d(nn.Conv2d):
@@ -26,6 +31,8 @@ class Conv2d(nn.Conv2d):
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve with a weight and bias in place of this layer's own, of the same shapes."""
+        if self._is_narrow_and_strided() and x.is_cpu and torch.is_grad_enabled():
+            return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], weight, bias)
         if self.winograd and self._is_plain_3x3() and winograd_pays(x, weight):
             return winograd_conv3x3(x, weight, bias)
         if self._is_pointwise() and pointwise_pays(x):
@@ -38,6 +45,11 @@ class Conv2d(nn.Conv2d):
     def _is_pointwise(self) -> bool:
         settings = (self.kernel_size, self.stride, self.padding, self.groups)
         return settings == ((1, 1), (1, 1), (0, 0), 1)
+
+    def _is_narrow_and_strided(self) -> bool:
+        """Whether it is a 1x1 convolution that skips cells, of few channels."""
+        settings = (self.kernel_size, self.padding, self.groups)
+        return settings == ((1, 1), (0, 0), 1) and max(self.stride) > 1 and self.in_channels < _NARROW
 
     def _is_depthwise(self) -> bool:
         each = self.in_channels == self.out_channels == self.groups
