@@ -6,14 +6,6 @@ from lgd.layers.conv import Conv2d, ConvNorm
 from lgd.layers.pointwise import pointwise_conv, pointwise_pays
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def images(*shape, dtype=torch.float32):
     return torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
