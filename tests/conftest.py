@@ -23,12 +23,17 @@ def one_thread():
 
 
 @pytest.fixture
-def two_threads():
-    """Two in place of the one that tests compute with."""
+def own_threads():
+    """Sets how many threads torch has, until the test has ended."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
+    yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def two_threads(own_threads):
+    """Two in place of the one that tests compute with."""
+    own_threads(2)
 
 
 @pytest.fixture(scope="session", autouse=True)

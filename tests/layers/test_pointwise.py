@@ -26,13 +26,13 @@ def test_pieces_of_images_give_the_convolution_and_its_gradients(shape):
         assert torch.allclose(a, b, atol=1e-12)
 
 
-def test_it_is_taken_where_torch_goes_its_slow_way(one_thread):
+def test_it_is_taken_where_torch_goes_its_slow_way(own_threads):
     assert pointwise_pays(images(2, 8, 16, 16))
     assert not pointwise_pays(images(16, 8, 4, 4))
     assert not pointwise_pays(torch.randn(2, 8, 16, 16))  # pieces would be copies
     assert not pointwise_pays(images(1, 8, 1, 67))  # a prime number of pixels
     assert not pointwise_pays(images(2, 8, 16, 16, dtype=torch.float64))
-    torch.set_num_threads(2)
+    own_threads(2)
     assert not pointwise_pays(images(2, 8, 16, 16))
 
 
@@ -47,7 +47,7 @@ def test_it_is_taken_where_torch_goes_its_slow_way(one_thread):
         (Conv2d(8, 4, 3, padding=1), False),
     ],
 )
-def test_layers_take_it(conv, is_taken, one_thread, monkeypatch):
+def test_layers_take_it(conv, is_taken, monkeypatch):
     calls = []
     monkeypatch.setattr("lgd.layers.conv.pointwise_conv", lambda *x: calls.append(1) or pointwise_conv(*x))
     x = images(2, 8, 16, 16)
