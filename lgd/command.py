@@ -26,12 +26,14 @@ from lgd.engine.progress import NonFiniteError
 from lgd.files import say_why, write_text_atomically
 from lgd.launch import launch_workers, started_by_launcher
 from lgd.ranks import process_group
+from lgd.ranks.cores import CoresWatch
 from lgd.ranks.interruption import Interrupted, Interruption
 from lgd.ranks.process_group import LaunchInfo
 from lgd.ranks.store import RanksError
 from lgd.ranks.watch import StallError
 from lgd.recipe.choices import Wishes
 from lgd.recipe.prepare import Request, prepare, recipe_path
+from lgd.run.context import Task
 from lgd.run.log import TerminalError, log_as_json, start_logging, write_to_log_file
 from lgd.run.output import FolderLostError
 from lgd.run.run import USER_ERRORS, run
@@ -52,13 +54,16 @@ _DISK_ERRORS = (
 """What is full, failing or not to be written to; and where something else is in the place of a file."""
 
 
-def execute(options: argparse.Namespace, argv: Sequence[str], interruption: Interruption) -> int:
+def execute(
+    options: argparse.Namespace, argv: Sequence[str], interruption: Interruption, cores: CoresWatch
+) -> int:
     """Do what the command line says; returns the exit code.
 
     Args:
         options: the arguments as `lgd.train` reads them.
         argv: the arguments as they were typed.
         interruption: what asks this process to save and leave.
+        cores: since the program began.
 
     Raises:
         Exception: whatever goes wrong, for `Reporter`.
@@ -86,13 +91,7 @@ def execute(options: argparse.Namespace, argv: Sequence[str], interruption: Inte
             dist_url=options.dist_url,
         )
     try:
-        run(
-            cfg,
-            interruption,
-            resume=options.resume,
-            eval_only=options.eval_only,
-            only_find_batch=options.find_batch,
-        )
+        run(cfg, Task(cores, options.resume, options.eval_only, options.find_batch), interruption)
     except Interrupted:
         process_group.shutdown()
         raise

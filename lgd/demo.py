@@ -91,7 +91,7 @@ def _train(run: Run, settings: Sequence[str], folder: Path) -> dict[str, Any]:
         + (f"was trained before; delete {folder} to do it again" if is_done else str(folder))
     )
     words = [*settings, *shlex.split(METHODS[run.method]), "OUTPUT_DIR", str(folder)]
-    return train(run, words, folder, torch.get_num_threads(), shown=True)
+    return train(run, words, folder, shown=True)
 
 
 def to_table(results: Mapping[str, Mapping[str, Any]], pictures: int) -> str:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lgd.ending import as_program, end
+from lgd.ranks.cores import CoresWatch
 from lgd.ranks.interruption import Interruption, leave_with_parent
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def main(argv: Sequence[str] | None = None, *, is_program: bool = False) -> int:
 
 def _main(argv: Sequence[str] | None, *, is_program: bool) -> int:
     with Interruption(until_exit=is_program) as interruption:
+        cores = CoresWatch.begin()
         if "TORCHELASTIC_RUN_ID" in os.environ:
             leave_with_parent()
         arguments = sys.argv[1:] if argv is None else argv
@@ -121,7 +123,7 @@ def _main(argv: Sequence[str] | None, *, is_program: bool) -> int:
         if is_program:
             reporter.take_over()
         try:
-            return execute(options, arguments, interruption)
+            return execute(options, arguments, interruption, cores)
         except BaseException as error:
             if is_program:  # in here: what the error holds on to, such as lost workers, is not torn down
                 end(partial(reporter.report, error))

@@ -43,7 +43,7 @@ def trained(monkeypatch):
     """Trainings made up: the folders and settings of each."""
     runs = []
 
-    def train(run, options, folder, threads, *, shown):
+    def train(run, options, folder, threads=None, *, shown):
         assert shown
         runs.append((folder, load_config(run.recipe, options)))
         return {"AP": 50.0 + len(runs), "AP50": 88.123, "seconds": 0.25}
@@ -138,7 +138,7 @@ def test_settings_that_the_demo_has_no_use_for(tmp_path, trained, pretrained, ca
 def test_small_trainings_in_truth(sample_data, tmp_path, monkeypatch, capsys):
     """From scratch, two steps each, in this process."""
 
-    def train(run, options, folder, threads, *, shown):
+    def train(run, options, folder, threads=None, *, shown):
         assert lgd.train.main(["--config-file", run.recipe, *options]) == 0
         return summarise(folder)
 

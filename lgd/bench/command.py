@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 import tempfile
 import time
@@ -35,6 +34,7 @@ from lgd.events import add_json_option, json_file, wants_events, write_event
 from lgd.files import prepare_file, write_text_atomically
 from lgd.preflight.report import align
 from lgd.ranks import process_group
+from lgd.ranks.cores import count_cores
 from lgd.run.complaints import answer
 from lgd.run.data import open_training_data
 from lgd.run.log import log_as_json
@@ -132,7 +132,7 @@ def _measure(cfg: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         "loader_images_per_second": loader,
         "loader_source": source,
         "num_workers": cfg.dataloader.num_workers,
-        "num_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "num_cores": count_cores(),
         "on_cpu": device.type == "cpu",
     }
 

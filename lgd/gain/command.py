@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -44,6 +43,7 @@ from lgd.gain.study import (
 )
 from lgd.gain.training import TrainingError, train
 from lgd.notices import above_bars, lines_on_stderr, long_work
+from lgd.ranks.cores import count_cores
 from lgd.run.complaints import answer, complain
 from lgd.run.log import log_as_json
 from lgd.words import counted
@@ -245,7 +245,7 @@ class Session:
     def _train(self, runs: Sequence[Run], after_each: Callable[[], object]) -> None:
         if not runs:
             return
-        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        threads = max(1, count_cores() // self.jobs)
         with (
             long_work("training", len(runs), "trainings") as advance,
             ThreadPoolExecutor(self.jobs) as pool,

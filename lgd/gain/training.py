@@ -37,7 +37,7 @@ class TrainingError(RuntimeError):
 
 
 def train(
-    run: Run, options: Sequence[str], folder: Path, threads: int, *, shown: bool = False
+    run: Run, options: Sequence[str], folder: Path, threads: int | None = None, *, shown: bool = False
 ) -> dict[str, Any]:
     """Train, or go on where an earlier try has stopped, and leave a summary; or read the one that is there.
 
@@ -45,7 +45,7 @@ def train(
         run: what it is.
         options: KEY VALUE pairs over its recipe.
         folder: its OUTPUT_DIR.
-        threads: of the process.
+        threads: of the process; None lets it choose.
         shown: what it says is for the terminal, not for a file in the folder.
 
     Returns:
@@ -63,7 +63,7 @@ def train(
     command = [sys.executable, "-m", "lgd.train", "--config-file", run.recipe, "--resume", *options]
     paths = [str(Path(lgd.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {
-        "OMP_NUM_THREADS": str(threads),
+        **({} if threads is None else {"OMP_NUM_THREADS": str(threads)}),
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }

@@ -19,6 +19,7 @@ from lgd.data.folder import folders, make_folder
 from lgd.data.index import AnnotationIndex
 from lgd.data.opened import open_image
 from lgd.notices import follow
+from lgd.ranks.cores import count_cores
 
 SIDE = 16
 """Width and height of a thumbnail, pixels."""
@@ -81,7 +82,7 @@ def read_thumbnails(
 
 
 def _make_thumbnails(paths: Sequence[Path]) -> Thumbnails:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cores()
     with ThreadPoolExecutor(cores) as pool:  # Pillow decodes without Python's lock
         made = list(follow(pool.map(_thumbnail, paths), "looking at the pictures", len(paths)))
     return np.stack(made) if made else np.zeros((0, SIDE, SIDE), dtype=np.uint8)

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from lgd.ranks.cores import count_cores
 from lgd.words import counted
 
 _GIB = 2**30
@@ -43,7 +44,7 @@ class Machine:
 
 def look_at_machine(ranks: int, device: Literal["auto", "cuda", "cpu"] = "auto") -> Machine:
     """Count the cores and the memory that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cores()
     if device != "cpu" and torch.cuda.is_available():
         smallest = min(
             torch.cuda.get_device_properties(k).total_memory

@@ -45,7 +45,7 @@ from lgd.ranks.interruption import Interrupted, Interruption
 from lgd.ranks.leaving import Leaving
 from lgd.ranks.process_group import LaunchInfo
 from lgd.ranks.watch import Watch
-from lgd.run.context import RunContext
+from lgd.run.context import RunContext, Task
 from lgd.run.data import RunData, open_data, open_training_data, trace_data
 from lgd.run.lock import FolderError, hold_folder
 from lgd.run.log import LOG_FILE, find_broken_terminal, log_to_file, write_to_log_file
@@ -69,6 +69,7 @@ from lgd.run.resume import (
 )
 from lgd.run.sharing import require_shared
 from lgd.run.soundness import require_sound
+from lgd.run.threads import settle_threads
 from lgd.run.training import Training, train_and_evaluate
 from lgd.trackers.open import find_missing
 from lgd.weights.classes import Classes
@@ -81,22 +82,13 @@ USER_ERRORS = (ConfigError, DataError, WeightsError, CheckpointError, NonFiniteE
 """What the user can mend: one line, exit code 2."""
 
 
-def run(
-    cfg: Config,
-    interruption: Interruption,
-    *,
-    resume: bool = False,
-    eval_only: bool = False,
-    only_find_batch: bool = False,
-) -> Results | None:
+def run(cfg: Config, task: Task, interruption: Interruption) -> Results | None:
     """Train and evaluate as `cfg` says.
 
     Args:
         cfg: the whole configuration.
+        task: what to do with it.
         interruption: what asks the run to save and leave.
-        resume: go on from the newest checkpoint of OUTPUT_DIR, if there is one.
-        eval_only: evaluate MODEL.WEIGHTS (or, with `resume`, the newest checkpoint) and stop.
-        only_find_batch: say how large a batch fits into the memory, and stop.
 
     Returns:
         The last evaluation on rank 0, None on the others.
@@ -115,7 +107,7 @@ def run(
     with watch, channel.explaining(lambda: "the start"):
         channel.meet("the start")
         require_equal({**code_facts(), **flatten(cfg)})
-        if only_find_batch:
+        if task.only_find_batch:
             _find_batch(cfg, device)
             channel.close()
             return None
@@ -123,10 +115,10 @@ def run(
         try:
             with hold_folder(output.root, starts.agents, leaving) as hold, history:
                 context = RunContext(
-                    device, channel, leaving, output, hold, Refused(output), watch, history, starts
+                    task, device, channel, leaving, output, hold, Refused(output), watch, history, starts
                 )
                 watch.look_at(hold.find_problem)
-                results = _run_in_folder(cfg, context, resume, eval_only)
+                results = _run_in_folder(cfg, context)
         except Interrupted:
             channel.close()
             raise
@@ -137,12 +129,13 @@ def run(
     return results
 
 
-def _run_in_folder(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Results | None:
+def _run_in_folder(cfg: Config, context: RunContext) -> Results | None:
     """What is done while OUTPUT_DIR is held: the run, and notes of how it was started and how it ended."""
     starts, checkpoints = context.starts, context.output.checkpoints
     require_shared(context.output, context.hold)
     _require_places(context.output)
-    resume = resume or (starts.is_restart and not eval_only)
+    eval_only = context.task.eval_only
+    resume = context.task.resume or (starts.is_restart and not eval_only)
     try:
         if starts.has_left:
             raise Interrupted("asked to leave, and started again nevertheless")
@@ -153,7 +146,7 @@ def _run_in_folder(cfg: Config, context: RunContext, resume: bool, eval_only: bo
         elif not eval_only:
             starts.forget()
         with _naming_what_stays(checkpoints):
-            results = _run(cfg, context, resume, eval_only)
+            results = _run(cfg, context, resume)
         context.refused.require_none()
     except Interrupted:
         starts.note_left()
@@ -223,9 +216,9 @@ def _make_watch(cfg: Config, channel: Channel, interruption: Interruption, histo
     )
 
 
-def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Results | None:
+def _run(cfg: Config, context: RunContext, resume: bool) -> Results | None:
     """What is done between the ranks' meeting and their parting."""
-    device, world_size = context.device, process_group.get_world_size()
+    device, world_size, eval_only = context.device, process_group.get_world_size(), context.task.eval_only
     checkpoint = find_newest(context.output.checkpoints) if resume else None
     if checkpoint is not None:
         require_sound(checkpoint)
@@ -244,6 +237,8 @@ def _run(cfg: Config, context: RunContext, resume: bool, eval_only: bool) -> Res
     cfg, share, changes = adapt_to_ranks(cfg, checkpoint, world_size)
     cfg = replace(cfg, seed=choose_seed(cfg.seed, checkpoint))
     cfg, measured = settle_range(cfg, data, checkpoint)
+    if data.train is not None:
+        changes += settle_threads(device, context.task.cores, checkpoint)
     model = _make_model(cfg, context, data, checkpoint)
     average = make_average(cfg, model, data, checkpoint)
     fitting = []

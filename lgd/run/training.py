@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from lgd import __version__
 from lgd.build import Model, build_loop_options, build_schedule, build_sides, build_train_loader, compiles
 from lgd.config.keys import flatten
@@ -160,6 +162,7 @@ def _run_loop(
         context.watch.require()
         owing = evaluations.before_save()
         about = {**training.about(), "seed": cfg.seed, "share": asdict(training.share)}
+        about["threads"] = torch.get_num_threads()
         content = {**state.state_dict(), **owing, **about, "unwritten_metrics": metrics.waiting()}
         problem, must = "", leaves or state.stops or state.step == last_step
         if process_group.is_main():
