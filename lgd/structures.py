@@ -97,7 +97,14 @@ class Batch:
 
     def image(self, index: int) -> Batch:
         """One image as a batch of its own, on the same canvas."""
-        part = slice(index, index + 1)
+        return self.part(slice(index, index + 1))
+
+    def first(self, number: int) -> Batch:
+        """The first images as a batch of their own, on the same canvas."""
+        return self.part(slice(number))
+
+    def part(self, part: slice) -> Batch:
+        """Some images as a batch of their own, on the same canvas."""
         return replace(
             self,
             images=self.images[part],

@@ -135,6 +135,7 @@ def build_label_guided_distiller(
             loss=_LOSSES[distillator.loss],
             slow_head=SlowHead(distillator.head.decay) if distillator.head.mode == "averaged" else None,
             head_once=cfg.train.head_once,
+            image_share=distillator.image_share,
         )
     except ValueError as error:
         raise ConfigError(f"MODEL.DISTILLATOR: {error}") from error

@@ -179,7 +179,9 @@ def _without_effect(settings: Mapping[str, Setting]) -> Iterator[str]:
 def _needless(cfg: Config) -> Iterator[str]:
     if cfg.datasets.other_classes == "ignore" and not cfg.datasets.classes:
         yield "DATASETS.OTHER_CLASSES ignore has no effect while DATASETS.CLASSES names no classes"
-    head = cfg.model.distillator.head
+    lgd, head = cfg.model.distillator, cfg.model.distillator.head
+    if lgd.enabled and lgd.image_share != 1 and "LGD" not in lgd.method:
+        yield f"MODEL.DISTILLATOR.IMAGE_SHARE has no effect while MODEL.DISTILLATOR.METHOD is {lgd.method}"
     if head.mode != "shared" and (head.fixed_iters or head.ramp_iters):
         yield (
             "MODEL.DISTILLATOR.HEAD.FIXED_ITERS and RAMP_ITERS have no effect while "

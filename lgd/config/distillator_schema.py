@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from lgd.config.values import UNUSED, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
+from lgd.config.values import (
+    UNUSED,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    UnitFloat,
+)
 
 IMITATING = ("FGFI", "PKD", "CrossKD", "LGD+PKD")
 """Values of METHOD with a pretrained teacher, of TEACHER.WEIGHTS."""
@@ -177,6 +185,9 @@ class DistillatorConfig:
         "Iterations at which LAMBDA is multiplied by LAMBDA_GAMMA; None where the student's rate falls.",
     ] = None
     lambda_gamma: Annotated[PositiveFloat, "Factor at each of LAMBDA_STEPS; above 1 in SSSD."] = 1.0
+    image_share: Annotated[
+        PositiveShare, "Share of a micro-batch's images that LGD's teacher sees, rounded up; 1 in the paper."
+    ] = 1.0
     pre_nondistill_iters: Annotated[NonNegativeInt, "First iterations that do not distill."] = 40_000
     post_nondistill_iters: Annotated[NonNegativeInt, "Last iterations that do not distill."] = 0
     pre_freeze_student_backbone_iters: Annotated[

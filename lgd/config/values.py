@@ -81,6 +81,7 @@ PositiveFloat = Annotated[float, Interval(0, above_low=True)]
 NonNegativeFloat = Annotated[float, Interval(0)]
 FiniteFloat = Annotated[float, Interval(-1e38, 1e38)]
 UnitFloat = Annotated[float, Interval(0, 1)]
+PositiveShare = Annotated[float, Interval(0, 1, above_low=True)]
 Name = Annotated[str, AsWritten()]
 Folder = Annotated[str, InHome()]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +70,18 @@ class PointAssignment:
     weights: Tensor
     num_foreground: Tensor
     sum_of_weights: Tensor
+
+    def first(self, number: int) -> Self:
+        """See `Assignment.first`."""
+        share = number / len(self.labels)
+        return replace(
+            self,
+            labels=self.labels[:number],
+            distances=self.distances[:number],
+            weights=self.weights[:number],
+            num_foreground=self.num_foreground * share,
+            sum_of_weights=self.sum_of_weights * share,
+        )
 
 
 class Assigner(Protocol):

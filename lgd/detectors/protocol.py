@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from lgd.structures import Batch, Detections, Features, PaddedDetections
 
 Assignment = Any
-"""A detector's own record of which prediction answers for which object; opaque to the others."""
+"""A detector's own record of which prediction answers for which object; opaque to the others.
+
+Its `first(number)` is that of the first images, with the divisors of the losses in proportion.
+"""
 
 
 class Detector(Protocol):
@@ -54,7 +57,8 @@ class Detector(Protocol):
         Args:
             features: as from `extract_features`, or the teacher's of the same shapes.
             batch: images and targets.
-            assignment: the assignment of an earlier call on the same batch, to be used again.
+            assignment: the assignment of an earlier call on the same batch, to be used again; or what is
+                `first` of it for the first images of that batch.
 
         Returns:
             Scalar losses by name ("loss_cls", ...), and the assignment (None where a detector

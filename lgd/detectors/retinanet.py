@@ -44,10 +44,17 @@ class AnchorAssignment:
     Attributes:
         labels: (B, A) int64, the class in [0, K), K for background, -1 for anchors that don't count.
         deltas: (B, A, 4) box deltas of foreground anchors, 0 elsewhere.
+        share: of the images that the moving average of the foreground anchors counts, in (0, 1].
     """
 
     labels: Tensor
     deltas: Tensor
+    share: float = 1.0
+
+    def first(self, number: int) -> AnchorAssignment:
+        """See `Assignment.first`."""
+        share = self.share * number / len(self.labels)
+        return AnchorAssignment(self.labels[:number], self.deltas[:number], share)
 
 
 class RetinaNetHead(nn.Module):
@@ -308,7 +315,7 @@ class RetinaNet(nn.Module):
     def _normalize_losses(
         self, sums: dict[str, Tensor], assignment: AnchorAssignment, first_call: bool
     ) -> dict[str, Tensor]:
-        normalizer = self._update_normalizer(self.find_foreground(assignment), first_call)
+        normalizer = self._update_normalizer(self.find_foreground(assignment), assignment.share, first_call)
         return {name: loss / normalizer.to(loss.dtype) for name, loss in sums.items()}
 
     def _make_anchors(self, features: Features) -> list[Tensor]:
@@ -317,20 +324,22 @@ class RetinaNet(nn.Module):
         return pyramid_anchors(cells, features, self.strides, self.anchor_offset)
 
     @torch.no_grad()
-    def _update_normalizer(self, foreground: Tensor, first_call: bool) -> Tensor:
+    def _update_normalizer(self, foreground: Tensor, share: float, first_call: bool) -> Tensor:
         """Advance the moving average of the number of foreground anchors; return this rank's divisor.
+
+        Where `foreground` is of a share of the images, so is the divisor.
 
         In evaluation batches are others than those of the average: each has its own number.
         """
         if not self.training:
             return foreground.sum().to(self.loss_normalizer.dtype).clamp(min=1)
         if first_call or self.reference_normalizer:
-            num_foreground = foreground.sum().to(self.loss_normalizer.dtype)
+            num_foreground = foreground.sum().to(self.loss_normalizer.dtype) / share
             if not self.reference_normalizer:
                 num_foreground = all_reduce_sum(num_foreground)
             self.loss_normalizer.mul_(0.9).add_(num_foreground.clamp(min=1), alpha=0.1)
         # A copy: backward still needs this value when the buffer has moved on.
-        return self.loss_normalizer / (1 if self.reference_normalizer else get_world_size())
+        return self.loss_normalizer * share / (1 if self.reference_normalizer else get_world_size())
 
 
 def _make_tower(channels: int, num_convs: int) -> nn.Sequential:

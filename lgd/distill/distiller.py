@@ -5,6 +5,7 @@ Source: LGD (arXiv 2109.11496, section 3.5).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -66,6 +67,8 @@ class LabelGuidedDistiller(nn.Module):
         head_once: run the head of a one-stage detector once, on the student's and the teacher's features
             together: the same numbers, up to the order of sums. Where the teacher's losses are not to train
             the head as the student's do, it runs twice all the same.
+        image_share: share of a batch's images, the first ones, that the teacher sees and teaches, in (0, 1]
+            and rounded up; the losses of these stand for those of all.
     """
 
     static_parts = ("_compare",)
@@ -80,6 +83,7 @@ class LabelGuidedDistiller(nn.Module):
         loss: Callable[[Features, Features, Mapping[str, Tensor] | None], Tensor] = distillation_loss,
         slow_head: SlowHead | None = None,
         head_once: bool = False,
+        image_share: float = 1.0,
     ) -> None:
         super().__init__()
         self.student = student
@@ -89,6 +93,7 @@ class LabelGuidedDistiller(nn.Module):
         self.loss = loss
         self.slow_head = slow_head
         self.head_once = head_once
+        self.image_share = image_share
 
     def begin_step(self, step: int) -> None:
         """Let the slow head follow; to be called once before each step, counted from 0."""
@@ -124,24 +129,30 @@ class LabelGuidedDistiller(nn.Module):
         self, features: Features, batch: Batch, *, distill: bool, head_share: float, weight_factor: float
     ) -> dict[str, Tensor]:
         """Do what `forward` does, with the student's features of the batch."""
-        taught = self.teach(features, batch)
+        number = math.ceil(self.image_share * len(batch.images))
+        is_part = number < len(batch.images)
+        seen = {level: x[:number] for level, x in features.items()} if is_part else features
+        taught = self.teach(seen, batch.first(number) if is_part else batch)
         losses, teacher_losses = self._hold_against_labels(features, taught, batch, head_share)
         losses |= {f"{name}.tea": loss for name, loss in teacher_losses.items()}
         if not distill:
-            features = {level: x.detach() for level, x in features.items()}
-        counted = None if batch.canvas is None else canvas_cells(batch.canvas, features, self.student.strides)
-        compared = self._compare(features, taught, counted)
-        losses["loss_distill"] = self.weight * weight_factor * compared
+            seen = {level: x.detach() for level, x in seen.items()}
+        counted = None if batch.canvas is None else canvas_cells(batch.canvas, seen, self.student.strides)
+        losses["loss_distill"] = self.weight * weight_factor * self._compare(seen, taught, counted)
         return losses
 
     def _hold_against_labels(
         self, features: Features, taught: Features, batch: Batch, head_share: float
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The detector's losses on the student's features and on the teacher's."""
+        """The detector's losses on the student's features and on the teacher's, of all or the first images."""
         own = self.slow_head is None and head_share == 1
-        if own and self.head_once and isinstance(self.student, OneStageDetector):
+        number = len(next(iter(taught.values())))
+        is_part = number < len(batch.images)
+        if own and self.head_once and not is_part and isinstance(self.student, OneStageDetector):
             return self.student.compute_losses_of_both(features, taught, batch)
         losses, assignment = self.student.compute_losses(features, batch)
+        if is_part:
+            batch, assignment = batch.first(number), assignment and assignment.first(number)
         if own:
             return losses, self.student.compute_losses(taught, batch, assignment)[0]
         weights = self._head_of_teacher(head_share)
