@@ -144,7 +144,7 @@ class LabelGuidedDistiller(nn.Module):
     def _hold_against_labels(
         self, features: Features, taught: Features, batch: Batch, head_share: float
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The detector's losses on the student's features and on the teacher's, of all or the first images."""
+        """The detector's losses on the student's features and on the teacher's, of all images or some."""
         own = self.slow_head is None and head_share == 1
         number = len(next(iter(taught.values())))
         is_part = number < len(batch.images)
