@@ -29,6 +29,7 @@ METHODS: Mapping[str, str] = {
     "averaged": f"{_LGD}.HEAD.MODE averaged",
     "late": f"{_LGD}.HEAD.MODE fixed {_LGD}.TEACHER.DETACH_APPEARANCE_EMBED True "
     f"{_LGD}.PRE_NONDISTILL_ITERS 67% {_LGD}.PRE_FREEZE_STUDENT_BACKBONE_ITERS 0",
+    "half": f"{_LGD}.IMAGE_SHARE 0.5",
     "sssd": f"{_LGD}.LOSS jensen_shannon {_LGD}.LAMBDA_STEPS (67%,) {_LGD}.LAMBDA_GAMMA 2",
     "fgfi": f"{_LGD}.METHOD FGFI {_LGD}.PRE_NONDISTILL_ITERS 0",
     "pkd": f"{_LGD}.METHOD PKD {_LGD}.PRE_NONDISTILL_ITERS 0",
@@ -37,7 +38,10 @@ METHODS: Mapping[str, str] = {
 }
 """Settings by name; N% is a share of the steps. `lgd` is the paper's way, whatever the recipe says."""
 
-_PAPER = f"{_LGD}.HEAD.MODE shared {_LGD}.HEAD.FIXED_ITERS 0 {_LGD}.HEAD.RAMP_ITERS 0 {_LGD}.LOSS squared"
+_PAPER = (
+    f"{_LGD}.HEAD.MODE shared {_LGD}.HEAD.FIXED_ITERS 0 {_LGD}.HEAD.RAMP_ITERS 0 {_LGD}.LOSS squared "
+    f"{_LGD}.IMAGE_SHARE 1"
+)
 _LGD_FROM = 1 / 7
 """Of the steps, where the distillation begins if the recipe is a plain one: as in recipes for own data."""
 

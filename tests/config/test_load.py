@@ -288,6 +288,19 @@ def test_a_head_that_is_never_shared_has_no_phases(empty: Path, caplog: pytest.L
     ]
 
 
+def test_a_share_of_the_images_is_of_lgds_teacher(empty: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = ["MODEL.DISTILLATOR.IMAGE_SHARE", "0.5", "SOLVER.MAX_ITER", "90000"]
+    load_config(empty, [*settings, "MODEL.DISTILLATOR.METHOD", "LGD+PKD"])
+    assert not caplog.records
+    load_config(empty, [*settings, "MODEL.DISTILLATOR.METHOD", "PKD"])
+    assert [record.message for record in caplog.records] == [
+        "MODEL.DISTILLATOR.IMAGE_SHARE has no effect while MODEL.DISTILLATOR.METHOD is PKD"
+    ]
+    for share in ("0", "1.5"):
+        with pytest.raises(ConfigError, match=r"IMAGE_SHARE"):
+            load_config(empty, ["MODEL.DISTILLATOR.IMAGE_SHARE", share])
+
+
 @pytest.mark.parametrize(
     ("key", "value", "methods"),
     [

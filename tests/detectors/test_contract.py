@@ -269,6 +269,26 @@ def test_one_head_call_for_both_is_two(make_detector, num_objects):
     torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_the_first_of_equal_images_stands_for_all(make_detector, training):
+    detector = make_detector().double().train(training)
+    if not isinstance(detector, OneStageDetector):
+        assert isinstance(detector, RCNN)
+        return
+    excite_head(detector)
+    one = make_batch([3])
+    batch = one.map(lambda x: torch.cat([x, x]))
+    features = detector.extract_features(batch)
+    detector.compute_losses(features, batch)
+    losses, assignment = detector.compute_losses(features, batch)
+    first = {level: x[:1] for level, x in features.items()}
+    of_first, _ = detector.compute_losses(first, batch.first(1), assignment.first(1))
+    if training:
+        torch.testing.assert_close(of_first, losses, rtol=1e-12, atol=0)
+    again, _ = detector.compute_losses(features, batch, assignment.first(2))
+    torch.testing.assert_close(again, detector.compute_losses(features, batch, assignment)[0], rtol=0, atol=0)
+
+
 @pytest.fixture
 def process_group():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

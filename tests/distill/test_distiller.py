@@ -200,6 +200,53 @@ def test_a_canvas_that_fills_the_images_changes_no_loss():
         assert torch.allclose(named[name], loss, rtol=1e-12)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.6, 1.0])
+@pytest.mark.parametrize("head_share", [0.0, 1.0])
+def test_the_teacher_sees_a_share_of_the_images(share, head_share):
+    """One of two or both, of three two; the student's losses are of all, and its normaliser moves once."""
+    distiller, batch = make_distiller(), make_batch([2, 3, 1])
+    student, number = distiller.student, {0.5: 2, 0.6: 2, 1.0: 3}[share]
+    features = student.extract_features(batch)
+    expected, assignment = student.compute_losses(features, batch)
+    normalizer = student.loss_normalizer.clone()
+    seen = {level: x[:number] for level, x in features.items()}
+    taught = distiller.teach(seen, batch.first(number))
+    of_teacher, _ = student.compute_losses(taught, batch.first(number), assignment.first(number))
+    adapted = {level: distiller.adapter(x) for level, x in seen.items()}
+    student.loss_normalizer.fill_(100)
+    distiller.image_share = share
+    losses = distiller(batch, distill=True, head_share=head_share)
+    torch.testing.assert_close(student.loss_normalizer, normalizer)
+    assert {name: loss for name, loss in losses.items() if name in expected} == expected
+    for name, loss in of_teacher.items():
+        torch.testing.assert_close(losses[f"{name}.tea"], loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(losses["loss_distill"], distillation_loss(adapted, taught), rtol=1e-12, atol=0)
+
+
+def test_equal_images_teach_the_same_whether_the_teacher_sees_all_or_half():
+    batch = make_batch([3]).map(lambda x: torch.cat([x, x]))
+    found = []
+    for share in (1.0, 0.5):
+        torch.manual_seed(0)
+        distiller = make_distiller()
+        distiller.image_share = share
+        losses = distiller(batch, distill=True)
+        sum(losses.values()).backward()
+        found.append((losses, {name: p.grad for name, p in distiller.named_parameters() if p.requires_grad}))
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-11)
+
+
+def test_an_image_that_the_teacher_does_not_see_is_not_taught():
+    distiller, batch = make_distiller(), make_batch([2, 1])
+    distiller.image_share = 0.5
+    found = distiller.student.extract_features(batch)
+    features = {level: x.detach().requires_grad_() for level, x in found.items()}
+    losses = distiller.compute_losses(features, batch, distill=True, head_share=1.0, weight_factor=1.0)
+    (losses["loss_distill"] + losses["loss_cls.tea"]).backward()
+    assert features["p3"].grad[0].any()
+    assert not [level for level, x in features.items() if x.grad[1].any()]
+
+
 def test_weight_factor():
     distiller, batch = make_distiller(weight=3.0), make_batch([2, 1])
     one, two = (distiller(batch, distill=True, weight_factor=x)["loss_distill"] for x in (1.0, 2.0))

@@ -23,6 +23,7 @@ WAYS = {
     "as in the paper": ({}, {}),
     "head fixed, then shared": ({}, {"head_fixed": 2, "head_ramp": 2}),
     "slow head": ({"MODEL__DISTILLATOR__HEAD__MODE": "averaged", "MODEL__DISTILLATOR__HEAD__DECAY": 0.6}, {}),
+    "half of the images": ({"MODEL__DISTILLATOR__IMAGE_SHARE": 0.5}, {}),
     "SSSD": (
         {"MODEL__DISTILLATOR__LOSS": "jensen_shannon"}, {"weight_steps": (4,), "weight_gamma": 2.0}
     ),
