@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -95,15 +96,15 @@ class Batch:
         """Return a copy on `device`."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def image(self, index: int) -> Batch:
+    def image(self, index: int) -> Self:
         """One image as a batch of its own, on the same canvas."""
         return self.part(slice(index, index + 1))
 
-    def first(self, number: int) -> Batch:
+    def first(self, number: int) -> Self:
         """The first images as a batch of their own, on the same canvas."""
         return self.part(slice(number))
 
-    def part(self, part: slice) -> Batch:
+    def part(self, part: slice) -> Self:
         """Some images as a batch of their own, on the same canvas."""
         return replace(
             self,

@@ -69,6 +69,9 @@ class LabelGuidedDistiller(nn.Module):
             the head as the student's do, it runs twice all the same.
         image_share: share of a batch's images, the first ones, that the teacher sees and teaches, in (0, 1]
             and rounded up; the losses of these stand for those of all.
+
+    Raises:
+        ValueError: a share of the images beyond (0, 1].
     """
 
     static_parts = ("_compare",)
@@ -86,6 +89,8 @@ class LabelGuidedDistiller(nn.Module):
         image_share: float = 1.0,
     ) -> None:
         super().__init__()
+        if not 0 < image_share <= 1:
+            raise ValueError(f"image_share {image_share} is not in (0, 1]")
         self.student = student
         self.teacher = teacher
         self.adapter = adapter

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ def wrap(
     teacher: DynamicTeacher | None = None,
     use_masks: bool = False,
     weight: float = 1.0,
+    image_share: float = 1.0,
 ) -> TorchvisionDistiller:
     """Put a teacher beside one of torchvision's detectors.
 
@@ -55,9 +56,11 @@ def wrap(
         teacher: another one than the paper's for these channels and classes (more than 200 of them embedded).
         use_masks: whether the teacher reads the targets' "masks" beside the boxes.
         weight: factor of the distillation loss.
+        image_share: of a batch's images, the first ones, that the teacher sees, in (0, 1] and rounded up.
 
     Raises:
-        ValueError: another model, one whose levels differ in channels, or a teacher that is not for it.
+        ValueError: another model, one whose levels differ in channels, or a teacher that is not for it; a
+            share beyond (0, 1].
     """
     detector = TorchvisionDetector(model)
     if teacher is None:
@@ -81,7 +84,9 @@ def wrap(
     teacher.to(first.device, first.dtype)
     adapter = Adapter(detector.channels).to(first.device, first.dtype)
     return TorchvisionDistiller(
-        LabelGuidedDistiller(student=detector, teacher=teacher, adapter=adapter, weight=weight)
+        LabelGuidedDistiller(
+            student=detector, teacher=teacher, adapter=adapter, weight=weight, image_share=image_share
+        )
     )
 
 
@@ -154,6 +159,18 @@ class TransformedBatch(Batch):
 
     answers: Sequence[TorchvisionTarget]
 
+    def part(self, part: slice) -> Self:
+        """See `Batch.part`."""
+        return replace(super().part(part), answers=self.answers[part])
+
+
+class Seen:
+    """Stands for an assignment, which torchvision's models make anew: the batch has been here."""
+
+    def first(self, number: int) -> Seen:
+        """See `lgd.detectors.protocol.Assignment`."""
+        return self
+
 
 class TorchvisionDetector(nn.Module):
     """One of torchvision's detectors as a `lgd.detectors.protocol.Detector`.
@@ -204,8 +221,8 @@ class TorchvisionDetector(nn.Module):
         return _run_backbone(self.model, self._pixels(batch).tensors)
 
     def compute_losses(
-        self, features: Features, batch: Batch, assignment: bool | None = None
-    ) -> tuple[dict[str, Tensor], bool]:
+        self, features: Features, batch: Batch, assignment: Seen | None = None
+    ) -> tuple[dict[str, Tensor], Seen]:
         """See `Detector.compute_losses`; the losses have torchvision's names.
 
         The assignment that comes back only says that the batch has been here: the running statistics of a
@@ -214,7 +231,7 @@ class TorchvisionDetector(nn.Module):
         heads = [self.get_submodule(part) for part in self.head_parts]
         with nullcontext() if assignment is None else _statistics_kept(heads):
             losses: dict[str, Tensor] = self._continue_from(features, batch, self._answers(batch))
-        return losses, True
+        return losses, Seen()
 
     @torch.no_grad()
     def decode(self, features: Features, batch: Batch) -> PaddedDetections:

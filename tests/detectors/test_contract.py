@@ -12,7 +12,9 @@ from lgd.build.model import build_detector
 from lgd.config.load import load_config
 from lgd.detectors.protocol import OneStageDetector
 from lgd.detectors.rcnn import RCNN
+from lgd.distill.distiller import Adapter, LabelGuidedDistiller
 from lgd.distill.head import head_parameters
+from lgd.distill.teacher import DynamicTeacher
 from tests.detectors.small import DETECTORS, excite_head, make_batch, with_masks
 from tests.training import REPOSITORY
 
@@ -287,6 +289,19 @@ def test_the_first_of_equal_images_stands_for_all(make_detector, training):
         torch.testing.assert_close(of_first, losses, rtol=1e-12, atol=0)
     again, _ = detector.compute_losses(features, batch, assignment.first(2))
     torch.testing.assert_close(again, detector.compute_losses(features, batch, assignment)[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_a_teacher_that_sees_some_of_the_images_trains_every_parameter(make_detector, share):
+    torch.manual_seed(0)
+    distiller = LabelGuidedDistiller(
+        student=make_detector(), teacher=DynamicTeacher(channels=16, num_classes=3), adapter=Adapter(16),
+        image_share=share,
+    ).double()  # fmt: skip
+    losses = distiller(with_masks(make_batch([2, 1, 3])), distill=True)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert [name for name, p in distiller.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 @pytest.fixture

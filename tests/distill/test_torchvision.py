@@ -95,6 +95,24 @@ def test_every_parameter_learns_from_every_batch(name, num_objects):
     assert [name for name, gradient in trained.items() if not gradient.isfinite().all()] == []
 
 
+def test_the_teacher_sees_a_share_of_the_images(name):
+    """The same as of the first image alone, whose targets are its own; the student's losses are of both."""
+    images, targets = make_data(name, (2, 1))
+    whole, half = (wrap(make_model(name), use_masks=True, image_share=share) for share in (1.0, 0.5))
+    half.load_state_dict(whole.state_dict())
+    losses, expected = losses_of(half, images, targets), losses_of(whole, images, targets)
+    alone = losses_of(whole, images[:1], targets[:1])
+    for key in set(expected) - {"loss_distill"}:
+        if not key.endswith(".tea"):
+            torch.testing.assert_close(losses[key], expected[key])
+    if images[0].shape == images[1].shape:  # the same canvas
+        torch.testing.assert_close(losses["loss_distill"], alone["loss_distill"], rtol=1e-4, atol=1e-6)
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    with pytest.raises(ValueError, match=r"image_share 0 is not in \(0, 1\]"):
+        wrap(make_model(name), image_share=0)
+
+
 def test_a_wrapped_model_is_untouched(name):
     model = make_model(name)
     model.backbone.body.eval()  # a mode of its own, as of who freezes batch norms
