@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from lgd.config.values import UNUSED, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
+from lgd.config.values import (
+    UNUSED,
+    Interval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    UnitFloat,
+)
 
 IMITATING = ("FGFI", "PKD", "CrossKD", "LGD+PKD")
 """Values of METHOD with a pretrained teacher, of TEACHER.WEIGHTS."""
@@ -129,6 +137,7 @@ class LabelEncoderConfig:
         "One number a class, class / classes, or 64 learned numbers; auto: one_hot up to 200 classes, else "
         "embedding.",
     ] = "auto"
+    width: Annotated[int, Interval(4, 2**16), "Of its widest layers; 1024 is the paper's."] = 1024
 
 
 @dataclass(frozen=True)
