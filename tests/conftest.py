@@ -1,19 +1,51 @@
 """Shared by all tests."""
 
+import gc
 import logging
+import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
+
+# As in our programs: threads that wait soon sleep. Read when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import torch
 
 from tests.samples import BCCD, folder_of
+
+LONG = (
+    "cluster/test_slurm.py",
+    "cluster/test_two_hosts.py",
+    "test_signals.py",
+    "test_overfit.py",
+    "test_ends.py",
+    "data/test_memory.py",
+)
+"""Files with many minutes of slow tests come first: at the end one process would be left alone with them."""
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_xdist_auto_num_workers():
     """`-n auto` is one more than there are cores: a third of the time is waiting for other processes."""
     return 1 + (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported and collected stays to the end: there is no garbage to look for, then or later."""
+    gc.disable()
+    result = yield
+    gc.freeze()
+    gc.enable()
+    return result
+
+
+def pytest_collection_modifyitems(items):
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -171,7 +171,7 @@ def test_every_teacher(teacher):
 @pytest.mark.parametrize(
     ("num_steps", "backend"),
     [
-        (25, "eager"),
+        (15, "eager"),
         pytest.param(500, "aot_eager", marks=pytest.mark.slow),
         pytest.param(20, "inductor", marks=pytest.mark.slow),
     ],

@@ -1,6 +1,7 @@
 """The house stays as it was designed: who imports whom, and how long files and functions are."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,12 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
 
 
+@cache
+def parse(path: Path) -> ast.Module:
+    """Once, for all tests that look at the file."""
+    return ast.parse(path.read_text())
+
+
 def imported_modules(tree: ast.AST) -> list[str]:
     modules = []
     for node in ast.walk(tree):
@@ -48,9 +55,8 @@ def imported_modules(tree: ast.AST) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_length(path):
-    text = path.read_text()
-    assert len(text.splitlines()) <= 400
-    for node in ast.walk(ast.parse(text)):
+    assert len(path.read_text().splitlines()) <= 400
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno + 1 <= 80, f"{node.name} is too long"
 
@@ -73,7 +79,7 @@ def test_a_room_says_in_one_line_what_lives_there(room):
     "path", [path for path in FILES if path.parent.name == "run"], ids=lambda path: path.name
 )
 def test_functions_of_a_run_take_few_arguments(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.FunctionDef):
             names = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
             assert len([name for name in names if name != "self"]) <= 5, node.name
@@ -86,7 +92,7 @@ def test_functions_of_a_run_take_few_arguments(path):
 )
 def test_imports_point_upwards(path):
     place = place_of(name_of(path))
-    for module in imported_modules(ast.parse(path.read_text())):
+    for module in imported_modules(parse(path)):
         parts = module.split(".")
         assert parts[0] != "jobs", "lgd never imports jobs"
         if parts[0] != "lgd" or parts[1:] in ([], ["__version__"]):
@@ -100,7 +106,7 @@ def test_imports_point_upwards(path):
 def test_no_config_object_below_build(path):
     if path.name == "__init__.py" or place_of(name_of(path)) in SEES_CONFIG:
         return
-    for module in imported_modules(ast.parse(path.read_text())):
+    for module in imported_modules(parse(path)):
         assert not module.startswith("lgd.config.") or module == "lgd.config.values.ConfigError", (
             f"{path.name} imports {module}"
         )
@@ -119,7 +125,7 @@ def names_for_types(tree: ast.Module) -> set[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_what_is_imported_for_types_is_imported_again_where_it_runs(path):
-    tree = ast.parse(path.read_text())
+    tree = parse(path)
     for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
         statements = [node for statement in function.body for node in ast.walk(statement)]
         imported = {

@@ -126,6 +126,7 @@ def build_label_guided_distiller(
                 add_context_box=teacher.add_context_box,
                 detach_appearance_embed=teacher.detach_appearance_embed,
                 category_format=_choose_category_format(cfg),
+                label_width=distillator.label_encoder.width,
                 num_heads=teacher.nr_transformer_heads,
                 use_masks=distillator.label_encoder.load_labelmap,
                 checkpoint=cfg.train.checkpoint_teacher,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from lgd.config.values import (
     UNUSED,
+    Interval,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -137,6 +138,7 @@ class LabelEncoderConfig:
         "One number a class, class / classes, or 64 learned numbers; auto: one_hot up to 200 classes, else "
         "embedding.",
     ] = "auto"
+    width: Annotated[int, Interval(4, 2**16), "Of its widest layers; 1024 is the paper's."] = 1024
 
 
 @dataclass(frozen=True)

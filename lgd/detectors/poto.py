@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lgd.detectors.point_head import PointPredictions
@@ -40,6 +39,8 @@ class POTOAssigner:
         self, levels: Sequence[PointLevel], targets: Targets, predictions: PointPredictions
     ) -> Tensor:
         """Match image by image, on the host: the assignment problem is solved there."""
+        from scipy.optimize import linear_sum_assignment  # slow to import, and of no use to other detectors
+
         slots = targets.labels.new_full(predictions.logits.shape[:2], -1)
         for image, valid in enumerate(targets.valid.cpu()):
             objects = valid.nonzero().squeeze(1).to(slots.device)

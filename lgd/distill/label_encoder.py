@@ -23,6 +23,9 @@ CategoryFormat = Literal["one_hot", "norm_classes", "embedding"]
 EMBEDDING_DIM = 64
 """E, whatever the number of classes: as many as the encoder's first layer makes of the descriptor."""
 
+HIDDEN_WIDTH = 1024
+"""Of PointNet's widest layers, which the paper leaves as they are."""
+
 MOST_ONE_HOT = 200
 """Classes up to which one-hot costs little; of each object the encoder's first matrix has K^2 entries."""
 
@@ -179,17 +182,18 @@ class SpatialTransformer(nn.Module):
 
     Args:
         width: k, of the rows.
+        hidden_width: of the widest layer, at least 4.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden_width: int = HIDDEN_WIDTH) -> None:
         super().__init__()
         self.width = width
         self.conv1 = nn.Linear(width, 64)
         self.conv2 = nn.Linear(64, 128)
-        self.conv3 = nn.Linear(128, 1024)
-        self.fc1 = nn.Linear(1024, 512)
-        self.fc2 = nn.Linear(512, 256)
-        self.fc3 = nn.Linear(256, width * width)
+        self.conv3 = nn.Linear(128, hidden_width)
+        self.fc1 = nn.Linear(hidden_width, hidden_width // 2)
+        self.fc2 = nn.Linear(hidden_width // 2, hidden_width // 4)
+        self.fc3 = nn.Linear(hidden_width // 4, width * width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, k) -> (B, S, k)."""
@@ -206,16 +210,19 @@ class LabelEncoder(nn.Module):
     Args:
         descriptor_width: k.
         embedding_width: C.
+        hidden_width: of the widest layers, at least 4.
     """
 
-    def __init__(self, *, descriptor_width: int, embedding_width: int) -> None:
+    def __init__(
+        self, *, descriptor_width: int, embedding_width: int, hidden_width: int = HIDDEN_WIDTH
+    ) -> None:
         super().__init__()
-        self.stn_desc = SpatialTransformer(descriptor_width)
+        self.stn_desc = SpatialTransformer(descriptor_width, hidden_width)
         self.conv1 = nn.Linear(descriptor_width, 64)
-        self.stn_feat = SpatialTransformer(64)
+        self.stn_feat = SpatialTransformer(64, hidden_width)
         self.conv2 = nn.Linear(64, 128)
-        self.conv3 = nn.Linear(128, 1024)
-        self.conv4 = nn.Linear(64 + 1024, embedding_width)
+        self.conv3 = nn.Linear(128, hidden_width)
+        self.conv4 = nn.Linear(64 + hidden_width, embedding_width)
 
     def forward(self, rows: LabelRows) -> Tensor:
         """Embed every row, knowing the others of its image: (B, S, C); invalid rows without meaning."""

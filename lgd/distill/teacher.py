@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgd.distill.label_encoder import (
+    HIDDEN_WIDTH,
     CategoryEmbedding,
     CategoryFormat,
     LabelEncoder,
@@ -177,6 +178,7 @@ class DynamicTeacher(nn.Module):
         add_context_box: one more row for the whole image, which is added to every cell.
         detach_appearance_embed: no gradient from the teacher into the student's features.
         category_format: see `describe_labels`.
+        label_width: of the label encoder's widest layers.
         num_heads: of the attention.
         use_masks: describe objects by their masks too, and pool and paint inside these instead of the boxes.
         checkpoint: compute the maps of each level again in the backward pass instead of keeping them: the
@@ -197,6 +199,7 @@ class DynamicTeacher(nn.Module):
         add_context_box: bool = False,
         detach_appearance_embed: bool = False,
         category_format: CategoryFormat = "one_hot",
+        label_width: int = HIDDEN_WIDTH,
         num_heads: int = 8,
         use_masks: bool = False,
         checkpoint: bool = False,
@@ -217,7 +220,9 @@ class DynamicTeacher(nn.Module):
         self.checkpoint = checkpoint
         if uses_labels:
             width = descriptor_width(num_classes, category_format, use_masks)
-            self.label_encoder = LabelEncoder(descriptor_width=width, embedding_width=channels)
+            self.label_encoder = LabelEncoder(
+                descriptor_width=width, embedding_width=channels, hidden_width=label_width
+            )
             self.label_projection = nn.Linear(channels, channels)
         self.category_embedding: CategoryEmbedding | None = None
         if self.category_format == "embedding":

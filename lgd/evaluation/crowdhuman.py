@@ -9,8 +9,6 @@ Legend: I images; D detections, best first, G objects and R regions to ignore of
 from __future__ import annotations
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from lgd.data.index import AnnotationIndex, Flags, Floats, Integers
 from lgd.evaluation.coco import Metrics
@@ -149,6 +147,10 @@ def _best_mean(ratios: Floats) -> float:
 
 def _ratio(overlaps: Flags, detection_in_region: Flags, object_in_region: Flags) -> float:
     """Matched pairs over detections and objects together, from (D, G) which may be matched."""
+    # SciPy is slow to import, and few data sets are scored so.
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
     matched_object = np.full(len(detection_in_region), -1)
     if overlaps.any():
         matched_object = maximum_bipartite_matching(csr_matrix(overlaps), perm_type="column")

@@ -16,8 +16,6 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from lgd.data.index import AnnotationIndex, Integers
 from lgd.data.limits import name_some
@@ -141,6 +139,10 @@ def _look_alike(thumbnails: Thumbnails, files: Integers | None) -> Integers:
         same = files[order[:-1]] == files[order[1:]]
         pairs.append(np.stack([order[:-1][same], order[1:][same]]))
     first, second = np.concatenate(pairs, axis=1)
+    # Slow to import, which those who train need not wait for.
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_matrix((np.ones(len(first), dtype=bool), (first, second)), shape=(len(flat), len(flat)))
     numbers: Integers = connected_components(graph, directed=False)[1].astype(np.int64)
     return numbers

@@ -1,8 +1,8 @@
 """Score and write, in a process beside the training.
 
 The process is a fresh interpreter (never forked: the trainer has threads and a GPU) that imports numpy and
-what counts the matches, but no torch. It is started once and kept; a job goes to it through a socket as a few
-arrays, and one job is under way at a time.
+what counts the matches, but no torch, and SciPy only where it matches by that. It is started once and kept; a
+job goes to it through a socket as a few arrays, and one job is under way at a time.
 """
 
 from __future__ import annotations

@@ -38,6 +38,15 @@ def build_small(num_classes, *settings):
     return build_model(load_config("demo", [*small, "NUM_CLASSES", str(num_classes), *settings]))
 
 
+def test_the_label_encoder_is_as_wide_as_is_asked_for():
+    shapes = [
+        (x.conv3.out_features, x.stn_feat.fc3.in_features)
+        for width in ("1024", "64")
+        for x in [build_small(3, "MODEL.DISTILLATOR.LABEL_ENCODER.WIDTH", width).teacher.label_encoder]
+    ]
+    assert shapes == [(1024, 256), (64, 16)]
+
+
 def said_by_build(caplog):
     return [record.message for record in caplog.records if record.name.startswith("lgd.build")]
 

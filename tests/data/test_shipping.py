@@ -10,6 +10,7 @@ from lgd.data.collate import Layout, collate
 from lgd.data.samples import Sample
 from lgd.data.shipping import Buffers, Shipment
 from lgd.structures import Batch
+from tests.forked import CONTEXT
 from tests.training import REPOSITORY
 
 LAYOUTS = [Layout(4), Layout(4, channels_last=True), Layout(4, canvases=((12, 16),), channels_last=True)]
@@ -92,8 +93,9 @@ def send(queue, released):
     queue.put(len(buffers._buffers))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", CONTEXT.get_start_method()])
 def test_from_another_process(method):
+    """A fork of this one, which inherits its memory, and one that does not."""
     context = multiprocessing.get_context(method)
     queue, released = context.Queue(), context.Event()
     process = context.Process(target=send, args=(queue, released), daemon=True)

@@ -126,9 +126,10 @@ def test_transformer_multiplies_a_row_by_its_matrix():
     assert net(torch.tensor([[1.0, 10.0, 100.0]])).tolist() == [[630.0, 741.0, 852.0]]
 
 
-def test_encoder_like_one_row_at_a_time():
+@pytest.mark.parametrize("width", [{}, {"hidden_width": 8}], ids=str)
+def test_encoder_like_one_row_at_a_time(width):
     torch.manual_seed(0)
-    encoder = LabelEncoder(descriptor_width=6, embedding_width=12).double()
+    encoder = LabelEncoder(descriptor_width=6, embedding_width=12, **width).double()
     rows = describe(add_context_box=True)
     with torch.no_grad():
         embeddings = encoder(rows)

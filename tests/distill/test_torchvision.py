@@ -180,8 +180,9 @@ def test_training_goes_on_bit_by_bit_from_a_state_dict(name):
     other.load_state_dict(state["model"])
     resumed.load_state_dict(state["optimizer"])
     assert train(other, data, resumed, range(1, 3)) == expected
+    found = other.state_dict()
     for key, value in distiller.state_dict().items():
-        assert torch.equal(value, other.state_dict()[key]), key
+        assert torch.equal(value, found[key]), key
 
 
 def test_distillation_can_wait_and_the_teacher_can_leave_the_head():

@@ -13,7 +13,8 @@ from jobs.records import Start
 from jobs.status import decide_state, find_runs, format_table, main, read_run
 from lgd.ranks.interruption import Interrupted
 from lgd.run.output import History, set_earlier_run_aside
-from tests.training import run_to_end, small_settings
+from tests.forked import Forked
+from tests.training import small_settings
 
 NOW = 1_800_000_000.0
 HERE = {"host": socket.gethostname(), "pid": os.getpid()}
@@ -327,7 +328,8 @@ def test_history(tmp_path):
 
 
 def test_a_real_run(small_data, tmp_path):
-    run_to_end(small_settings(small_data, tmp_path, SOLVER__MAX_ITER=4, SOLVER__STEPS="[2]"))
+    settings = small_settings(small_data, tmp_path, SOLVER__MAX_ITER=4, SOLVER__STEPS="[2]")
+    assert Forked(settings, log=tmp_path / "out").wait() == 0
     found = read_run(tmp_path, time.time())
     assert (found.state, found.step, found.max_step, found.restarts) == ("finished", 4, 4, 0)
     assert found.student_ap is not None

@@ -146,6 +146,12 @@ def test_it_goes_with_its_trainer_and_runs_no_script_again(tmp_path):
     assert not is_running(process_id)
 
 
+def test_it_starts_without_what_is_slow_to_import():
+    program = "import sys, lgd.run.scoring; sys.exit(str({'torch', 'scipy'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "set()"
+
+
 def is_running(process_id):
     """Whether it is there, and no zombie that nobody has waited for."""
     try:

@@ -37,8 +37,9 @@ def save(tmp_path, content, name="model.pth"):
 
 
 def assert_holds(model, tensors):
+    held = model.state_dict()
     for name, tensor in tensors.items():
-        assert torch.equal(model.state_dict()[name], tensor), name
+        assert torch.equal(held[name], tensor), name
 
 
 def test_our_checkpoint_loads_whole(tmp_path):

@@ -80,9 +80,10 @@ def test_microsofts_checkpoint_fills_the_backbone(tmp_path, prefix, stages):
     assert report.note is None
     norms = [name for name in report.kept if name.startswith("student.backbone.")]
     assert sorted(norms) == sorted(n for n in model.state_dict() if n.startswith("student.backbone.norm"))
+    filled = model.state_dict()
     for name, tensor in source.state_dict().items():
         if not name.startswith("norm"):
-            assert torch.equal(model.state_dict()[BACKBONE + name], tensor), name
+            assert torch.equal(filled[BACKBONE + name], tensor), name
     assert "layers.0.blocks.1.attn_mask" in report.dropped
     assert "Swin transformer" in report.summary()
 

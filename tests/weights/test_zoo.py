@@ -85,9 +85,10 @@ def test_a_zoo_detector_starts_a_distiller(tmp_path, recipe, names):
     _, model = make(recipe, seed=2)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     report = fill_model(cfg, model, str(path))
+    given = source.state_dict()
     for name, tensor in model.state_dict().items():
         loaded = name.startswith("student.") and name != "student.loss_normalizer"
-        assert torch.equal(tensor, source.state_dict()[name] if loaded else fresh[name]), name
+        assert torch.equal(tensor, given[name] if loaded else fresh[name]), name
     assert {"teacher", "adapter"} <= {name.split(".")[0] for name in report.kept}
     assert "kept as initialised: " in report.summary()
     assert "adapter (6)" in report.summary()
