@@ -29,7 +29,7 @@ METHODS: Mapping[str, str] = {
     "averaged": f"{_LGD}.HEAD.MODE averaged",
     "late": f"{_LGD}.HEAD.MODE fixed {_LGD}.TEACHER.DETACH_APPEARANCE_EMBED True "
     f"{_LGD}.PRE_NONDISTILL_ITERS 67% {_LGD}.PRE_FREEZE_STUDENT_BACKBONE_ITERS 0",
-    "half": f"{_LGD}.IMAGE_SHARE 0.5",
+    "quarter": f"{_LGD}.IMAGE_SHARE 0.25",
     "sssd": f"{_LGD}.LOSS jensen_shannon {_LGD}.LAMBDA_STEPS (67%,) {_LGD}.LAMBDA_GAMMA 2",
     "fgfi": f"{_LGD}.METHOD FGFI {_LGD}.PRE_NONDISTILL_ITERS 0",
     "pkd": f"{_LGD}.METHOD PKD {_LGD}.PRE_NONDISTILL_ITERS 0",
