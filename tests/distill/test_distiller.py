@@ -236,6 +236,15 @@ def test_equal_images_teach_the_same_whether_the_teacher_sees_all_or_half():
     torch.testing.assert_close(*found, rtol=1e-8, atol=1e-11)
 
 
+def test_seven_tenths_of_ten_images_are_seven(monkeypatch):
+    distiller, batch = make_distiller(), make_batch([1] * 10, height=64, width=64)
+    distiller.image_share, seen = 0.7, []
+    teach = distiller.teach
+    monkeypatch.setattr(distiller, "teach", lambda x, part: seen.append(len(part.images)) or teach(x, part))
+    distiller(batch, distill=True)
+    assert seen == [7]
+
+
 def test_an_image_that_the_teacher_does_not_see_is_not_taught():
     distiller, batch = make_distiller(), make_batch([2, 1])
     distiller.image_share = 0.5
