@@ -138,6 +138,12 @@ def test_micro_batches_make_up_for_ranks(before, world_size, steps):
     assert bool(changes) == (before != (world_size, steps))
 
 
+def test_a_batch_of_fewer_images_than_there_were_passes_comes_to_its_own_refusal():
+    # `restore` says that the batch has to stay; here an image a pass is as little as there is.
+    cfg, share, _ = adapt_to_ranks(make_config(), make_checkpoint(8, 4), 2)
+    assert (cfg.solver.ims_per_batch, share) == (16, Share(2, 8, 1))
+
+
 def test_micro_batches_that_were_asked_for_stay():
     asked = make_config("TRAIN.ACCUMULATE_STEPS", "4")
     assert adapt_to_ranks(asked, make_checkpoint(2, 1), 1)[0].train.accumulate_steps == 4

@@ -24,12 +24,25 @@ Values = NDArray[Any]
 
 _TALLY = 65536
 
+_LARGEST = 1e300
+
 _NO_RANGE = "pixels of 32 bits have no known range: give it (INPUT.RANGE '[lowest, highest]')"
 
 
 def is_deep(image: Image.Image) -> bool:
     """Whether an image, opened and not loaded yet, has more than 8 bits a channel."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16") or ";16" in _raw_mode(image)
+
+
+def is_range_setting(value: Any) -> bool:
+    """Whether a value read from a file is what INPUT.RANGE can be: "auto", or two numbers that rise."""
+    if not isinstance(value, list | tuple):
+        return type(value) is str and value == "auto"
+    return (
+        len(value) == 2
+        and all(type(end) in (int, float) and abs(end) < _LARGEST for end in value)
+        and value[0] < value[1]
+    )
 
 
 def read_values(image: Image.Image, content: bytes) -> Values:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from lgd.config.schema import Config
-from lgd.data.deep import WHOLE_RANGE, Range, find_range
+from lgd.config.values import brief
+from lgd.data.deep import WHOLE_RANGE, Range, find_range, is_range_setting
 from lgd.data.errors import DataError, ImageError
 from lgd.data.images import count_deep_values
 from lgd.data.index import AnnotationIndex
@@ -72,14 +73,14 @@ def _begin(cfg: Config, indices: Iterable[AnnotationIndex]) -> tuple[_Setting, l
     asked = cfg.input.range
     if asked != "auto":
         trained = _range_of_weights(cfg)
-        if trained in (None, "auto", asked):
+        if trained in (None, asked):
             return asked, []
         return asked, [f"{_KEY} {_say(asked)}, but {cfg.model.weights} was trained with {_say(trained)}"]
     counts, num_read = _count(indices, skips=cfg.dataloader.on_bad_image == "skip")
     if not num_read:
         return "auto", []
     trained = _range_of_weights(cfg)
-    if trained not in (None, "auto"):
+    if trained is not None:
         return trained, [f"{_KEY} {_say(trained)}, as {cfg.model.weights} was trained with"]
     measured = find_range(counts)
     return measured, [
@@ -88,15 +89,23 @@ def _begin(cfg: Config, indices: Iterable[AnnotationIndex]) -> tuple[_Setting, l
     ]
 
 
-def _range_of_weights(cfg: Config) -> Any:
-    """What MODEL.WEIGHTS was trained with; None where it is no file of ours."""
+def _range_of_weights(cfg: Config) -> Range | None:
+    """What MODEL.WEIGHTS was trained with; None where it is no file of ours, or saw no such pictures."""
     if not cfg.model.weights or cfg.model.weights.startswith(_NOT_OURS):
         return None
     settings = read_checkpoint_file(fetch_weights(cfg.model.weights)).metadata.get("config")
-    return _trained_range(settings) if isinstance(settings, Mapping) and "INPUT.FORMAT" in settings else None
+    if not isinstance(settings, Mapping) or "INPUT.FORMAT" not in settings:
+        return None
+    if not is_range_setting(settings.get(_KEY, WHOLE_RANGE)):
+        raise WeightsError(
+            f"{cfg.model.weights}: its {_KEY} is {brief(settings[_KEY])}, neither auto nor the lowest and "
+            "the highest value; give another file as MODEL.WEIGHTS"
+        )
+    trained = _trained_range(settings)
+    return None if trained == "auto" else trained
 
 
-def _trained_range(settings: Mapping[str, Any]) -> Any:
+def _trained_range(settings: Mapping[str, Any]) -> _Setting:
     """What settings of a training say; those from before there was such a setting took all of 16 bits."""
     said = settings.get(_KEY, WHOLE_RANGE)
     return "auto" if said == "auto" else (float(said[0]), float(said[1]))

@@ -208,7 +208,8 @@ def _choose_steps(batch: int, saved: Mapping[str, int], world_size: int) -> int:
             f"{counted(world_size, 'rank')}; the run began with {saved['world_size']}. Start one of "
             f"{', '.join(fitting)} ranks"
         )
-    most = batch // (saved["world_size"] * saved["accumulate_steps"])
+    # Another batch than before is refused later, where it matters: `restore`.
+    most = max(1, batch // (saved["world_size"] * saved["accumulate_steps"]))
     images = batch // world_size
     return next(steps for steps in range(1, images + 1) if images % steps == 0 and images // steps <= most)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lgd.data.deep import is_range_setting
 from lgd.engine.checkpoint import Checkpoint, CheckpointError
 
 
@@ -99,6 +100,16 @@ def _are_classes(value: Any, ids: str = "category_ids", names: str = "names") ->
     return _has(value, parts) and len(value[names]) == len(value[ids])
 
 
+def _is_config(value: Any) -> bool:
+    # What is used of it; the rest is compared and told. INPUT.RANGE came later than the first versions.
+    parts = {"SOLVER.REFERENCE_WORLD_SIZE": _is_count, "SOLVER.IMS_PER_BATCH": _is_count}
+    return (
+        _is_table(value, lambda each: True)
+        and _has(value, parts)
+        and is_range_setting(value.get("INPUT.RANGE", "auto"))
+    )
+
+
 def _is_share(value: Any) -> bool:
     names = ("world_size", "accumulate_steps", "asked_steps")
     return value is None or (_is_table(value, _is_count) and all(value.get(name, 0) > 0 for name in names))
@@ -127,9 +138,7 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "best": _is_best,
     "patience": lambda value: value is None or _is_best(value, "evaluations"),
     "ema": _is_average,
-    "config": lambda value: _has(
-        value, {"SOLVER.REFERENCE_WORLD_SIZE": _is_count, "SOLVER.IMS_PER_BATCH": _is_count}
-    ),
+    "config": _is_config,
     "classes": _are_classes,
     "seed": _is_count,
     "share": _is_share,

@@ -17,6 +17,7 @@ from lgd.data.errors import DataError
 from lgd.engine.checkpoint import Checkpoint
 from lgd.run.data import RunData
 from lgd.run.ranges import settle_range
+from lgd.weights.report import WeightsError
 from tests.data.sets import annotation, image_record, open_coco, write_coco
 from tests.training import REPOSITORY, small_settings
 
@@ -100,6 +101,15 @@ def test_weights_keep_their_range(tmp_path):
     assert lines == [f"INPUT.RANGE [0, 99], but {weights} was trained with [0, 4095]"]
     eight_bits = weights_of(tmp_path / "coco.pth", **{"INPUT.RANGE": "auto"})
     assert settle_range(asking("auto", eight_bits), data, None)[0].input.range == (100.0, 1100.0)
+
+
+@pytest.mark.parametrize("value", [5.0, "Auto", (1.0,), (9.0, 3.0), ("0", "9"), (0.0, float("nan")), None])
+@pytest.mark.parametrize("asked", ["auto", (0.0, 9.0)])
+def test_weights_whose_range_is_none(tmp_path, asked, value):
+    data = data_of(tmp_path / "data", [100])
+    weights = weights_of(tmp_path / "model.pth", **{"INPUT.RANGE": value})
+    with pytest.raises(WeightsError, match=r"model\.pth: its INPUT\.RANGE is .*; give another file"):
+        settle_range(asking(asked, weights), data, None)
 
 
 def test_an_evaluation_alone_measures_its_test_sets(tmp_path):

@@ -32,6 +32,8 @@ def checkpoint(**changes):
 
 def test_a_sound_one():
     require_sound(checkpoint())
+    for value in ("auto", [0, 4095], (0.0, 1.0)):
+        require_sound(checkpoint(config=SOUND["config"] | {"INPUT.RANGE": value}))
     require_sound(checkpoint(best={}, share=None, data=None, unwritten_metrics=["a\n"], data_changes=[{}]))
 
 
@@ -44,6 +46,8 @@ def test_a_sound_one():
         *(("classes", {"names": ["a", "b"], "category_ids": [1]}), ("seed", -1), ("seed", True)),
         *(("share", {"world_size": 0}), ("data", {}), ("data", {"train": [], "test": []})),
         *(("unwritten_metrics", [1]), ("data_changes", 5)),
+        *(("config", SOUND["config"] | {"INPUT.RANGE": value}) for value in (1.5, (2,), "a", (9, 3), None)),
+        ("config", SOUND["config"] | {3: "INPUT.RANGE"}),
     ],
 )
 def test_the_part_that_is_not_is_named(part, value):
