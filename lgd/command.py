@@ -123,7 +123,11 @@ def _recipe_of_data(options: argparse.Namespace) -> tuple[str, list[str]]:
     if options.resume and path.is_file():
         logger.info("going on with %s", path)
         return str(path), list(options.opts)
-    prepared = prepare(request)
+    try:
+        prepared = prepare(request)
+    except FileNotFoundError as error:  # nor can a folder be made there
+        reason = say_why(error, path.parent)
+        raise ConfigError(f"OUTPUT_DIR {path.parent} cannot be used: {reason}") from error
     for line in prepared.lines:
         logger.info(line)
     return str(prepared.path), []

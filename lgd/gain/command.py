@@ -133,7 +133,11 @@ def _gain(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         return rows
 
     with nullcontext() if sends_events() else lines_on_stderr():
-        session.train_all(arguments.equal_time, write)
+        try:
+            session.train_all(arguments.equal_time, write)
+        except TrainingError as error:  # one that was asked to leave, and others will be
+            complain(f"{error}; the same command goes on with it")
+            return exits.RUN_AGAIN
     rows = write()
     words_to = sys.stdout
     if sends_events():
@@ -220,6 +224,7 @@ class Session:
         results: of the runs that are done, in the order of the study.
         compared: of the runs that are as long in time, the steps of those they are compared with.
         failed: why, for each that did not come to its end.
+        asked: by whichever was asked to leave, so that no other is begun.
     """
 
     study: Study
@@ -228,6 +233,7 @@ class Session:
     results: dict[Run, dict[str, Any]] = field(default_factory=dict)
     compared: dict[Run, int] = field(default_factory=dict)
     failed: list[TrainingError] = field(default_factory=list)
+    asked: TrainingError | None = None
 
     def train_all(self, timed: str | None, after_each: Callable[[], object]) -> None:
         """Train every run, pretrained teachers first, and at last the plain ones for as long as `timed`."""
@@ -265,12 +271,21 @@ class Session:
     def _train_once(self, run: Run, threads: int) -> dict[str, Any]:
         folder = run.folder(self.study.out)
         options = settings_of(run, self.study, *self.lines(run))
-        return train(run, options, folder, threads)
+        if self.asked is not None:
+            raise self.asked
+        try:
+            return train(run, options, folder, threads)
+        except TrainingError as error:
+            if error.code == exits.RUN_AGAIN:
+                self.asked = error
+            raise
 
     def _note(self, run: Run, result: Callable[[], dict[str, Any]]) -> None:
         try:
             found = self.results[run] = result()
         except TrainingError as error:
+            if error is self.asked:
+                raise
             self.failed.append(error)
             _say(str(error))
             if sends_events():

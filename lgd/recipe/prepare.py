@@ -87,7 +87,7 @@ def prepare(request: Request) -> Prepared:
 
     Raises:
         ConfigError: OUTPUT_DIR has a recipe already, or the settings that were typed do not fit.
-        DataError: the data cannot be trained on like this.
+        DataError: the data cannot be trained on like this, or a test set that was typed cannot be opened.
         OSError: OUTPUT_DIR cannot be written to.
     """
     typed = _typed(request.overrides)
@@ -99,7 +99,10 @@ def prepare(request: Request) -> Prepared:
             f"lgd train --config-file {shlex.quote(str(path))} begins anew with it"
         )
     machine = look_at_machine(request.ranks, typed.get("MODEL.DEVICE", "auto"))
-    sets = _find_sets(request, output, Path(typed.get("DATASETS.ROOT", "datasets")))
+    root = Path(typed.get("DATASETS.ROOT", "datasets"))
+    for line in typed.get("DATASETS.TEST", ()):
+        open_dataset(line, root)
+    sets = _find_sets(request, output, root)
     wishes = replace(
         request.wishes, batch=typed.get("SOLVER.IMS_PER_BATCH"), steps=typed.get("SOLVER.MAX_ITER")
     )

@@ -26,6 +26,8 @@ def trained(monkeypatch):
             raise TrainingError("a fault", 1)
         if run.seed == 3:
             raise TrainingError("a setting", 2)
+        if run.seed == 4:
+            raise TrainingError("plain ended with code 75", 75)
         ap = AP[run.method] + run.seed
         curve = [[run.steps // 2, ap / 2], [run.steps, ap]]
         seconds = 0.1 if run.method == "plain" else 0.15
@@ -76,6 +78,14 @@ def test_a_training_that_fails_is_told_and_the_others_count(tmp_path, run_gain, 
     page = (tmp_path / "gain.md").read_text()
     assert "| fixed | 100 | 1 | 32.00 | +1.00 (one pair) |" in page
     assert "## Not done\n\n- a fault" in page
+
+
+def test_a_training_that_was_asked_to_leave_ends_the_study(tmp_path, run_gain, trained, capsys):
+    assert run_gain("--methods", "plain", "--seeds", "5") == 75
+    assert max(run.seed for run in trained) == 4  # another would only have to leave as well
+    said = capsys.readouterr().err
+    assert said.endswith("error: plain ended with code 75; the same command goes on with it\n")
+    assert "| plain | 100 | 2 |" in (tmp_path / "gain.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,7 @@ def test_a_recipe_that_is_there_is_not_written_over(small_data, tmp_path, capsys
         (["OUTPUT_DIR", "elsewhere"], "OUTPUT_DIR"),
         (["--num-machines", "2"], "--recipe-only"),
         (["INPUT.MIN_SIZE_TRAIN", "[]"], "MIN_SIZE_TRAIN"),
+        (["DATASETS.TEST", "coco:nowhere:val"], "nowhere"),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_leaves_no_recipe(flags, words, tmp_path, capsys):
@@ -133,6 +134,13 @@ def test_what_does_not_fit_is_one_line_and_leaves_no_recipe(flags, words, tmp_pa
     assert line.startswith("error: ")
     assert words in line
     assert not (tmp_path / "out" / "recipe.yaml").exists()
+
+
+def test_an_output_that_cannot_be_made_is_one_line(tmp_path, capsys):
+    one_set(tmp_path / "mine")
+    code, _, line = lgd_train(capsys, "--data", tmp_path / "mine", "--output", "/proc/nowhere")
+    assert (code, line.splitlines()) == (2, [line.rstrip()])
+    assert line.startswith("error: OUTPUT_DIR /proc/nowhere cannot be used: No such file or directory")
 
 
 def test_sets_of_which_none_is_to_train_on_are_named(tmp_path, capsys):
