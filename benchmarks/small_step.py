@@ -3,9 +3,10 @@
     python benchmarks/small_step.py --against HEAD~3
     python benchmarks/small_step.py --against HEAD~3 --threads 1,2 --busy 1   # beside a process that computes
 
-Each build has a process of its own for each recipe, plain and with LGD, which makes and trains on a batch of
-random pictures. They take turns, round by round; figures are medians. With --busy so many other processes
-compute all the while. On one thread it is the process's own time, else, and with --busy, that of the clock.
+Each build has a process of its own for each recipe, plain, with LGD, and with a teacher that sees a quarter
+of the images (all of them in a build that knows no shares), which makes and trains on a batch of random
+pictures. They take turns, round by round; figures are medians. With --busy so many other processes compute
+all the while. On one thread it is the process's own time, else, and with --busy, that of the clock.
 """
 
 from __future__ import annotations
@@ -27,10 +28,16 @@ from builds import Build, unpack
 from lgd import ending
 from lgd.bench.machine import take_turns
 from lgd.bench.step import make_batch, make_step
+from lgd.config.keys import known_keys
 from lgd.config.load import load_config
 
 RECIPES = ("configs/demo.yaml", "configs/examples/bccd_lite0.yaml")
-METHODS = {"plain": "False", "LGD": "True"}
+LGD = "MODEL.DISTILLATOR"
+METHODS = {
+    "plain": {f"{LGD}.ENABLED": "False"},
+    "LGD": {f"{LGD}.ENABLED": "True"},
+    "quarter": {f"{LGD}.ENABLED": "True", f"{LGD}.IMAGE_SHARE": "0.25"},
+}
 CLASSES, OBJECTS = 3, 13
 COLUMNS = ("recipe", "method", "threads", "before, ms", "now, ms", "share of before", "share of plain now")
 
@@ -38,10 +45,9 @@ COLUMNS = ("recipe", "method", "threads", "before, ms", "now, ms", "share of bef
 def serve(recipe: str, method: str, size: int, num_images: int, *, by_clock: bool) -> None:
     """What the process of a build does: it uses only what every build has, but for what its commands set."""
     getattr(ending, "keep_freed_memory", lambda: None)()
-    cfg = load_config(
-        report.ROOT / recipe,
-        ["NUM_CLASSES", str(CLASSES), "MODEL.WEIGHTS", "", "MODEL.DISTILLATOR.ENABLED", METHODS[method]],
-    )
+    settings = {"NUM_CLASSES": str(CLASSES), "MODEL.WEIGHTS": "", **METHODS[method]}
+    known = [item for key, value in settings.items() if key in known_keys() for item in (key, value)]
+    cfg = load_config(report.ROOT / recipe, known)
     device = torch.device("cpu")
     batch = make_batch(num_images, size, size, num_boxes=OBJECTS, num_classes=CLASSES, device=device)
     step = make_step(cfg, batch, device)
@@ -66,7 +72,7 @@ def others_computing(number: int) -> Iterator[None]:
 
 
 def measure(recipe: str, threads: int, trees: dict[str, Path], options: Any) -> list[list[Any]]:
-    """Rows of the table: plain, then with LGD."""
+    """Rows of the table, one a method."""
     words = ["--size", str(options.size), "--batch", str(options.batch), "--busy", str(options.busy)]
     builds = {
         (method, key): Build(tree, [__file__, "--serve", recipe, method, *words], threads)
