@@ -169,20 +169,21 @@ def test_every_teacher(teacher):
 
 
 @pytest.mark.parametrize(
-    ("num_steps", "backend"),
+    ("num_steps", "num_canvases", "backend"),
     [
-        (15, "eager"),
-        pytest.param(500, "aot_eager", marks=pytest.mark.slow),
-        pytest.param(20, "inductor", marks=pytest.mark.slow),
+        (15, 3, "eager"),
+        pytest.param(500, 4, "aot_eager", marks=pytest.mark.slow),
+        # Guards of generated code's own would show on any canvas.
+        pytest.param(15, 2, "inductor", marks=pytest.mark.slow),
     ],
 )
-def test_a_part_is_compiled_once_for_each_canvas(num_steps, backend):
+def test_a_part_is_compiled_once_for_each_canvas(num_steps, num_canvases, backend):
     """Whatever the number of objects, one and none among them."""
     model, draw = make_distiller(make_retinanet, torch.float32), random.Random(0)
     compile_parts(model, backend=backend)
     begin, seen, num_parts = num_graphs(), set(), 5
     for step in range(num_steps):
-        height, width = canvas = draw.choice(CANVASES[: 2 + step // 10])
+        height, width = canvas = draw.choice(CANVASES[: min(2 + step // 10, num_canvases)])
         num_objects = [draw.choice((0, 1, 2, 7, 15, 16, 40, 93)) for _ in range(2)]
         batch = make_batch(num_objects, height=height, width=width, dtype=torch.float32)
         before = num_graphs()
@@ -190,7 +191,7 @@ def test_a_part_is_compiled_once_for_each_canvas(num_steps, backend):
         assert num_graphs() - before == (0 if canvas in seen else num_parts)
         seen.add(canvas)
     assert num_graphs() - begin == num_parts * len(seen)
-    assert len(seen) > 2
+    assert len(seen) == num_canvases
 
 
 def run_rank(rank, port, path):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lgd.detectors.protocol import TowerFeatures
-from lgd.ops.predictions import take_above, take_best, take_rows
+from lgd.ops.predictions import fill_slots, take_above, take_best, take_rows
 from lgd.structures import Features
 
 Towers = tuple[nn.Sequential, nn.Sequential]
@@ -95,7 +96,11 @@ def join_pyramids(pyramids: Sequence[Features]) -> Features:
 
 
 def select_candidates(
-    levels: Sequence[Tensor], *, score_threshold: float, limits: Sequence[int]
+    levels: Sequence[Tensor],
+    *,
+    score_threshold: float,
+    limits: Sequence[int],
+    within_positions: bool = False,
 ) -> Candidates:
     """Choose the best scores of each level of each image.
 
@@ -107,14 +112,16 @@ def select_candidates(
         levels: (B, P, K) logits of each level.
         score_threshold: only scores above it, in [0, 1); the other slots stay unused.
         limits: of each level, at most so many of an image.
+        within_positions: and no more than the level has positions.
     """
     parts, offset = [], 0
-    for logits, limit in zip(levels, limits, strict=True):
+    for logits, slots in zip(levels, limits, strict=True):
         num_positions, num_classes = logits.shape[1:]
+        limit = _smaller(slots, num_positions) if within_positions else slots
         if logits.is_cpu and score_threshold > 0 and not torch.compiler.is_compiling():
             best, pairs = _take_likely(logits, score_threshold, limit)
         else:
-            best, pairs = _take_of_best_positions(logits, limit)
+            best, pairs = _take_of_best_positions(logits, limit, slots)
         best = torch.where(best.sigmoid() > score_threshold, best, -torch.inf)
         parts.append((pairs // num_classes + offset, pairs % num_classes, best))
         offset += num_positions
@@ -129,19 +136,31 @@ def _take_likely(logits: Tensor, score_threshold: float, limit: int) -> tuple[Te
     return best, pairs.gather(1, order)
 
 
-def _take_of_best_positions(logits: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+def _take_of_best_positions(logits: Tensor, limit: int, num_slots: int) -> tuple[Tensor, Tensor]:
     """The best logits (B, T) and their pairs of position and class.
 
-    The best pairs lie at the positions whose best pairs are the best: most are never sorted.
+    The best pairs lie at the positions whose best pairs are the best: most are never sorted. A program that
+    is exported has up to `num_slots` of them, of which `limit` may be used.
     """
     num_classes = logits.shape[2]
     rows = take_best(logits.amax(dim=2), limit)[1].sort(dim=1).values
-    best, places = take_best(take_rows(logits, rows).flatten(1), limit)
+    scores = take_rows(logits, rows)
+    if torch.compiler.is_exporting():
+        scores, rows = fill_slots(scores, rows, num_slots)
+        best, places = take_best(scores.flatten(1), num_slots)
+        best = torch.where(torch.arange(best.shape[1], device=best.device) < limit, best, -torch.inf)
+    else:
+        best, places = take_best(scores.flatten(1), limit)
     return best, rows.gather(1, places // num_classes) * num_classes + places % num_classes
 
 
 def select_as_reference(
-    levels: Sequence[Tensor], *, score_threshold: float, limits: Sequence[int], sort_all: bool
+    levels: Sequence[Tensor],
+    *,
+    score_threshold: float,
+    limits: Sequence[int],
+    within_positions: bool = False,
+    sort_all: bool,
 ) -> Candidates:
     """`select_candidates` with the order of equal scores that torch's unstable sort leaves to the reference.
 
@@ -151,6 +170,7 @@ def select_as_reference(
         levels: as there.
         score_threshold: as there.
         limits: as there.
+        within_positions: as there.
         sort_all: sort all scores and apply the threshold to the best of them, as the reference's FCOS; its
             RetinaNet sorts the scores above the threshold.
     """
@@ -164,7 +184,8 @@ def select_as_reference(
             chosen = (
                 torch.arange(len(scores), device=scores.device) if sort_all else above.nonzero().squeeze(1)
             )
-            chosen = chosen[scores[chosen].sort(descending=True).indices[:limit]]
+            most = min(limit, level.shape[1]) if within_positions else limit
+            chosen = chosen[scores[chosen].sort(descending=True).indices[:most]]
             chosen = chosen[above[chosen]]
             parts.append((chosen // num_classes + offset, chosen % num_classes, logits[chosen]))
             offset += level.shape[1]
@@ -172,3 +193,8 @@ def select_as_reference(
     columns = [list(column) for column in zip(*images, strict=True)]
     fillings = (0, 0, -torch.inf)
     return Candidates(*(pad_sequence(*x) for x in zip(columns, [True] * 3, fillings, strict=True)))
+
+
+def _smaller(a: int, b: int) -> int:
+    """Of two sizes; what is exported then knows of both."""
+    return cast(int, torch.sym_min(a, b))

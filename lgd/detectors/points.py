@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol, Self, cast
+from typing import Literal, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -252,7 +252,8 @@ class PointDetector(nn.Module):
         found = select(
             [level.logits for level in predictions],
             score_threshold=self.score_thresh_test,
-            limits=[_smaller(self.topk_candidates_test, level.locations.shape[0]) for level in levels],
+            limits=[self.topk_candidates_test] * len(levels),
+            within_positions=True,
         )
         scores = found.logits.sigmoid()
         central = [level.centerness for level in predictions if level.centerness is not None]
@@ -370,8 +371,3 @@ def object_chunks(targets: Targets, num_locations: int) -> Iterator[slice]:
     num_images, num_slots = targets.valid.shape
     size = max(1, _MAX_PAIRS // (num_images * num_locations))
     return (slice(start, start + size) for start in range(0, num_slots, size))
-
-
-def _smaller(a: int, b: int) -> int:
-    """Of two sizes; what is exported then knows of both."""
-    return cast(int, torch.sym_min(a, b))

@@ -19,7 +19,7 @@ from lgd.ops.boxes import clip_boxes, decode_deltas, encode_foreground
 from lgd.ops.losses import smooth_l1_loss
 from lgd.ops.matching import BACKGROUND, FOREGROUND, IGNORED, Matches, match_anchors
 from lgd.ops.nms import keep_best, keep_best_by_image
-from lgd.ops.predictions import flatten_predictions, promote, take_best, take_rows
+from lgd.ops.predictions import fill_slots, flatten_predictions, promote, take_best, take_rows
 from lgd.ops.sampling import sample_balanced
 from lgd.structures import Batch, Features, Targets
 
@@ -234,4 +234,6 @@ class RPN(nn.Module):
         """Scores (B, T) and boxes (B, T, 4) of the best anchors of one level."""
         limit = self.pre_nms_topk_train if self.training else self.pre_nms_topk_test
         scores, indices = take_best(logits, limit, stable=not self.reference_order)
+        if torch.compiler.is_exporting():
+            scores, indices = fill_slots(scores, indices, limit)
         return scores, decode_deltas(anchors[indices], take_rows(deltas, indices), self.box_reg_weights)

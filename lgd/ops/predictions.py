@@ -47,6 +47,30 @@ def take_best(scores: Tensor, limit: int, stable: bool = True) -> tuple[Tensor, 
     return scores[:, :limit], indices[:, :limit]
 
 
+def fill_slots(scores: Tensor, indices: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+    """Give candidates slots whose number is the same for maps of any size, for a program that is exported.
+
+    Else the sizes of all that comes after are terms of the map's, of minima and sums of them, which torch
+    reads for half a minute whenever it opens the file. Nothing is done where the map has one size.
+
+    Args:
+        scores: (B, S, ...), S at most `num_slots`.
+        indices: (B, S) int64.
+        num_slots: L.
+
+    Returns:
+        (B, L, ...) scores, -inf in the slots that are not used, and (B, L) indices, 0 in these.
+    """
+    num_images, num_used = indices.shape
+    if isinstance(num_used, int):
+        return scores, indices
+    unused = (num_images, num_slots - num_used)
+    return (
+        torch.cat([scores, scores.new_full((*unused, *scores.shape[2:]), -torch.inf)], dim=1),
+        torch.cat([indices, indices.new_zeros(unused)], dim=1),
+    )
+
+
 def take_above(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Take the few candidates of each image that score enough: a host sync.
 

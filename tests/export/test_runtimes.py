@@ -79,6 +79,15 @@ def test_programs_of_torch(exported, tmp_path):
     assert found.is_within(Tolerance()), found
 
 
+def test_no_size_is_a_term_of_several_minima(exported):
+    """torch reads such terms for half a minute whenever it opens the file."""
+    values = [node.meta.get("val") for node in exported[1].graph.nodes]
+    sizes = {str(size) for x in values if isinstance(x, torch.Tensor) for size in x.shape}
+    assert max(size.count("Min") for size in sizes) == 1
+    outputs = exported[1].graph.output_node().args[0]
+    assert {output.meta["val"].shape[1] for output in outputs} == {100}
+
+
 def test_half_is_near(tmp_path):
     pytest.importorskip("onnxruntime")
     detector = make_detector("faster_rcnn")
