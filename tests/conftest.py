@@ -17,14 +17,21 @@ import torch
 from tests.samples import BCCD, folder_of
 
 LONG = (
-    "cluster/test_slurm.py",
     "cluster/test_two_hosts.py",
+    "parity/test_parity.py",
+    "cluster/test_slurm.py",
+    "test_compile.py",
     "test_signals.py",
-    "test_overfit.py",
+    "test_demo.py",
     "test_ends.py",
+    "export/test_runtimes.py",
+    "test_full_disk.py",
+    "test_overfit.py",
+    "export/test_command.py",
     "data/test_memory.py",
 )
-"""Files with many minutes of slow tests come first: at the end one process would be left alone with them."""
+"""Files with many minutes of slow tests come first, those that wait and those that compute by turns: at the
+end one process would be left alone with them."""
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)

@@ -17,7 +17,12 @@ from tests.forked import Forked, start_ranks
 from tests.test_resume import assert_same_run
 from tests.training import small_settings
 
-PERIODS = {"TEST__EVAL_PERIOD": 4, "SOLVER__CHECKPOINT_PERIOD": 2, "LOG_PERIOD": 1}
+PERIODS = {
+    "TEST__EVAL_PERIOD": 4,
+    "SOLVER__CHECKPOINT_PERIOD": 2,
+    "LOG_PERIOD": 1,
+    "MODEL__DISTILLATOR__LABEL_ENCODER__WIDTH": 1024,  # checkpoints as large as the disks are made for
+}
 WIDER = {
     "MODEL__RESNETS__STEM_OUT_CHANNELS": 16,
     "MODEL__RESNETS__RES2_OUT_CHANNELS": 24,
