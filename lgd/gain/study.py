@@ -248,8 +248,10 @@ def _with_steps(text: str, steps: int) -> str:
 def _in_proportion(cfg: Config, steps: int) -> dict[str, Any]:
     """A recipe's schedule for another number of steps, with LGD's phases."""
     scale, lgd = steps / cfg.solver.max_iter, cfg.model.distillator
-    start = lgd.pre_nondistill_iters * scale if lgd.enabled else steps * _LGD_FROM
-    freeze = lgd.pre_freeze_student_backbone_iters * scale if lgd.enabled else 0
+    # A plain recipe may have phases for who switches LGD on; COCO's default ones end beyond its schedule.
+    has_phases = lgd.enabled or lgd.pre_nondistill_iters < cfg.solver.max_iter
+    start = lgd.pre_nondistill_iters * scale if has_phases else steps * _LGD_FROM
+    freeze = lgd.pre_freeze_student_backbone_iters * scale if has_phases else 0
     values: dict[str, Any] = {
         "SOLVER.MAX_ITER": steps,
         "MODEL.DISTILLATOR.ENABLED": True,
@@ -257,7 +259,7 @@ def _in_proportion(cfg: Config, steps: int) -> dict[str, Any]:
         "MODEL.DISTILLATOR.POST_NONDISTILL_ITERS": round(lgd.post_nondistill_iters * scale),
         "MODEL.DISTILLATOR.PRE_FREEZE_STUDENT_BACKBONE_ITERS": round(freeze),
     }
-    if not lgd.enabled and cfg.model.meta_architecture == "RetinaNet":
+    if not has_phases and cfg.model.meta_architecture == "RetinaNet":
         values["MODEL.DISTILLATOR.TEACHER.ADD_CONTEXT_BOX"] = True
     settings = flatten(cfg)
     for solver in ("SOLVER", *SIDE_SOLVERS):
