@@ -145,13 +145,16 @@ def _take_of_best_positions(logits: Tensor, limit: int, num_slots: int) -> tuple
     num_classes = logits.shape[2]
     rows = take_best(logits.amax(dim=2), limit)[1].sort(dim=1).values
     scores = take_rows(logits, rows)
-    if torch.compiler.is_exporting():
-        scores, rows = fill_slots(scores, rows, num_slots)
-        best, places = take_best(scores.flatten(1), num_slots)
-        best = torch.where(torch.arange(best.shape[1], device=best.device) < limit, best, -torch.inf)
-    else:
+    if not torch.compiler.is_exporting():
         best, places = take_best(scores.flatten(1), limit)
-    return best, rows.gather(1, places // num_classes) * num_classes + places % num_classes
+        chosen = places // num_classes
+    else:
+        best, places = take_best(fill_slots(scores, num_slots, -torch.inf).flatten(1), num_slots)
+        best = torch.where(torch.arange(best.shape[1], device=best.device) < limit, best, -torch.inf)
+        # Slots that are not used lie beyond the rows. (Of rows that were filled up as well, the code that
+        # AOTInductor makes takes none: it checks places against the rows that there were before.)
+        chosen = (places // num_classes).clamp(max=rows.shape[1] - 1)
+    return best, rows.gather(1, chosen) * num_classes + places % num_classes
 
 
 def select_as_reference(

@@ -235,5 +235,5 @@ class RPN(nn.Module):
         limit = self.pre_nms_topk_train if self.training else self.pre_nms_topk_test
         scores, indices = take_best(logits, limit, stable=not self.reference_order)
         if torch.compiler.is_exporting():
-            scores, indices = fill_slots(scores, indices, limit)
+            scores, indices = fill_slots(scores, limit, -torch.inf), fill_slots(indices, limit, 0)
         return scores, decode_deltas(anchors[indices], take_rows(deltas, indices), self.box_reg_weights)

@@ -47,28 +47,27 @@ def take_best(scores: Tensor, limit: int, stable: bool = True) -> tuple[Tensor, 
     return scores[:, :limit], indices[:, :limit]
 
 
-def fill_slots(scores: Tensor, indices: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+def fill_slots(x: Tensor, num_slots: int, value: float) -> Tensor:
     """Give candidates slots whose number is the same for maps of any size, for a program that is exported.
 
     Else the sizes of all that comes after are terms of the map's, of minima and sums of them, which torch
     reads for half a minute whenever it opens the file. Nothing is done where the map has one size.
 
     Args:
-        scores: (B, S, ...), S at most `num_slots`.
-        indices: (B, S) int64.
+        x: (B, S, ...), S at most `num_slots`.
         num_slots: L.
+        value: for the slots that are not used.
 
     Returns:
-        (B, L, ...) scores, -inf in the slots that are not used, and (B, L) indices, 0 in these.
+        (B, L, ...).
     """
-    num_images, num_used = indices.shape
+    num_used = x.shape[1]
     if isinstance(num_used, int):
-        return scores, indices
-    unused = (num_images, num_slots - num_used)
-    return (
-        torch.cat([scores, scores.new_full((*unused, *scores.shape[2:]), -torch.inf)], dim=1),
-        torch.cat([indices, indices.new_zeros(unused)], dim=1),
-    )
+        return x
+    # Not by torch.cat: AOTInductor makes wrong code of what selects from it (torch 2.14).
+    slots = torch.arange(num_slots, device=x.device)
+    used = (slots < num_used).view(-1, *[1] * (x.ndim - 2))
+    return torch.where(used, x[:, slots.clamp(max=num_used - 1)], value)
 
 
 def take_above(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor]:

@@ -88,6 +88,19 @@ def test_no_size_is_a_term_of_several_minima(exported):
     assert {output.meta["val"].shape[1] for output in outputs} == {100}
 
 
+def test_aot_inductor_makes_a_library(tmp_path):
+    """It has made wrong code of programs that torch itself ran."""
+    detector, path = make_detector("retinanet"), tmp_path / "model.pt2"
+    program = export_program(ExportedDetector(detector, flips_channels=True), batch_size=None, size=None)
+    write_program(program, path, {})
+    package = str(tmp_path / "compiled.pt2")
+    torch._inductor.aoti_compile_and_package(torch.export.load(path), package_path=package)
+    compiled = torch._inductor.aoti_load_package(package)
+    found = hold(detector, lambda inputs: compiled(*inputs), Tolerance())
+    assert found.matched > 100
+    assert found.is_within(Tolerance()), found
+
+
 def test_half_is_near(tmp_path):
     pytest.importorskip("onnxruntime")
     detector = make_detector("faster_rcnn")
