@@ -151,8 +151,7 @@ def _take_of_best_positions(logits: Tensor, limit: int, num_slots: int) -> tuple
     else:
         best, places = take_best(fill_slots(scores, num_slots, -torch.inf).flatten(1), num_slots)
         best = torch.where(torch.arange(best.shape[1], device=best.device) < limit, best, -torch.inf)
-        # Slots that are not used lie beyond the rows. (Of rows that were filled up as well, the code that
-        # AOTInductor makes takes none: it checks places against the rows that there were before.)
+        # Slots that are not used lie beyond the rows.
         chosen = (places // num_classes).clamp(max=rows.shape[1] - 1)
     return best, rows.gather(1, chosen) * num_classes + places % num_classes
 
