@@ -5,9 +5,11 @@ ones, and torch's own kernels run them, which need not be built.
 """
 
 import dataclasses
+import itertools
 import logging
 import random
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -31,6 +33,7 @@ from tests.forked import call_ranks
 from tests.training import REPOSITORY
 
 CANVASES = ((64, 96), (96, 64), (64, 128), (96, 96))
+NUM_OBJECTS = (0, 1, 2, 7, 15, 16, 40, 93)
 PHASE = Phase(freeze_backbone=False, distill=True)
 CPU = torch.device("cpu")
 
@@ -120,6 +123,10 @@ def test_generated_code_gives_the_numbers_of_eager_code(name):
         batch = make_batch(num_objects)
         expected, found = take_step(eager, batch), take_step(compiled, batch)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    before = num_graphs()
+    for num_objects in ([0, 0], [1, 0], [16, 7], [93, 15]):
+        take_step(compiled, make_batch(num_objects))
+    assert num_graphs() == before
 
 
 @pytest.mark.slow
@@ -168,23 +175,48 @@ def test_every_teacher(teacher):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
+def some_steps(num_canvases):
+    """Canvases, the last of which appear late, and numbers of objects, drawn at random."""
+    draw = random.Random(0)
+    for step in range(15):
+        canvas = draw.choice(CANVASES[: min(2 + step // 10, num_canvases)])
+        yield canvas, [draw.choice(NUM_OBJECTS) for _ in range(2)]
+
+
+def every_step(num_canvases):
+    """Every number of objects beside every other on each canvas, in an order drawn at random."""
+    pairs = itertools.combinations_with_replacement(NUM_OBJECTS, 2)
+    steps = [*itertools.product(CANVASES[:num_canvases], pairs)]
+    random.Random(0).shuffle(steps)
+    return steps
+
+
+def generate_where_open(generated, graph, inputs):
+    """Inductor for graphs of an open size, which alone can get guards of generated code's own."""
+    if not any(isinstance(x, torch.SymInt) for x in inputs):
+        return graph.forward
+    generated.append(graph)
+    return torch._dynamo.lookup_backend("inductor")(graph, inputs)
+
+
 @pytest.mark.parametrize(
-    ("num_steps", "num_canvases", "backend"),
+    ("make_steps", "num_canvases", "backend", "num_generated"),
     [
-        (15, 3, "eager"),
-        pytest.param(500, 4, "aot_eager", marks=pytest.mark.slow),
-        # Guards of generated code's own would show on any canvas.
-        pytest.param(15, 2, "inductor", marks=pytest.mark.slow),
+        (some_steps, 3, "eager", 0),
+        pytest.param(every_step, 4, "aot_eager", 0, marks=pytest.mark.slow),
+        # Two parts of the teacher for each canvas.
+        pytest.param(some_steps, 2, "inductor", 4, marks=pytest.mark.slow),
     ],
 )
-def test_a_part_is_compiled_once_for_each_canvas(num_steps, num_canvases, backend):
+def test_a_part_is_compiled_once_for_each_canvas(make_steps, num_canvases, backend, num_generated):
     """Whatever the number of objects, one and none among them."""
-    model, draw = make_distiller(make_retinanet, torch.float32), random.Random(0)
+    model, generated = make_distiller(make_retinanet, torch.float32), []
+    if backend == "inductor":
+        backend = partial(generate_where_open, generated)
     compile_parts(model, backend=backend)
     begin, seen, num_parts = num_graphs(), set(), 5
-    for step in range(num_steps):
-        height, width = canvas = draw.choice(CANVASES[: min(2 + step // 10, num_canvases)])
-        num_objects = [draw.choice((0, 1, 2, 7, 15, 16, 40, 93)) for _ in range(2)]
+    for canvas, num_objects in make_steps(num_canvases):
+        height, width = canvas
         batch = make_batch(num_objects, height=height, width=width, dtype=torch.float32)
         before = num_graphs()
         take_step(model, on_canvas(batch))
@@ -192,6 +224,7 @@ def test_a_part_is_compiled_once_for_each_canvas(num_steps, num_canvases, backen
         seen.add(canvas)
     assert num_graphs() - begin == num_parts * len(seen)
     assert len(seen) == num_canvases
+    assert len(generated) == num_generated
 
 
 def run_rank(rank, port, path):

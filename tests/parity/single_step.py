@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,11 +39,7 @@ def run_case(
             for name, buffer in model.named_buffers():  # all that a step changes while nothing optimizes
                 buffer.copy_(buffers[name])
             result[part] = _train(case, model, make_batch(case, dtype), distill=distill)
-    for part, settings in EVALUATIONS.items():
-        if part in wanted:
-            batch = make_batch(case, dtype, **settings)
-            result[part] = _evaluate(model, batch, use_teacher=part.startswith("eval_teacher"))
-    return result
+    return result | _evaluate_parts(case, model, dtype, wanted)
 
 
 EVALUATIONS: dict[str, dict[str, Any]] = {
@@ -107,9 +103,23 @@ def _normalizer(model: Model) -> Tensor | None:
 
 
 @torch.no_grad()
-def _evaluate(model: Model, batch: Batch, *, use_teacher: bool) -> list[dict[str, Any]]:
+def _evaluate_parts(case: Case, model: Model, dtype: torch.dtype, wanted: Sequence[str]) -> dict[str, Any]:
+    """The evaluations; of the same images the student's features are computed once."""
     model.eval()
-    features = model.student.extract_features(batch)
+    result: dict[str, Any] = {}
+    extracted: dict[int, Features] = {}
+    for part, settings in EVALUATIONS.items():
+        if part in wanted:
+            batch = make_batch(case, dtype, **settings)
+            num_images = len(batch.images)
+            if num_images not in extracted:
+                extracted[num_images] = model.student.extract_features(batch)
+            features = dict(extracted[num_images])
+            result[part] = _detect(model, features, batch, use_teacher=part.startswith("eval_teacher"))
+    return result
+
+
+def _detect(model: Model, features: Features, batch: Batch, *, use_teacher: bool) -> list[dict[str, Any]]:
     if use_teacher:
         features = model.teach(features, batch)
     detections = model.student.detect(features, batch)
