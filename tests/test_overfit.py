@@ -12,15 +12,18 @@ from tests.training import REPOSITORY
 
 RECIPE = REPOSITORY / "configs" / "examples" / "mask_rcnn_small.yaml"
 SETTINGS = {
-    "INPUT.MIN_SIZE_TRAIN": 144,
-    "INPUT.MIN_SIZE_TEST": 144,
+    "INPUT.MIN_SIZE_TRAIN": 160,
+    "INPUT.MIN_SIZE_TEST": 160,
     "INPUT.RANDOM_FLIP": "none",
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 200,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 100,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 64,
     "MODEL.DISTILLATOR.ENABLED": True,
-    "MODEL.DISTILLATOR.PRE_NONDISTILL_ITERS": 30,
+    "MODEL.DISTILLATOR.PRE_NONDISTILL_ITERS": 250,
     "MODEL.DISTILLATOR.EVAL_TEACHER": False,
-    "SOLVER.MAX_ITER": 350,
-    "SOLVER.CHECKPOINT_PERIOD": 350,
+    "SOLVER.IMS_PER_BATCH": 1,  # many small steps learn more of four pictures than few large ones
+    "SOLVER.MAX_ITER": 500,
+    "SOLVER.CHECKPOINT_PERIOD": 500,
     "TEST.EVAL_PERIOD": 0,
     "TEST.VIS_IMAGES": 0,
     "DATALOADER.NUM_WORKERS": 0,
@@ -29,10 +32,18 @@ SETTINGS = {
 
 @pytest.fixture
 def four_pictures(data_set, tmp_path):
-    """A data set of the first four images with some, but not many, objects."""
+    """A data set of the first four images with some, but not many, objects, none of them tiny."""
     annotations = json.loads((data_set / "annotations" / "instances_train.json").read_text())
     counts = Counter(each["image_id"] for each in annotations["annotations"] if not each["iscrowd"])
-    images = [image for image in annotations["images"] if 3 <= counts[image["id"]] <= 12][:4]
+    sizes = {image["id"]: image["height"] * image["width"] for image in annotations["images"]}
+    tiny = {
+        each["image_id"]
+        for each in annotations["annotations"]
+        if each["area"] < sizes[each["image_id"]] / 900
+    }
+    images = [
+        image for image in annotations["images"] if 3 <= counts[image["id"]] <= 12 and image["id"] not in tiny
+    ][:4]
     kept = {image["id"] for image in images}
     (tmp_path / "annotations").mkdir()
     (tmp_path / "train").mkdir()
@@ -49,11 +60,11 @@ def four_pictures(data_set, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("data_set", "least_ap"),
-    [(name, 60) for name in further("coco_mini")] or [("synthetic", 80)],
+    [(name, 70) for name in further("coco_mini")] or [("synthetic", 80)],
     indirect=["data_set"],
 )
 def test_mask_rcnn_overfits_four_pictures(four_pictures, least_ap, tmp_path):
-    """Measured: mask AP 88 and box AP 100 on the synthetic scenes, 71 and 89 on coco_mini's photographs."""
+    """Measured: mask AP 85 and box AP 99 on the synthetic scenes, 75 and 96 on coco_mini's photographs."""
     spec = f"('coco:{four_pictures}:train',)"
     settings = SETTINGS | {"DATASETS.TRAIN": spec, "DATASETS.TEST": spec, "OUTPUT_DIR": tmp_path / "out"}
     options = [str(x) for pair in settings.items() for x in pair]
