@@ -55,7 +55,8 @@ class _InFloat32(torch.autograd.Function):
         result, mean, scale = torch.ops.aten.native_group_norm(x.float(), weight, bias, *size, eps)
         ctx.save_for_backward(x, weight, mean, scale)
         ctx.size = size
-        return result.to(x.dtype)
+        rounded: Tensor = result.to(x.dtype)
+        return rounded
 
     @staticmethod
     @once_differentiable
