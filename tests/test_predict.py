@@ -134,7 +134,7 @@ def test_the_precision_that_is_asked_for(tiny_weights, folder, capsys):
     for precision in ("float32", "bfloat16"):
         words = ("--json", "--score", "0", "--precision", precision)
         assert run(tiny_weights, folder, *words) == 0
-        found[precision] = [json.loads(line)["boxes"] for line in capsys.readouterr().out.splitlines()]
+        found[precision] = [json.loads(line)["detections"] for line in capsys.readouterr().out.splitlines()]
     assert len(found["float32"]) == len(found["bfloat16"]) == 2
     assert found["float32"] != found["bfloat16"]
 
