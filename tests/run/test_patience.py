@@ -148,6 +148,7 @@ def test_killed_and_resumed_it_stops_at_the_same_step(small_data, tmp_path, stop
     assert_same_run(stopped, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_ranks_stop_together(small_data, tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     for folder in (straight, killed):
