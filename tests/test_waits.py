@@ -209,8 +209,9 @@ class Placed(TorchFunctionMode):
 )
 def test_every_tensor_is_made_on_a_device_that_is_named(recipe):
     few = "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 8 MODEL.RPN.POST_NMS_TOPK_TEST 9 TEST.DETECTIONS_PER_IMAGE 5"
-    few += " MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16 MODEL.RESNETS.WIDTH_PER_GROUP 8"
-    few += " MODEL.SWINT.EMBED_DIM 24 MODEL.FPN.OUT_CHANNELS 32 MODEL.ROI_BOX_HEAD.FC_DIM 32"
+    few += " MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16"
+    few += " MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.SWINT.EMBED_DIM 24 MODEL.FPN.OUT_CHANNELS 32"
+    few += " MODEL.ROI_BOX_HEAD.FC_DIM 32"
     cfg = load_config(REPOSITORY / f"configs/{recipe}.yaml", ["MODEL.WEIGHTS", "", *few.split()])
     model = build_model(cfg)
     batch = worst_batch(
