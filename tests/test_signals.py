@@ -83,7 +83,8 @@ def test_signal_at_some_moments(small_data, tmp_path, alone, trial):
     assert_same_run(output, tmp_path / "out")
 
 
-@pytest.mark.parametrize("trial", trials(2, by_default=0))
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(2))
 def test_signal_to_two_ranks_at_some_moments(small_data, tmp_path, together, trial):
     output, duration = together
     interrupt_and_resume(small_data, tmp_path / "out", random.Random(trial), duration, start_ranks)

@@ -108,7 +108,7 @@ def scored_at_once(small_data, tmp_path_factory):
     return run
 
 
-BY_DEFAULT = {(0, "apart"), (1, "often"), (100, "together")}
+BY_DEFAULT = {(1, "often"), (100, "together")}
 
 
 @pytest.mark.parametrize(

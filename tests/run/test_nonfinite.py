@@ -107,7 +107,8 @@ def spoil_and_stop(number, step):
     TrainingEvaluations.after_step = after_step_and_stop
 
 
-@pytest.mark.parametrize("action", [pytest.param("skip", marks=pytest.mark.slow), "rollback"])
+@pytest.mark.slow
+@pytest.mark.parametrize("action", ["skip", "rollback"])
 def test_two_ranks_killed_and_resumed(small_data, tmp_path, action):
     """Rank 1 alone has the bad loss."""
     bad = partial(spoil, (4, 7), rank=1)
