@@ -71,12 +71,8 @@ def start_alone(settings, *flags, folder):
     return [Forked(settings, *flags, log=folder / "out")]
 
 
-def trials(number, *, by_default):
-    """Numbers of trials, of which all but one are slow: there are far more of the kind there."""
-    return [pytest.param(n, marks=[pytest.mark.slow] if n != by_default else []) for n in range(number)]
-
-
-@pytest.mark.parametrize("trial", trials(5, by_default=1))
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(5))
 def test_signal_at_some_moments(small_data, tmp_path, alone, trial):
     output, duration = alone
     interrupt_and_resume(small_data, tmp_path / "out", random.Random(trial), duration, start_alone)

@@ -160,6 +160,7 @@ def test_the_real_process(small_data, tmp_path, scored_at_once):
     assert_same_files(scored_at_once("together"), tmp_path)
 
 
+@pytest.mark.slow
 def test_two_ranks(small_data, tmp_path, monkeypatch):
     folders = [tmp_path / "beside", tmp_path / "at once"]
     for folder, before in zip(folders, (None, evaluate_at_once), strict=True):
