@@ -54,7 +54,9 @@ from lgd.weights.export import write_student
 RECIPE = report.ROOT / "configs/retinanet/r50_2x_ms.yaml"
 CLASSES, THRESHOLD, DETECTIONS = 80, 0.05, 100
 EAGER, COMPILED, ONNX, OPENVINO, TORCHVISION = "eager", "compile", "onnxruntime", "openvino", "torchvision"
+LOWER, COMPILED_LOWER = "eager-bfloat16", "compile-bfloat16"
 MODELS = (TORCHVISION, EAGER, COMPILED, ONNX, OPENVINO)
+"""Unless others are asked for: the two of bfloat16 are for processors that multiply it."""
 
 
 def raise_biases(bias: Tensor, logits: Tensor, candidates: int) -> None:
@@ -64,9 +66,10 @@ def raise_biases(bias: Tensor, logits: Tensor, candidates: int) -> None:
 
 
 @torch.no_grad()
-def write_ours(path: Path, size: int, batch: Batch, candidates: int) -> Path:
+def write_ours(path: Path, size: int, batch: Batch, candidates: int, *, bfloat16: bool = False) -> Path:
     """Write a student that detects, whose pictures have that short side."""
-    cfg = load_config(RECIPE, ["NUM_CLASSES", str(CLASSES), "INPUT.MIN_SIZE_TEST", str(size)])
+    settings = {"NUM_CLASSES": CLASSES, "INPUT.MIN_SIZE_TEST": size, "SOLVER.AMP.ENABLED": bfloat16}
+    cfg = load_config(RECIPE, [str(word) for item in settings.items() for word in item])
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     head = model.student.head
@@ -110,11 +113,16 @@ def make_runs(
     """What each model does with a batch."""
     weights = write_ours(folder / "student.safetensors", size, batch, candidates)
     exported = folder / f"{size}.onnx"
+    lower = folder / "bfloat16.safetensors"
+    if {LOWER, COMPILED_LOWER} & set(names):
+        write_ours(lower, size, batch, candidates, bfloat16=True)
     if {ONNX, OPENVINO} & set(names) and export([str(weights), str(exported), "--winograd"]):
         sys.exit("the export failed")
     loads = {
         EAGER: partial(lgd.load, weights, "cpu"),
         COMPILED: partial(lgd.load, weights, "cpu", "compile"),
+        LOWER: partial(lgd.load, lower, "cpu"),
+        COMPILED_LOWER: partial(lgd.load, lower, "cpu", "compile"),
         ONNX: partial(lgd.load, exported, "cpu", "onnx"),
         OPENVINO: partial(lgd.load, exported, "cpu", "openvino"),
     }

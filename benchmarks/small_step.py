@@ -6,7 +6,8 @@
 Each build has a process of its own for each recipe, plain, with LGD, and with a teacher that sees a quarter
 of the images (all of them in a build that knows no shares), which makes and trains on a batch of random
 pictures. They take turns, round by round; figures are medians. With --busy so many other processes compute
-all the while. On one thread it is the process's own time, else, and with --busy, that of the clock.
+all the while; with --bfloat16 this build trains under autocast, and the earlier one does not. On one thread
+it is the process's own time, else, and with --busy, that of the clock.
 """
 
 from __future__ import annotations
@@ -42,16 +43,19 @@ CLASSES, OBJECTS = 3, 13
 COLUMNS = ("recipe", "method", "threads", "before, ms", "now, ms", "share of before", "share of plain now")
 
 
-def serve(recipe: str, method: str, size: int, num_images: int, *, by_clock: bool) -> None:
+def serve(recipe: str, method: str, options: Any) -> None:
     """What the process of a build does: it uses only what every build has, but for what its commands set."""
     getattr(ending, "keep_freed_memory", lambda: None)()
     settings = {"NUM_CLASSES": str(CLASSES), "MODEL.WEIGHTS": "", **METHODS[method]}
+    settings["SOLVER.AMP.ENABLED"] = str(options.bfloat16)
     known = [item for key, value in settings.items() if key in known_keys() for item in (key, value)]
     cfg = load_config(report.ROOT / recipe, known)
     device = torch.device("cpu")
-    batch = make_batch(num_images, size, size, num_boxes=OBJECTS, num_classes=CLASSES, device=device)
+    shape = (options.batch, options.size, options.size)
+    batch = make_batch(*shape, num_boxes=OBJECTS, num_classes=CLASSES, device=device)
     step = make_step(cfg, batch, device)
-    clock = time.perf_counter if by_clock or torch.get_num_threads() > 1 else time.process_time
+    by_clock = options.busy > 0 or torch.get_num_threads() > 1
+    clock = time.perf_counter if by_clock else time.process_time
     for line in sys.stdin:
         begin = clock()
         for _ in range(int(line)):
@@ -74,8 +78,9 @@ def others_computing(number: int) -> Iterator[None]:
 def measure(recipe: str, threads: int, trees: dict[str, Path], options: Any) -> list[list[Any]]:
     """Rows of the table, one a method."""
     words = ["--size", str(options.size), "--batch", str(options.batch), "--busy", str(options.busy)]
+    extra = {"before": [], "now": ["--bfloat16"] if options.bfloat16 else []}
     builds = {
-        (method, key): Build(tree, [__file__, "--serve", recipe, method, *words], threads)
+        (method, key): Build(tree, [__file__, "--serve", recipe, method, *words, *extra[key]], threads)
         for method in METHODS
         for key, tree in trees.items()
     }
@@ -100,6 +105,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=RECIPES, help="of both builds, below the repository")
     parser.add_argument("--threads", type=report.numbers, default=[1], help="commas between")
     parser.add_argument("--busy", type=int, default=0, metavar="N", help="other processes that compute")
+    parser.add_argument("--bfloat16", action="store_true", help="train this build under autocast")
     parser.add_argument("--size", type=int, default=256, help="side of the pictures")
     parser.add_argument("--batch", type=int, default=4, help="pictures of a step")
     parser.add_argument("--steps", type=int, default=3, help="of a turn")
@@ -107,7 +113,7 @@ def main() -> None:
     parser.add_argument("--serve", nargs=2, metavar=("RECIPE", "METHOD"), help="for the script itself")
     options = parser.parse_args()
     if options.serve:
-        serve(*options.serve, options.size, options.batch, by_clock=options.busy > 0)
+        serve(*options.serve, options)
         return
     with tempfile.TemporaryDirectory() as name, others_computing(options.busy):
         trees = {"before": unpack(options.against, Path(name)), "now": report.ROOT}
@@ -118,7 +124,9 @@ def main() -> None:
             for row in measure(recipe, threads, trees, options)
         ]
     beside = f", beside {options.busy} busy processes" if options.busy else ""
-    title = f"Steps of {options.batch} x {options.size} x {options.size}{beside}, against {options.against}"
+    kind = ", in bfloat16" if options.bfloat16 else ""
+    size = f"{options.batch} x {options.size} x {options.size}"
+    title = f"Steps of {size}{kind}{beside}, against {options.against}"
     report.publish(title, report.describe_machine(), COLUMNS, rows, options.json)
 
 

@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -21,10 +22,13 @@ CONTEXT.set_forkserver_preload(["tests.forked_preload"])
 class ForkedProgram:
     """A module's `main` in a process of its own whose output goes to a file."""
 
-    def __init__(self, module, argv, *, log, environment=None, before=None):
-        """Start; `before` is called in the process first, to change what the program will find."""
+    def __init__(self, module, argv, *, log, environment=None, before=None, as_module=False):
+        """Start; `before` is called in the process first, to change what the program will find.
+
+        `as_module` runs all of the module, as `python -m` does, in the place of its `main`.
+        """
         self.log = Path(log)
-        arguments = (module, argv, str(log), environment or {}, before)
+        arguments = (module, argv, str(log), environment or {}, before, as_module)
         self.process = CONTEXT.Process(target=_call_main, args=arguments)
         self.process.start()
 
@@ -86,7 +90,7 @@ def call_ranks(function, *arguments, number=2):
     torch_multiprocessing.start_processes(function, arguments, number, start_method="forkserver")
 
 
-def _call_main(module, argv, log, environment, before):
+def _call_main(module, argv, log, environment, before, as_module):
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -97,4 +101,8 @@ def _call_main(module, argv, log, environment, before):
     torch.set_num_threads(1)
     if before:
         before()
+    if as_module:
+        sys.argv[1:] = argv
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        sys.exit()
     sys.exit(importlib.import_module(module).main(argv, is_program=True))

@@ -99,13 +99,8 @@ def forget_graphs():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "retinanet",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fcos", "atss", "poto", "faster_rcnn")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "atss", "poto", "faster_rcnn"])
 def test_losses_and_gradients_are_those_of_eager_code(name):
     eager, compiled = make_pair(DETECTORS[name])
     for num_objects in ([2, 1], [0, 20]):
@@ -175,10 +170,10 @@ def test_every_teacher(teacher):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
-def some_steps(num_canvases):
+def some_steps(num_steps, num_canvases):
     """Canvases, the last of which appear late, and numbers of objects, drawn at random."""
     draw = random.Random(0)
-    for step in range(15):
+    for step in range(num_steps):
         canvas = draw.choice(CANVASES[: min(2 + step // 10, num_canvases)])
         yield canvas, [draw.choice(NUM_OBJECTS) for _ in range(2)]
 
@@ -200,31 +195,34 @@ def generate_where_open(generated, graph, inputs):
 
 
 @pytest.mark.parametrize(
-    ("make_steps", "num_canvases", "backend", "num_generated"),
+    ("make_steps", "num_canvases", "backend", "dtype"),
     [
-        (some_steps, 3, "eager", 0),
-        pytest.param(every_step, 4, "aot_eager", 0, marks=pytest.mark.slow),
-        # Two parts of the teacher for each canvas.
-        pytest.param(some_steps, 2, "inductor", 4, marks=pytest.mark.slow),
+        (partial(some_steps, 8), 2, "eager", torch.float64),
+        pytest.param(every_step, 4, "aot_eager", torch.float32, marks=pytest.mark.slow),
+        pytest.param(partial(some_steps, 15), 2, "inductor", torch.float32, marks=pytest.mark.slow),
     ],
+    ids=["eager", "aot_eager", "inductor"],
 )
-def test_a_part_is_compiled_once_for_each_canvas(make_steps, num_canvases, backend, num_generated):
-    """Whatever the number of objects, one and none among them."""
-    model, generated = make_distiller(make_retinanet, torch.float32), []
-    if backend == "inductor":
-        backend = partial(generate_where_open, generated)
-    compile_parts(model, backend=backend)
+def test_a_part_is_compiled_once_for_each_canvas(make_steps, num_canvases, backend, dtype):
+    """Whatever the number of objects, one and none among them; in float64 with the numbers of eager code."""
+    generated, is_inductor = [], backend == "inductor"
+    how = partial(generate_where_open, generated) if is_inductor else backend
+    eager, model = make_pair(make_retinanet, how, dtype=dtype)
     begin, seen, num_parts = num_graphs(), set(), 5
     for canvas, num_objects in make_steps(num_canvases):
         height, width = canvas
-        batch = make_batch(num_objects, height=height, width=width, dtype=torch.float32)
+        batch = on_canvas(make_batch(num_objects, height=height, width=width, dtype=dtype))
+        eager.load_state_dict(model.state_dict())
         before = num_graphs()
-        take_step(model, on_canvas(batch))
+        found = take_step(model, batch)
         assert num_graphs() - before == (0 if canvas in seen else num_parts)
+        if dtype is torch.float64:
+            torch.testing.assert_close(found, take_step(eager, batch), rtol=1e-9, atol=1e-11)
         seen.add(canvas)
     assert num_graphs() - begin == num_parts * len(seen)
     assert len(seen) == num_canvases
-    assert len(generated) == num_generated
+    # The teacher's two parts have an open size.
+    assert len(generated) == (2 * num_canvases if is_inductor else 0)
 
 
 def run_rank(rank, port, path):

@@ -198,7 +198,10 @@ def test_a_folder_that_goes_away(small_data, tmp_path):
         assert not output.exists()
 
 
-@pytest.mark.parametrize("flags", [(), ("--num-gpus", "2")], ids=["alone", "launched"])
+@pytest.mark.parametrize(
+    "flags",
+    [pytest.param((), id="alone"), pytest.param(("--num-gpus", "2"), id="launched", marks=pytest.mark.slow)],
+)
 def test_nobody_reads_the_output(small_data, tmp_path, flags):
     output = tmp_path / "run"
     arguments = [sys.executable, "-m", "lgd.train", "--config-file", str(REPOSITORY / "configs/demo.yaml")]
@@ -270,7 +273,7 @@ def test_a_run_that_stands(small_data, tmp_path):
     assert "clip_gradients" in (tmp_path / "run/log.txt").read_text()
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("rank", [pytest.param("0", marks=pytest.mark.slow), "1"])
 def test_the_rank_that_stands_is_named(small_data, tmp_path, rank):
     settings = settings_of(small_data, tmp_path / "run", TRAIN__STALL_TIMEOUT=4)
     ranks = start_ranks(settings, folder=tmp_path, before=partial(stand_at_step_four, rank))

@@ -21,6 +21,7 @@ TRAININGS = {
     "GFL": {"MODEL__META_ARCHITECTURE": "GFL"},
     "embedded classes": {"MODEL__DISTILLATOR__LABEL_ENCODER__CATEGORY_FORMAT": "embedding"},
     "augmentations": {"INPUT__AUGMENTATIONS": AUGMENTATIONS},
+    "bfloat16": {"SOLVER__AMP__ENABLED": True},
 }
 
 

@@ -93,11 +93,8 @@ def preflight(settings):
     return [sys.executable, *own, "--", "--slow-factor", "1000", "--largest", "1"]
 
 
-STARTS = [spawned, *(pytest.param(start, marks=pytest.mark.slow) for start in (launched, launched_twice))]
-STARTS += [pytest.param(start, marks=pytest.mark.slow) for start in (torchrun, preflight)]
-
-
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [spawned, launched, launched_twice, torchrun, preflight])
 def test_only_loopback(small_data, tmp_path, start):
     arguments = start(small_settings(small_data, tmp_path / "run", SOLVER__MAX_ITER=8))
     output, seen = watch(arguments, itself=start is not torchrun)

@@ -119,6 +119,7 @@ def test_what_the_user_can_mend_is_a_line(tiny_weights, folder, monkeypatch, cap
         ("data", "--json", "--ids", "ids.json"),
         ("data", "--out", "out", "--save", "csv", "--ids", "ids.json"),
         ("data", "--json", "--backend", "abacus"),
+        ("data", "--json", "--precision", "half"),
     ],
 )
 def test_wrong_arguments_end_with_2(words, capsys):
@@ -126,6 +127,16 @@ def test_wrong_arguments_end_with_2(words, capsys):
         predict.parse_arguments(["weights", *words])
     assert end.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_the_precision_that_is_asked_for(tiny_weights, folder, capsys):
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        words = ("--json", "--score", "0", "--precision", precision)
+        assert run(tiny_weights, folder, *words) == 0
+        found[precision] = [json.loads(line)["detections"] for line in capsys.readouterr().out.splitlines()]
+    assert len(found["float32"]) == len(found["bfloat16"]) == 2
+    assert found["float32"] != found["bfloat16"]
 
 
 def test_an_older_file_stays_when_something_goes_wrong(tiny_weights, folder, tmp_path, monkeypatch):

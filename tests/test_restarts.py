@@ -21,9 +21,9 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "-m", "lgd.train")
 LAUNCH = ("-m", "lgd.launch", "--")
 
 
-def start_elastic(launcher, settings):
-    """Start two workers that may be lost twice."""
-    options = ["--nproc-per-node", "2", "--max-restarts", "2"]
+def start_elastic(launcher, settings, workers=2):
+    """Start workers that may be lost twice."""
+    options = ["--nproc-per-node", str(workers), "--max-restarts", "2"]
     arguments = ["--config-file", str(REPOSITORY / "configs/demo.yaml"), *settings]
     return start_program([sys.executable, *launcher[:2], *options, *launcher[2:], *arguments])
 
@@ -40,16 +40,20 @@ def workers_when_it_runs(process, output):
 
 @pytest.fixture(scope="module")
 def uninterrupted(small_data, tmp_path_factory):
-    output = tmp_path_factory.mktemp("uninterrupted")
-    ranks = start_ranks(small_settings(small_data, output, **PERIODS), folder=output)
-    assert [rank.wait() for rank in ranks] == [0, 0]
+    return run_uninterrupted(small_data, tmp_path_factory.mktemp("uninterrupted"), 2)
+
+
+def run_uninterrupted(small_data, output, workers):
+    ranks = start_ranks(small_settings(small_data, output, **PERIODS), folder=output, number=workers)
+    assert [rank.wait() for rank in ranks] == [0] * workers
     return output
 
 
-def lose_a_worker(small_data, output, launcher, uninterrupted):
-    process = start_elastic(launcher, small_settings(small_data, output, **PERIODS))
+def lose_a_worker(small_data, output, launcher, uninterrupted, number=2):
+    process = start_elastic(launcher, small_settings(small_data, output, **PERIODS), number)
     workers = workers_when_it_runs(process, output)
-    os.kill(workers[1], signal.SIGKILL)
+    assert len(workers) >= number
+    os.kill(workers[-1], signal.SIGKILL)
     text, _ = process.communicate(timeout=200)
     assert process.returncode == 0, text
     assert "resumed from" in text
@@ -58,8 +62,11 @@ def lose_a_worker(small_data, output, launcher, uninterrupted):
     return text
 
 
-def test_a_killed_worker_is_started_again_and_the_run_ends_bit_equal(small_data, tmp_path, uninterrupted):
-    text = lose_a_worker(small_data, tmp_path, LAUNCH, uninterrupted)
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_worker_is_started_again_and_the_run_ends_bit_equal(small_data, tmp_path, number):
+    whole, lost = tmp_path / "whole", tmp_path / "lost"
+    whole.mkdir()
+    text = lose_a_worker(small_data, lost, LAUNCH, run_uninterrupted(small_data, whole, number), number)
     assert f"on {os.uname().nodename}) was killed by SIGKILL" in text
     assert "starting again from the newest checkpoint" in text
 

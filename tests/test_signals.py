@@ -13,8 +13,9 @@ import pytest
 from lgd import exits
 from lgd.engine.checkpoint import check_seal
 from tests.forked import Forked, start_ranks
+from tests.test_loopback import addresses_listened_on
 from tests.test_resume import assert_same_run
-from tests.training import small_settings, start
+from tests.training import descendants, small_settings, start
 
 PERIODS = {"TEST__EVAL_PERIOD": 4, "LOG_PERIOD": 1}
 
@@ -70,19 +71,16 @@ def start_alone(settings, *flags, folder):
     return [Forked(settings, *flags, log=folder / "out")]
 
 
-def trials(number, *, by_default):
-    """Numbers of trials, of which all but the first few are slow: there are far more of the kind there."""
-    return [pytest.param(n, marks=[pytest.mark.slow] if n >= by_default else []) for n in range(number)]
-
-
-@pytest.mark.parametrize("trial", trials(5, by_default=2))
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(5))
 def test_signal_at_some_moments(small_data, tmp_path, alone, trial):
     output, duration = alone
     interrupt_and_resume(small_data, tmp_path / "out", random.Random(trial), duration, start_alone)
     assert_same_run(output, tmp_path / "out")
 
 
-@pytest.mark.parametrize("trial", trials(2, by_default=1))
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(2))
 def test_signal_to_two_ranks_at_some_moments(small_data, tmp_path, together, trial):
     output, duration = together
     interrupt_and_resume(small_data, tmp_path / "out", random.Random(trial), duration, start_ranks)
@@ -156,7 +154,11 @@ def evaluate_for_a_minute(folder):
     measuring.build_test_loader = repeat_first
 
 
-@pytest.mark.parametrize("signalled", [[0], [1], [0, 1]], ids=str)
+@pytest.mark.parametrize(
+    "signalled",
+    [pytest.param([0], marks=pytest.mark.slow), [1], pytest.param([0, 1], marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_evaluation_is_abandoned_and_made_up_for(small_data, tmp_path, together, signalled):
     """The evaluation at step 4 is made to last until the signal."""
     settings = small_settings(small_data, tmp_path, **PERIODS)
@@ -195,7 +197,10 @@ def test_the_launcher_passes_signals_and_code_on(small_data, tmp_path):
     settings = small_settings(small_data, tmp_path, SOLVER__MAX_ITER=1000)
     run = Forked(settings, "--num-gpus", "2", log=tmp_path / "out")
     run.wait_for(tmp_path / "metrics.jsonl", '"iteration": 2')
+    seen = set(addresses_listened_on([run.process.pid, *descendants(run.process.pid)]))
     run.signal(signal.SIGUSR2)
     assert run.wait() == exits.RUN_AGAIN, run.log.read_text()
     assert "asked to leave: saved step" in run.log.read_text()
     assert_checkpoints_whole(tmp_path)
+    assert seen, "ranks that meet"
+    assert all(address.is_loopback for address in seen), seen

@@ -69,8 +69,18 @@ def without_data(mode, value):
     return dataclasses.replace(value, **{name: without_data(mode, x) for name, x in fields.items()})
 
 
-def read(recipe, *settings):
-    names = ["MODEL.WEIGHTS", "", "TRAIN.WINOGRAD", "False", *settings]
+SHALLOW = {
+    "r50": "DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64",
+    "x101_dcn": "DEPTH 50",
+}
+"""Fewer of the same layers, by the backbone that a recipe is named after."""
+
+
+def read(recipe):
+    names = ["MODEL.WEIGHTS", "", "TRAIN.WINOGRAD", "False"]
+    for backbone, fewer in SHALLOW.items():
+        if f"/{backbone}_" in recipe:
+            names += f"MODEL.RESNETS.{fewer}".split()
     cfg = load_config(REPOSITORY / f"configs/{recipe}.yaml", names)
     batch = worst_batch((320, 448), batch_size=2, num_objects=7, num_classes=cfg.num_classes)
     return cfg, batch
@@ -103,7 +113,13 @@ def test_losses_in_mixed_precision_stay_on_the_device(recipe, distill, monkeypat
     assert {(x.device, x.dtype) for x in losses.values()} == {(CUDA, torch.float32)}
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(recipe, id=name, marks=pytest.mark.slow if name == "fcos" else [])
+        for name, recipe in RECIPES.items()  # FCOS is ATSS but for its assignment
+    ],
+)
 def test_two_steps_of_the_loop_ask_for_no_value(recipe):
     cfg, batch = read(recipe)
     schedule = DistillSchedule(pre_nondistill=1, post_nondistill=0, pre_freeze=1, max_iter=10)
@@ -193,6 +209,9 @@ class Placed(TorchFunctionMode):
 )
 def test_every_tensor_is_made_on_a_device_that_is_named(recipe):
     few = "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 8 MODEL.RPN.POST_NMS_TOPK_TEST 9 TEST.DETECTIONS_PER_IMAGE 5"
+    few += " MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16"
+    few += " MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.SWINT.EMBED_DIM 24 MODEL.FPN.OUT_CHANNELS 32"
+    few += " MODEL.ROI_BOX_HEAD.FC_DIM 32"
     cfg = load_config(REPOSITORY / f"configs/{recipe}.yaml", ["MODEL.WEIGHTS", "", *few.split()])
     model = build_model(cfg)
     batch = worst_batch(

@@ -25,6 +25,7 @@ from lgd.distill.label_encoder import (
     require_outlines,
 )
 from lgd.layers.conv import Conv2d
+from lgd.layers.group_norm import GroupNorm, group_norm
 from lgd.layers.recompute import cheaply_recomputed, feed_recomputed, recomputed
 from lgd.ops.polygons import image_area, rasterize_on_grid
 from lgd.structures import Batch, Features
@@ -84,7 +85,7 @@ def inside_outlines(batch: Batch, size: tuple[int, int], *, add_context_box: boo
 
 def normalize_and_rectify(x: Tensor) -> Tensor:
     """Normalise each image of a map (B, C, h, w) over its channels and cells; keep the positive part."""
-    return F.relu(F.group_norm(x, 1))
+    return F.relu(group_norm(x, 1))
 
 
 def pool_normalized(x: Tensor, masks: Tensor) -> Tensor:
@@ -239,13 +240,13 @@ class DynamicTeacher(nn.Module):
             self.context_projection = nn.Linear(channels, channels)
         self.refinement = nn.Sequential(
             Conv2d(channels, channels, 3, padding=1),
-            nn.GroupNorm(1, channels, affine=False),
+            GroupNorm(1, channels, affine=False),
             nn.ReLU(inplace=True),
             Conv2d(channels, channels, 3, padding=1),
-            nn.GroupNorm(1, channels, affine=False),
+            GroupNorm(1, channels, affine=False),
             nn.ReLU(inplace=True),
             Conv2d(channels, channels, 3, padding=1),
-            nn.GroupNorm(1, channels, affine=False),
+            GroupNorm(1, channels, affine=False),
         )
 
     def forward(self, features: Features, batch: Batch) -> Features:

@@ -37,7 +37,7 @@ class Conv2d(nn.Conv2d):
             return winograd_conv3x3(x, weight, bias)
         if self._is_pointwise() and pointwise_pays(x):
             return pointwise_conv(x, weight, bias)
-        if self._is_depthwise() and depthwise_pays(x, weight):
+        if self._is_depthwise() and depthwise_pays(x, weight, self.stride):
             assert not isinstance(self.padding, str)
             return depthwise_conv(x, weight, bias, self.stride, self.padding)
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)

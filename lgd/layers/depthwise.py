@@ -1,8 +1,9 @@
-"""Convolutions of each channel by itself on a CPU, with a faster gradient of wide kernels.
+"""Convolutions of each channel by itself on a CPU, with faster gradients.
 
 oneDNN, as in torch 2.14, has a quick gradient of such a weight for kernels of at most 3 columns. For wider
-ones it takes the code of all other convolutions, which needs some ten times as long; a kernel of 5 columns is
-one of 3 and one of 2 side by side.
+ones it takes the code of all other convolutions, which needs some ten times as long, in bfloat16 a hundred;
+a kernel of 5 columns is one of 3 and one of 2 side by side. In bfloat16 the gradient of the map is as slow
+where the kernel has a stride; it is taken in float32.
 Legend: B images, C channels, k x l the kernel, h x w the size of the result.
 """
 
@@ -19,15 +20,16 @@ from torch.autograd.function import once_differentiable
 _MAX_COLUMNS = 3
 
 
-def depthwise_pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether `depthwise_conv` has the faster gradient: `x`, (B, C, H, W), lies channels last on a CPU."""
+def depthwise_pays(x: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
+    """Whether `depthwise_conv` has the faster gradients: `x`, (B, C, H, W), lies channels last on a CPU."""
+    if torch.compiler.is_compiling() or not x.is_cpu or not torch.is_grad_enabled():
+        return False
+    dtype = _computed_type(x)
+    is_wide = weight.requires_grad and weight.shape[3] > _MAX_COLUMNS
+    is_strided = x.requires_grad and max(stride) > 1 and dtype == torch.bfloat16
     return (
-        not torch.compiler.is_compiling()
-        and x.is_cpu
-        and x.dtype == torch.float32
-        and weight.requires_grad
-        and weight.shape[3] > _MAX_COLUMNS
-        and not torch.is_autocast_enabled("cpu")
+        dtype in (torch.float32, torch.bfloat16)
+        and (is_wide or is_strided)
         and x.is_contiguous(memory_format=torch.channels_last)
     )
 
@@ -47,8 +49,15 @@ def depthwise_conv(
     Returns:
         (B, C, h, w) channels last.
     """
-    result: Tensor = _Depthwise.apply(x, weight, bias, stride, padding)
+    dtype = _computed_type(x)
+    bias = None if bias is None else bias.to(dtype)
+    result: Tensor = _Depthwise.apply(x.to(dtype), weight.to(dtype), bias, stride, padding)
     return result
+
+
+def _computed_type(x: Tensor) -> torch.dtype:
+    """The type in which torch convolves: that of `x`, or what autocast turns it into."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 class _Depthwise(torch.autograd.Function):
@@ -74,7 +83,7 @@ class _Depthwise(torch.autograd.Function):
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
         for_x = for_weight = for_bias = None
         if ctx.needs_input_grad[0]:
-            for_x = _gradients(gradient, x, weight, ctx.stride, ctx.padding, of_weight=False)
+            for_x = _map_gradient(gradient, x, weight, ctx.stride, ctx.padding)
         if ctx.needs_input_grad[1]:
             rows, columns = ctx.padding
             for_weight = _weight_gradient(
@@ -83,6 +92,16 @@ class _Depthwise(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             for_bias = gradient.sum(dim=(0, 2, 3))
         return for_x, for_weight, for_bias, None, None
+
+
+def _map_gradient(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
+    """(B, C, H, W), of the type of `x`."""
+    if x.dtype == torch.bfloat16 and max(stride) > 1:
+        gradient, x_in_float32, weight = gradient.float(), x.float(), weight.float()
+        return _gradients(gradient, x_in_float32, weight, stride, padding, of_weight=False).to(x.dtype)
+    return _gradients(gradient, x, weight, stride, padding, of_weight=False)
 
 
 def _weight_gradient(gradient: Tensor, padded: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lgd.layers.group_norm import GroupNorm
+
 _GROUPS = 32
 
 
@@ -81,7 +83,7 @@ def make_norm(name: str, num_features: int, eps: float = 1e-5) -> nn.Module | No
         case "SyncBN":
             return nn.SyncBatchNorm(num_features, eps=eps)
         case "GN":
-            return nn.GroupNorm(num_groups, num_features, eps=eps)
+            return GroupNorm(num_groups, num_features, eps=eps)
     raise ValueError(f"unknown norm {name!r}; choose 'FrozenBN', 'BN', 'SyncBN', 'GN' or ''")
 
 

@@ -68,9 +68,11 @@ def multilevel_roi_align(
     if torch.compiler.is_exporting():
         return _pool_from_all(features, strides, rois, levels, resolution, sampling_ratio)
     if not sample_by_sample and products_pay(features, boxes):
-        result = pool_by_products(
-            features, strides, boxes, images, levels, resolution=resolution, sampling_ratio=sampling_ratio
-        )
+        maps = [x.to(boxes.dtype) for x in features]
+        with torch.autocast("cpu", enabled=False):
+            result = pool_by_products(
+                maps, strides, boxes, images, levels, resolution=resolution, sampling_ratio=sampling_ratio
+            ).to(features[0].dtype)
         return result if mark == 0.0 else result + mark
     order = levels.argsort()
     rois = rois[order]

@@ -20,12 +20,11 @@ from torch.autograd.function import once_differentiable
 
 
 def products_pay(features: Sequence[Tensor], boxes: Tensor) -> bool:
-    """Whether `pool_by_products` can be had and is the faster way."""
+    """Whether `pool_by_products` can be had and is the faster way, for maps of bfloat16 too."""
     return (
         boxes.is_cpu
         and boxes.dtype in (torch.float32, torch.float64)
-        and all(x.dtype == boxes.dtype for x in features)
-        and not torch.is_autocast_enabled("cpu")
+        and all(x.dtype in (boxes.dtype, torch.bfloat16) for x in features)
         and not torch.compiler.is_compiling()
     )
 

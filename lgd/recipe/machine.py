@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from lgd.layers.bfloat16 import multiplies_bfloat16
 from lgd.ranks.cores import count_cores
 from lgd.words import counted
 
@@ -24,12 +25,14 @@ class Machine:
         ranks: workers that share a step's images.
         cores: processor cores for all of them.
         memory: GiB of each GPU; on the CPU GiB for all ranks together.
+        multiplies_bfloat16: whether it does so faster than float32.
     """
 
     device: Literal["cuda", "cpu"]
     ranks: int
     cores: int
     memory: float
+    multiplies_bfloat16: bool
 
     @property
     def memory_of_rank(self) -> float:
@@ -50,8 +53,12 @@ def look_at_machine(ranks: int, device: Literal["auto", "cuda", "cpu"] = "auto")
             torch.cuda.get_device_properties(k).total_memory
             for k in range(min(ranks, torch.cuda.device_count()))
         )
-        return Machine("cuda", ranks, cores, smallest / _GIB)
-    return Machine("cpu", ranks, cores, _main_memory() / _GIB)
+        return Machine("cuda", ranks, cores, smallest / _GIB, _is_fast_in_bfloat16("cuda"))
+    return Machine("cpu", ranks, cores, _main_memory() / _GIB, _is_fast_in_bfloat16("cpu"))
+
+
+def _is_fast_in_bfloat16(device: str) -> bool:
+    return bool(multiplies_bfloat16(torch.device(device)))
 
 
 def _main_memory() -> int:

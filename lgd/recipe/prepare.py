@@ -20,7 +20,7 @@ from lgd.files import write_text_atomically
 from lgd.inspect.contents import Contents, find_obstacle, read_contents
 from lgd.inspect.report import warnings_of
 from lgd.inspect.sets import find_folder, splits_of
-from lgd.recipe.choices import LITE_PACKAGE, Recipe, Wishes, choose, with_typed
+from lgd.recipe.choices import LITE_PACKAGE, Choice, Recipe, Wishes, choose, with_typed
 from lgd.recipe.division import SHARE, write_division
 from lgd.recipe.machine import Machine, look_at_machine
 from lgd.recipe.text import to_yaml
@@ -118,7 +118,8 @@ def prepare(request: Request) -> Prepared:
     )
     _write(path, recipe, typed, request.data)
     weights = _say_weights(recipe, typed)
-    return Prepared(path, tuple(_describe(recipe, sets, machine, path, request.data, weights)))
+    chosen = {choice.key: choice for choice in with_typed(recipe.choices, typed)}
+    return Prepared(path, tuple(_describe(recipe, chosen, sets, machine, path, request.data, weights)))
 
 
 def _typed(overrides: Sequence[str]) -> dict[str, Any]:
@@ -207,14 +208,20 @@ def _say_weights(recipe: Recipe, typed: Mapping[str, Any]) -> str:
 
 
 def _describe(
-    recipe: Recipe, sets: _Sets, machine: Machine, path: Path, data: str, weights: str
+    recipe: Recipe,
+    chosen: Mapping[str, Choice],
+    sets: _Sets,
+    machine: Machine,
+    path: Path,
+    data: str,
+    weights: str,
 ) -> list[str]:
     contents, schedule = sets.contents, recipe.schedule
-    chosen = {choice.key: choice for choice in recipe.choices}
     doubts = len(warnings_of(contents))
     place = machine.in_words if machine.device == "cuda" else f"a CPU with {machine.in_words}"
     batch, detections = chosen["SOLVER.IMS_PER_BATCH"], chosen["TEST.DETECTIONS_PER_IMAGE"]
     evaluations = chosen["TEST.EVAL_PERIOD"].value
+    precision = chosen.get("SOLVER.AMP.ENABLED")
     return [
         f"data: {contents.name} ({contents.layout}), {counted(contents.used_images, 'image')}, "
         f"{counted(contents.objects, 'object')}, {counted(len(contents.classes), 'class', 'classes')}; "
@@ -229,6 +236,11 @@ def _describe(
             else []
         ),
         f"batch: {counted(schedule.batch, 'image')} ({batch.why})",
+        *(
+            [f"precision: {'bfloat16' if precision.value else 'float32'} ({precision.why})"]
+            if precision
+            else []
+        ),
         f"schedule: {schedule.in_words}, {schedule.steps} in all; evaluated every {evaluations}",
         f"method: {schedule.method} ({schedule.why_method})",
         f"detections of an image: {detections.value} ({detections.why})",

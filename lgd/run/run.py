@@ -58,6 +58,7 @@ from lgd.run.output import (
     set_earlier_run_aside,
     shorten,
 )
+from lgd.run.precision import advise_precision
 from lgd.run.ranges import settle_range
 from lgd.run.refused import Refused
 from lgd.run.resume import (
@@ -239,6 +240,7 @@ def _run(cfg: Config, context: RunContext, resume: bool) -> Results | None:
     cfg, measured = settle_range(cfg, data, checkpoint)
     if data.train is not None:
         changes += settle_threads(device, context.task.cores, checkpoint)
+        changes += advise_precision(device, mixed_precision=cfg.solver.amp.enabled)
     model = _make_model(cfg, context, data, checkpoint)
     average = make_average(cfg, model, data, checkpoint)
     fitting = []

@@ -25,6 +25,7 @@ from lgd.export.load import is_exported, load_exported, run_compiled
 from lgd.files import at_home
 from lgd.inference.model import InputRule, TrainedModel, run_eagerly
 from lgd.inference.side_by_side import Parts
+from lgd.layers.bfloat16 import multiplies_bfloat16
 from lgd.layers.prediction import for_prediction
 from lgd.run.output import OutputFolder
 from lgd.weights.classes import Classes
@@ -55,7 +56,10 @@ class TrainedStudent:
 
 
 def load(
-    path: str | os.PathLike[str], device: str | torch.device | None = None, backend: str | None = None
+    path: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    backend: str | None = None,
+    precision: str | None = None,
 ) -> TrainedModel:
     """Load a trained model to predict with; of one that was distilled, the student alone.
 
@@ -67,15 +71,24 @@ def load(
             CPU of an exported file.
         backend: what runs it: "torch" or "compile" (torch.compile) for weights, "onnx" (onnxruntime) or
             "openvino" for an ONNX file, "torch" for one of torch.export; None for the first of these.
+        precision: of weights, "float32" or "bfloat16" (autocast); None for that of the training, but for
+            float32 where the device does not multiply bfloat16.
 
     Raises:
+        ValueError: `precision` is neither.
         WeightsError: there is no such file, or it is no trained model, or does not say how it is built, or
-            `backend` does not run it.
+            `backend` does not run it, or an exported file was given a precision.
         ConfigError: its settings are none of ours, or torch does not see the device.
         ImportError: the runtime is not there; the message names the extra.
     """
+    if precision not in (None, "float32", "bfloat16"):
+        raise ValueError(f"precision {precision!r}: choose float32 or bfloat16")
     file = at_home(path)
     if is_exported(file):
+        if precision is not None:
+            raise WeightsError(
+                f"{path}: an exported file has its precision; leave {precision} out, or export with --half"
+            )
         return load_exported(file, _choose_device(device or "cpu"), backend)
     if backend not in (None, "torch", "compile"):
         raise WeightsError(
@@ -88,8 +101,10 @@ def load(
     if student.cfg.train.channels_last:
         module.to(memory_format=torch.channels_last)
     run = run_compiled if backend == "compile" else run_eagerly
+    as_trained = student.cfg.solver.amp.enabled and multiplies_bfloat16(place) is not False
+    lower = as_trained if precision is None else precision == "bfloat16"
     return TrainedModel(
-        run(for_prediction(student.detector), place, mixed_precision=student.cfg.solver.amp.enabled),
+        run(for_prediction(student.detector), place, mixed_precision=lower),
         student.rule,
         class_names=student.classes.names,
         category_ids=student.classes.category_ids,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lgd.config.keys import flatten, known_keys, known_sections
-from lgd.config.load import config_hash, dump_config, load_config
+from lgd.config.load import dump_config, load_config
 from lgd.config.schema import ALIASES, Config
 from lgd.config.solver import resolve_solver
 from lgd.distill.label_encoder import format_for
@@ -54,7 +54,6 @@ def test_ours_load_without_a_doubt_and_reload_from_their_dump(
     dumped.write_text(dump_config(cfg))
     again = load_config(dumped)
     assert again == cfg
-    assert config_hash(again) == config_hash(cfg)
     if name in RECIPES:  # a base alone leaves LGD's default phases, which the reference has as well
         assert not caplog.records
 
@@ -126,7 +125,8 @@ def test_ours_mean_what_the_references_do(our_name: str, reference: str, tmp_pat
         assert resolve_solver(mine, side) == resolve_solver(theirs, side)
     names = [name for name in known_keys() if ".SOLVER." not in name and not name.endswith("META_ARCH")]
     names.remove("OUTPUT_DIR")
-    assert {name: flatten(mine)[name] for name in names} == {name: flatten(theirs)[name] for name in names}
+    our_values, their_values = flatten(mine), flatten(theirs)
+    assert {name: our_values[name] for name in names} == {name: their_values[name] for name in names}
 
 
 @pytest.mark.parametrize("schedule", ["2x_ms", "2x_ss", "1x_ms", "1x_ss"])

@@ -122,7 +122,9 @@ print("leaving")
 """  # noqa: E501
 
 
-@pytest.mark.parametrize(("ending", "code"), [("", 0), ("raise KeyError('x')", 1)])
+@pytest.mark.parametrize(
+    ("ending", "code"), [("", 0), pytest.param("raise KeyError('x')", 1, marks=pytest.mark.slow)]
+)
 def test_a_program_ends_though_its_batches_are_not_used_up(small_data, ending, code):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", ENDING + ending, small_data],

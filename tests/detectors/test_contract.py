@@ -1,6 +1,7 @@
 """What every detector must do; a new one joins by a line in DETECTORS, a full one by a line in RECIPES."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -32,32 +33,39 @@ RECIPES = [
 """Full detectors, built from configs/."""
 
 
-def make_contents(dtype):
-    """Batches of all kinds by name."""
+def make_crowd(corners, dtype):
+    """300 objects of which the boxes' corners are these."""
     crowded = make_batch([300, 2], dtype=dtype)
-    boxes = crowded.targets.boxes
+    return with_boxes(crowded, crowded.targets.boxes[..., corners])
+
+
+def make_images_of_33_pixels(dtype):
     small = make_batch([1, 2], height=64, width=64, dtype=dtype)
     side = torch.tensor([[33, 33], [33, 20]])
-    batches = {
-        "no objects": make_batch([0, 0], dtype=dtype),
-        "one image without objects": make_batch([0, 1], dtype=dtype),
-        "one object": make_batch([1], dtype=dtype),
-        "different numbers": make_batch([3, 1, 0], dtype=dtype),
-        "300 objects": crowded,
-        "boxes without area": with_boxes(crowded, torch.cat([boxes[..., :2], boxes[..., :2]], dim=-1)),
-        "boxes without height": with_boxes(crowded, boxes[..., [0, 1, 2, 1]]),
-        "images of 33 pixels": dataclasses.replace(
-            with_boxes(small, small.targets.boxes.clamp(max=20)), sizes=side, original_sizes=side
-        ),
-    }
-    return {name: with_masks(batch) for name, batch in batches.items()}
+    return dataclasses.replace(
+        with_boxes(small, small.targets.boxes.clamp(max=20)), sizes=side, original_sizes=side
+    )
 
 
 def with_boxes(batch, boxes):
     return dataclasses.replace(batch, targets=dataclasses.replace(batch.targets, boxes=boxes))
 
 
-CONTENTS = list(make_contents(torch.float32))
+CONTENTS = {
+    "no objects": partial(make_batch, [0, 0]),
+    "one image without objects": partial(make_batch, [0, 1]),
+    "one object": partial(make_batch, [1]),
+    "different numbers": partial(make_batch, [3, 1, 0]),
+    "300 objects": partial(make_crowd, [0, 1, 2, 3]),
+    "boxes without area": partial(make_crowd, [0, 1, 0, 1]),
+    "boxes without height": partial(make_crowd, [0, 1, 2, 1]),
+    "images of 33 pixels": make_images_of_33_pixels,
+}
+
+
+def make_content(name, dtype=torch.float32):
+    """A batch of a kind."""
+    return with_masks(CONTENTS[name](dtype=dtype))
 
 
 @pytest.fixture(params=list(DETECTORS))
@@ -134,14 +142,14 @@ def test_losses_reach_every_parameter(make_detector, content, precision):
     dtype = torch.float64 if precision == "float64" else torch.float32
     detector = make_detector().to(dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled="autocast" in precision):
-        check_training(detector, make_contents(dtype)[content])
+        check_training(detector, make_content(content, dtype))
 
 
 @pytest.mark.parametrize("content", CONTENTS)
 def test_detects_whatever_the_objects(make_detector, content):
     detector = make_detector()
     excite_head(detector)
-    check_detections(detector, make_contents(torch.float32)[content])
+    check_detections(detector, make_content(content))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
@@ -162,7 +170,7 @@ def test_weights_of_a_diverged_training(detector, part, value):
 
 
 def test_images_of_33_pixels_without_padding():
-    batch = make_contents(torch.float32)["images of 33 pixels"]
+    batch = make_content("images of 33 pixels")
     for make_detector in DETECTORS.values():
         check_training(make_detector(), dataclasses.replace(batch, images=batch.images[..., :33, :33]))
 
@@ -337,7 +345,7 @@ def test_full_size(recipe):
     cfg = load_config(REPOSITORY / "configs" / f"{recipe}.yaml")
     torch.manual_seed(0)
     detector = build_detector(cfg)
-    for batch in make_contents(torch.float32).values():
+    for batch in map(make_content, CONTENTS):
         detector.zero_grad()
         check_training(detector.train(), batch)
         check_detections(detector, batch)

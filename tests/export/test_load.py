@@ -51,6 +51,7 @@ def test_the_first_canvas_and_usual_ones_have_code_of_their_own(weights, compile
     assert compiled_canvases == [first] * 3 + [second] * 6, "the second once it is usual, a third not"
 
 
+@pytest.mark.slow
 def test_onnxruntime_runs_parts_of_a_batch_at_once(weights, tmp_path, two_threads, monkeypatch):
     pytest.importorskip("onnxruntime")
     file = tmp_path / "student.onnx"

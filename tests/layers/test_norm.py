@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from lgd.layers.group_norm import GroupNorm
 from lgd.layers.norm import FrozenBatchNorm2d, SeparateFrozenBatchNorm2d, freeze, make_norm
 
 
@@ -46,7 +47,7 @@ def test_fresh_frozen_norm_is_the_identity_and_has_only_buffers():
         ("SeparateFrozenBN", SeparateFrozenBatchNorm2d),
         ("BN", nn.BatchNorm2d),
         ("SyncBN", nn.SyncBatchNorm),
-        ("GN", nn.GroupNorm),
+        ("GN", GroupNorm),
     ],
 )
 def test_names(name, kind):

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -113,14 +114,21 @@ def test_no_regions():
     pooled.sum().backward()
 
 
-def test_half_precision_autocast():
+@pytest.mark.parametrize("sample_by_sample", [False, True])
+def test_half_precision_autocast(sample_by_sample):
+    """What bfloat16 maps give is rounded once more, at the end; so are the gradients."""
     features, (boxes, images) = make_pyramid(dtype=torch.float32), make_regions(dtype=torch.float32)
-    exact = multilevel_roi_align(features, STRIDES, boxes, images, resolution=3, sampling_ratio=0)
+    features = [x.detach().bfloat16().requires_grad_() for x in features]
+    pool = partial(multilevel_roi_align, resolution=3, sampling_ratio=0, sample_by_sample=sample_by_sample)
+    exact = pool([x.double() for x in features], STRIDES, boxes.double(), images)
     with torch.autocast("cpu", torch.bfloat16):
-        pooled = multilevel_roi_align(
-            [x.bfloat16() for x in features], STRIDES, boxes, images, resolution=3, sampling_ratio=0
-        )
-    assert torch.allclose(pooled.float(), exact, atol=0.03)
+        pooled = pool(features, STRIDES, boxes, images)
+    assert pooled.dtype == torch.bfloat16
+    slope = torch.randn_like(pooled)
+    found = torch.autograd.grad(pooled, features, slope)
+    expected = torch.autograd.grad(exact, features, slope.double())
+    for a, b in zip((pooled, *found), (exact, *expected), strict=True):
+        assert torch.allclose(a.double(), b.double(), rtol=2**-7, atol=1e-4)
 
 
 @pytest.mark.parametrize("sampling_ratio", [0, 2])

@@ -62,6 +62,7 @@ def test_label_guided_interaction_in_float64():
     check_case(A1, torch.float64)
 
 
+@pytest.mark.slow
 def test_fcos_in_float64():
     check_case(C, torch.float64, "train_flag1")
 

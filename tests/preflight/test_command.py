@@ -1,11 +1,7 @@
 """The command on one process and on two, and its report."""
 
-import contextlib
 import json
-import os
 import socket
-import subprocess
-import sys
 
 import pytest
 
@@ -19,7 +15,7 @@ from lgd.preflight.meeting import MeetingError, open_meeting
 from lgd.preflight.place import Place
 from lgd.preflight.storage import Dataset, Storage, sees, try_output
 from lgd.ranks.store import find_free_port
-from tests.forked import CONTEXT
+from tests.forked import ForkedProgram
 from tests.preflight.cards import make_card, make_cards
 from tests.training import REPOSITORY, small_settings
 
@@ -93,32 +89,23 @@ def test_a_broken_environment(capsys, monkeypatch):
 def environment_of(rank, port):
     return {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-        "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(REPOSITORY),
+        "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
 
 
-def run_forked(rank, port, arguments, path):
-    os.environ.update(environment_of(rank, port))
-    with path.open("w") as said, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = main(arguments)
-    sys.exit(code)
-
-
 def test_two_ranks(tmp_path):
-    """The first is a program of its own, the second a fork of one."""
-    port, said = find_free_port(), tmp_path / "said"
+    port = find_free_port()
     arguments = ["--slow-factor", "1000", "--largest", "1", "--json", str(tmp_path / "report.json")]
-    second = CONTEXT.Process(target=run_forked, args=(1, port, arguments, said))
-    second.start()
-    first = subprocess.run(
-        [sys.executable, "-m", "lgd.preflight", *arguments],
-        env=os.environ | environment_of(0, port), text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, timeout=150, check=False,
-    )  # fmt: skip
-    second.join(150)
-    outputs = [first.stdout, said.read_text()]
-    assert [first.returncode, second.exitcode] == [exits.DONE, exits.DONE], outputs
+    ranks = [
+        ForkedProgram(
+            "lgd.preflight", arguments, log=tmp_path / f"said{rank}", environment=environment_of(rank, port),
+            as_module=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    codes = [rank.wait(150) for rank in ranks]
+    outputs = [rank.log.read_text() for rank in ranks]
+    assert codes == [exits.DONE, exits.DONE], outputs
     assert "2 of 2 ranks on 1 host, started by another launcher" in outputs[0]
     assert "all well" in outputs[0]
     assert "all well" not in outputs[1]

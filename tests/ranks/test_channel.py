@@ -94,7 +94,7 @@ def lose_rank_1(rank, how):
     os._exit(3)
 
 
-@pytest.mark.parametrize("how", ["dies", "hangs"])
+@pytest.mark.parametrize("how", ["dies", pytest.param("hangs", marks=pytest.mark.slow)])
 def test_a_missing_rank_is_named_with_the_collective(how):
     with pytest.raises(multiprocessing.ProcessExitedException) as error:
         run_ranks(lose_rank_1, how)

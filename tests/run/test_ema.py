@@ -179,6 +179,7 @@ def test_killed_and_resumed_it_is_bit_equal(small_data, tmp_path, finished):
     assert_same_averages(output, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_ranks_killed_and_resumed_are_bit_equal(small_data, tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     for folder in (straight, killed):

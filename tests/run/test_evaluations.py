@@ -5,7 +5,8 @@ import json
 import os
 import re
 import signal
-from functools import partial
+from functools import cache, partial
+from itertools import product
 
 import pytest
 import torch
@@ -91,20 +92,32 @@ def assert_same_files(one, other):
 
 @pytest.fixture(scope="module")
 def scored_at_once(small_data, tmp_path_factory):
-    """Output folders of runs that wait for every score, by their periods."""
+    """Output folders of runs that wait for every score, by their periods; each made when it is asked for."""
     folder = tmp_path_factory.mktemp("scored_at_once")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluations, "ScoringProcess", PatientProcess)
-        wait = at_once(evaluations.TrainingEvaluations.evaluate)
-        patch.setattr(evaluations.TrainingEvaluations, "evaluate", wait)
-        for periods in PERIODS:
+
+    @cache
+    def run(periods):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluations, "ScoringProcess", PatientProcess)
+            wait = at_once(evaluations.TrainingEvaluations.evaluate)
+            patch.setattr(evaluations.TrainingEvaluations, "evaluate", wait)
             settings = settings_of(small_data, folder / periods, periods)
             assert train.main(["--config-file", DEMO, *settings]) == 0
-    return folder
+        return folder / periods
+
+    return run
 
 
-@pytest.mark.parametrize("periods", PERIODS)
-@pytest.mark.parametrize("questions", [0, 1, 100])
+BY_DEFAULT = {(1, "often"), (100, "together")}
+
+
+@pytest.mark.parametrize(
+    ("questions", "periods"),
+    [
+        pytest.param(*pair, marks=[] if pair in BY_DEFAULT else pytest.mark.slow)
+        for pair in product((0, 1, 100), PERIODS)
+    ],
+)
 def test_files_do_not_depend_on_when_a_score_comes(
     small_data, tmp_path, monkeypatch, scored_at_once, periods, questions
 ):
@@ -112,7 +125,7 @@ def test_files_do_not_depend_on_when_a_score_comes(
     monkeypatch.setattr(PatientProcess, "questions", questions)
     settings = settings_of(small_data, tmp_path, periods)
     assert train.main(["--config-file", DEMO, *settings]) == 0
-    assert_same_files(scored_at_once / periods, tmp_path)
+    assert_same_files(scored_at_once(periods), tmp_path)
 
 
 def test_training_goes_on_meanwhile(small_data, tmp_path, monkeypatch):
@@ -144,9 +157,10 @@ def test_training_goes_on_meanwhile(small_data, tmp_path, monkeypatch):
 def test_the_real_process(small_data, tmp_path, scored_at_once):
     run = Forked(settings_of(small_data, tmp_path, "together"), log=tmp_path / "out")
     assert run.wait() == 0, run.log.read_text()
-    assert_same_files(scored_at_once / "together", tmp_path)
+    assert_same_files(scored_at_once("together"), tmp_path)
 
 
+@pytest.mark.slow
 def test_two_ranks(small_data, tmp_path, monkeypatch):
     folders = [tmp_path / "beside", tmp_path / "at once"]
     for folder, before in zip(folders, (None, evaluate_at_once), strict=True):
@@ -196,9 +210,8 @@ def stop_at(moment, number, step):
 MOMENTS = ["handed over", "score came", "metrics written", "best model written", "checkpoint amended"]
 
 
-@pytest.mark.parametrize(
-    "moment", [MOMENTS[0], *(pytest.param(moment, marks=pytest.mark.slow) for moment in MOMENTS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_at_every_moment_of_an_evaluation(small_data, tmp_path, scored_at_once, moment):
     settings = settings_of(small_data, tmp_path, "together")
     before = partial(stop_at, moment, signal.SIGKILL, 4 if moment == "checkpoint amended" else 8)
@@ -206,10 +219,13 @@ def test_killed_at_every_moment_of_an_evaluation(small_data, tmp_path, scored_at
     assert run.wait() == -signal.SIGKILL, run.log.read_text()
     resumed = Forked(settings, "--resume", log=tmp_path / "out")
     assert resumed.wait() == 0, resumed.log.read_text()
-    assert_same_files(scored_at_once / "together", tmp_path)
+    assert_same_files(scored_at_once("together"), tmp_path)
 
 
-@pytest.mark.parametrize(("periods", "moment"), [("together", MOMENTS[0]), ("apart", MOMENTS[1])])
+@pytest.mark.parametrize(
+    ("periods", "moment"),
+    [("together", MOMENTS[0]), pytest.param("apart", MOMENTS[1], marks=pytest.mark.slow)],
+)
 def test_asked_to_leave_while_a_score_is_missing(small_data, tmp_path, scored_at_once, periods, moment):
     """It is waited for, so that the checkpoint owes nothing."""
     settings = settings_of(small_data, tmp_path, periods)
@@ -220,7 +236,7 @@ def test_asked_to_leave_while_a_score_is_missing(small_data, tmp_path, scored_at
     assert [line["iteration"] for line in read_metrics(tmp_path) if "eval" in line][-1] >= 4
     resumed = Forked(settings, "--resume", log=tmp_path / "out")
     assert resumed.wait() == 0, resumed.log.read_text()
-    assert_same_files(scored_at_once / periods, tmp_path)
+    assert_same_files(scored_at_once(periods), tmp_path)
 
 
 def kill_after_step_five():
@@ -241,7 +257,7 @@ def test_a_checkpoint_whose_evaluation_is_not_scored_owes_it(small_data, tmp_pat
     assert "eval" not in (tmp_path / "metrics.jsonl").read_text()
     resumed = Forked(settings, "--resume", log=tmp_path / "out")
     assert resumed.wait() == 0, resumed.log.read_text()
-    assert_same_files(scored_at_once / "together", tmp_path)
+    assert_same_files(scored_at_once("together"), tmp_path)
 
 
 def test_errors_of_scoring_end_the_run(small_data, tmp_path, monkeypatch, capsys):

@@ -75,8 +75,15 @@ def test_it_is_counted_and_the_images_are_named(straight, action):
     assert all(torch.isfinite(x).all() for x in final.values())
 
 
-@pytest.mark.parametrize("action", ["skip", "rollback"])
-@pytest.mark.parametrize("how", ["killed", "left"])
+@pytest.mark.parametrize(
+    ("how", "action"),
+    [
+        ("left", "skip"),
+        ("killed", "rollback"),
+        pytest.param("left", "rollback", marks=pytest.mark.slow),
+        pytest.param("killed", "skip", marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_is_bit_equal(small_data, tmp_path, straight, action, how):
     """Killed after step 8, from checkpoint 6; or left after step 7 with a checkpoint that was not due."""
     settings = settings_of(small_data, tmp_path, action)
@@ -100,6 +107,7 @@ def spoil_and_stop(number, step):
     TrainingEvaluations.after_step = after_step_and_stop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["skip", "rollback"])
 def test_two_ranks_killed_and_resumed(small_data, tmp_path, action):
     """Rank 1 alone has the bad loss."""

@@ -148,6 +148,7 @@ def test_killed_and_resumed_it_stops_at_the_same_step(small_data, tmp_path, stop
     assert_same_run(stopped, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_ranks_stop_together(small_data, tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     for folder in (straight, killed):
@@ -167,6 +168,7 @@ def test_patience_needs_something_to_wait_for(small_data, tmp_path, capsys):
     assert "TEST.PATIENCE 2 needs a first test set with annotations" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_metrics_do_not_depend_on_patience_that_lasts(small_data, tmp_path):
     """Scored at once or beside the training, the same is written."""
     for folder, patience in (("without", 0), ("with", 100)):

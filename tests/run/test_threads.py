@@ -8,7 +8,8 @@ from lgd.ranks import process_group
 from lgd.ranks.cores import CoresWatch
 from lgd.run import threads
 from lgd.run.threads import settle_threads
-from tests.training import run_to_end, small_settings
+from tests.forked import Forked
+from tests.training import small_settings
 
 CPU = torch.device("cpu")
 
@@ -84,5 +85,6 @@ def test_gpus_and_several_ranks_are_left_alone(settle, monkeypatch):
 
 
 def test_checkpoints_say_how_many(small_data, tmp_path):
-    run_to_end(small_settings(small_data, tmp_path / "run", SOLVER__MAX_ITER=3))
+    run = Forked(small_settings(small_data, tmp_path / "run", SOLVER__MAX_ITER=3), log=tmp_path / "out")
+    assert run.wait() == 0, run.log.read_text()
     assert find_newest(tmp_path / "run" / "checkpoints").state["threads"] == 1

@@ -45,6 +45,26 @@ def test_importing_lgd_imports_no_torch():
         lgd.lode  # noqa: B018
 
 
+@pytest.mark.parametrize("multiplies", [True, False, None])
+@pytest.mark.parametrize("trained_so", [True, False])
+@pytest.mark.parametrize("precision", [None, "float32", "bfloat16"])
+def test_precision_is_that_of_the_training_where_the_device_has_it(
+    tmp_path, tiny_model, picture, monkeypatch, multiplies, trained_so, precision
+):
+    monkeypatch.setattr("lgd.run.trained.multiplies_bfloat16", lambda device: multiplies)
+    weights = write_tiny(tmp_path / "tiny.safetensors", SOLVER__AMP__ENABLED=trained_so)
+    found = lgd.load(weights, "cpu", precision=precision).predict(picture, score=0)
+    in_lower = precision == "bfloat16" or (precision is None and trained_so and multiplies is not False)
+    assert same(found, tiny_model.predict(picture, score=0)) is not in_lower
+
+
+def test_precisions_that_there_are_not(tmp_path, tiny_weights):
+    with pytest.raises(ValueError, match="precision 'half': choose float32 or bfloat16"):
+        lgd.load(tiny_weights, precision="half")
+    with pytest.raises(WeightsError, match=r"model.onnx: an exported file has its precision; leave float32"):
+        lgd.load(tmp_path / "model.onnx", precision="float32")
+
+
 def test_every_way_to_give_a_picture_gives_the_same(tiny_model, picture):
     pixels = read_image(picture)
     array = pixels.permute(1, 2, 0).contiguous().numpy()

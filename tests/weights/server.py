@@ -71,7 +71,9 @@ def serving(site: Site) -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, args=(0.01,), daemon=True
+    )  # looks so often for its end
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/"

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 
 import pytest
 import safetensors
@@ -18,6 +16,7 @@ from lgd.config.load import config_hash, load_config
 from lgd.structures import Batch, Targets
 from lgd.weights import convert, read_checkpoint_file
 from tests.detectors.small import with_masks
+from tests.forked import ForkedProgram
 from tests.training import REPOSITORY
 
 RECIPES = {
@@ -134,10 +133,12 @@ def checkpoint(tmp_path):
 
 def test_the_module_says_what_it_does_as_the_command_does(tmp_path, checkpoint):
     path, target = checkpoint[0], tmp_path / "student.safetensors"
-    command = [sys.executable, "-m", "lgd.weights.convert", str(path), str(target), "--to", "student"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert "tensors loaded" in done.stdout
-    assert f"{target} written as student" in done.stdout
+    arguments = [str(path), str(target), "--to", "student"]
+    run = ForkedProgram("lgd.weights.convert", arguments, log=tmp_path / "log", as_module=True)
+    assert run.wait() == 0
+    said = run.log.read_text()
+    assert "tensors loaded" in said
+    assert f"{target} written as student" in said
 
 
 def test_the_command_needs_no_recipe_for_our_checkpoints(tmp_path, checkpoint, capsys):
