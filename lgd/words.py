@@ -18,3 +18,8 @@ def with_article(word: str) -> str:
     """A word behind "a" or "an", as it is spoken: "a list", "an int", "an ndarray"."""
     lower = word.lower()
     return f"{'an' if lower[:1] in tuple('aeiou') or lower.startswith('nd') else 'a'} {word}"
+
+
+def say_type(value: object) -> str:
+    """What a value is: "a list", "an int"; "nothing" for None, the null of JSON and an empty YAML."""
+    return "nothing" if value is None else with_article(type(value).__name__)

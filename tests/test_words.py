@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lgd.words import counted, with_article
+from lgd.words import counted, say_type, with_article
 
 PACKAGES = [Path(__file__).parents[1] / name for name in ("lgd", "jobs")]
 
@@ -30,6 +30,11 @@ def test_counted(arguments, text):
 @pytest.mark.parametrize("said", ["an int", "a list", "an ndarray", "a NoneType", "an EfficientNet-Lite"])
 def test_with_article(said):
     assert with_article(said.split()[1]) == said
+
+
+@pytest.mark.parametrize(("value", "said"), [(None, "nothing"), ([], "a list"), (1, "an int")])
+def test_say_type(value, said):
+    assert say_type(value) == said
 
 
 def test_no_message_leaves_it_to_the_reader():

@@ -28,7 +28,7 @@ from lgd.data.limits import is_name, name_some, parse_json, read_text, shown
 from lgd.data.records import records_of, values_of
 from lgd.data.remarks import Remark, to_metadata
 from lgd.data.segmentations import is_empty, segmentation_columns
-from lgd.words import counted, with_article
+from lgd.words import counted, say_type
 
 
 def parse_coco(
@@ -83,9 +83,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         if collecting:
             gc.enable()
     if not isinstance(document, dict):
-        raise DataError(
-            f"{path} holds {with_article(type(document).__name__)}, not an object with images and categories"
-        )
+        raise DataError(f"{path} holds {say_type(document)}, not an object with images and categories")
     return document
 
 

@@ -23,7 +23,7 @@ from lgd.data.limits import is_name, name_some, plain, read_text, shown
 from lgd.data.presence import names_in
 from lgd.data.splits import WHOLE, Split, alike
 from lgd.data.walking import files_below, files_in, folders_in, is_picture
-from lgd.words import with_article
+from lgd.words import say_type
 
 _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _CLASS_LISTS = ("classes.txt", "obj.names")
@@ -136,9 +136,7 @@ def _read(path: Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or plain(str(error).partition("\n")[0])
         raise DataError(f"{path} is not whole YAML: {problem}{where}") from error
     if not isinstance(document, dict):
-        raise DataError(
-            f'{path} holds {with_article(type(document).__name__)}, not keys such as "names" and "train"'
-        )
+        raise DataError(f'{path} holds {say_type(document)}, not keys such as "names" and "train"')
     return document
 
 

@@ -17,7 +17,7 @@ from lgd.inference.collect import collect_predictions
 from lgd.inference.model import TrainedModel
 from lgd.inference.test_sets import follow_batches
 from lgd.weights.classes import Classes
-from lgd.words import with_article
+from lgd.words import say_type
 
 
 def evaluate(
@@ -47,11 +47,9 @@ def evaluate(
         ConfigError: there is no such `backend`, or it is not installed.
     """
     if not isinstance(model, TrainedModel):
-        raise ValueError(f"{with_article(type(model).__name__)} is no model; give what lgd.load returns")
+        raise ValueError(f"{say_type(model)} is no model; give what lgd.load returns")
     if not isinstance(dataset, str | AnnotationIndex):
-        raise ValueError(
-            f"{with_article(type(dataset).__name__)} is no data set; give a line as coco:FOLDER:SPLIT"
-        )
+        raise ValueError(f"{say_type(dataset)} is no data set; give a line as coco:FOLDER:SPLIT")
     if not isinstance(dataset, str) and root is not None:
         raise ValueError(f"the root {root} is for a data set by its line, and this one is open already")
     require_backend(backend)

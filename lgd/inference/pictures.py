@@ -22,7 +22,7 @@ from lgd.data.deep import Range
 from lgd.data.errors import DataError, ImageError
 from lgd.data.images import image_to_pixels
 from lgd.inference.sources import Source
-from lgd.words import with_article
+from lgd.words import say_type
 
 T = TypeVar("T")
 
@@ -168,11 +168,8 @@ def _name_of(image: Image.Image) -> str:
 def _describe(value: Any) -> str:
     shape = getattr(value, "shape", None)
     if shape is None:
-        return with_article(type(value).__name__)
-    return (
-        f"{with_article(type(value).__name__)} of shape {tuple(shape)}, "
-        f"{str(value.dtype).removeprefix('torch.')},"
-    )
+        return say_type(value)
+    return f"{say_type(value)} of shape {tuple(shape)}, {str(value.dtype).removeprefix('torch.')},"
 
 
 def _is_rgb(shape: Sequence[int]) -> bool:

@@ -22,7 +22,7 @@ from lgd.weights.limits import check_archive, check_values
 from lgd.weights.own import says_ours
 from lgd.weights.pickles import read_numeric_pickle
 from lgd.weights.report import WeightsError
-from lgd.words import with_article
+from lgd.words import say_type, with_article
 
 EMPTY_PATH = "the path of the weights is empty; give a file, or the folder of a run"
 """What is said of one, as of a variable that is not set."""
@@ -62,7 +62,7 @@ def read_checkpoint_file(path: str | Path) -> LoadedWeights:
     file = local_file(path)
     content = _read_content(file)
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{file}: holds {with_article(type(content).__name__)}, not weights by name")
+        raise WeightsError(f"{file}: holds {say_type(content)}, not weights by name")
     state, metadata = _split_content(content)
     for name, value in state.items():
         _require_numbers(file, name, value)

@@ -290,7 +290,7 @@ def test_arguments_of_an_evaluation_that_would_change_nothing_are_refused(tiny_m
     index = open_dataset(f"coco:{small_data}:val", small_data)
     with pytest.raises(ValueError, match="a str is no model; give what"):
         lgd.evaluate("outputs/mine", index)
-    with pytest.raises(ValueError, match="a NoneType is no data set; give a line"):
+    with pytest.raises(ValueError, match="nothing is no data set; give a line"):
         lgd.evaluate(tiny_model, None)
     with pytest.raises(ValueError, match="the root somewhere is for a data set by its line,"):
         lgd.evaluate(tiny_model, index, root="somewhere")
