@@ -222,6 +222,7 @@ def _describe(
     batch, detections = chosen["SOLVER.IMS_PER_BATCH"], chosen["TEST.DETECTIONS_PER_IMAGE"]
     evaluations = chosen["TEST.EVAL_PERIOD"].value
     precision = chosen.get("SOLVER.AMP.ENABLED")
+    own = {choice.key for choice in recipe.choices if choice == chosen[choice.key]}
     return [
         f"data: {contents.name} ({contents.layout}), {counted(contents.used_images, 'image')}, "
         f"{counted(contents.objects, 'object')}, {counted(len(contents.classes), 'class', 'classes')}; "
@@ -229,10 +230,14 @@ def _describe(
         *([sets.how] if sets.how else []),
         f"model: {recipe.detector}, {recipe.size}, for {place}",
         weights,
-        f"pictures: short side {recipe.sides.test} ({recipe.sides.why})",
+        *(
+            [f"pictures: short side {recipe.sides.test} ({recipe.sides.why})"]
+            if "INPUT.MIN_SIZE_TEST" in own
+            else []
+        ),
         *(
             [f"anchors: {recipe.anchors.scale:g} x COCO's sizes ({recipe.anchors.why})"]
-            if "MODEL.ANCHOR_GENERATOR.SIZES" in chosen
+            if "MODEL.ANCHOR_GENERATOR.SIZES" in own
             else []
         ),
         f"batch: {counted(schedule.batch, 'image')} ({batch.why})",
@@ -242,7 +247,11 @@ def _describe(
             else []
         ),
         f"schedule: {schedule.in_words}, {schedule.steps} in all; evaluated every {evaluations}",
-        f"method: {schedule.method} ({schedule.why_method})",
+        *(
+            [f"method: {schedule.method} ({schedule.why_method})"]
+            if "MODEL.DISTILLATOR.ENABLED" in own
+            else []
+        ),
         f"detections of an image: {detections.value} ({detections.why})",
         *(
             [f"worth a look in the data: {counted(doubts, 'thing')}; lgd data {shlex.quote(data)}"]

