@@ -50,7 +50,7 @@ class _InFloat32(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> Tensor:
-        size = (len(x), x.shape[1], x[0, 0].numel(), num_groups)
+        size = (len(x), x.shape[1], x.shape[2:].numel(), num_groups)
         weight, bias = (None if y is None else y.float() for y in (weight, bias))
         result, mean, scale = torch.ops.aten.native_group_norm(x.float(), weight, bias, *size, eps)
         ctx.save_for_backward(x, weight, mean, scale)

@@ -8,7 +8,7 @@ from lgd.layers.group_norm import GroupNorm, group_norm
 from lgd.layers.norm import make_norm
 
 
-@pytest.mark.parametrize("size", [(3, 16, 5, 7), (2, 64, 32, 32)])
+@pytest.mark.parametrize("size", [(3, 16, 5, 7), (2, 64, 32, 32), (0, 16, 5, 7)])
 @pytest.mark.parametrize("groups", [1, 8])
 @pytest.mark.parametrize("is_affine", [True, False])
 def test_it_rounds_what_float32_gives(size, groups, is_affine):
